@@ -1,0 +1,191 @@
+"""Every file name of a run, in one class. Part of the contract; the standard library only.
+
+A checkpoint exists when its manifest does: the manifest is written last, and lists every other file with its size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``text`` beside ``path``, fsync, rename: a reader sees the old file or the new one, never half."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames inside ``path`` survive a power cut (fsync(2): a new name needs its directory synced)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in ``path``, or None where there is no such file or it is not a JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a run: ``attempts/0001`` and so on."""
+
+    root: Path
+
+    @property
+    def number(self) -> int:
+        """Counted from 1."""
+        return int(self.root.name)
+
+    @property
+    def placement(self) -> Path:
+        """The placement that this attempt ran with."""
+        return self.root / "placement.json"
+
+    @property
+    def stop(self) -> Path:
+        """Whoever writes this file stops the attempt: ``{"reason": user|walltime|preemption|watchdog}``."""
+        return self.root / "ctl" / "stop"
+
+    @property
+    def exit(self) -> Path:
+        """What happened: ``{"verdict": done|stopped|failed, "reason", "step", "message", "status"}``."""
+        return self.root / "exit.json"
+
+    @property
+    def logs(self) -> Path:
+        """One log for each stage, and ``rank-N.log`` for each rank."""
+        return self.root / "logs"
+
+    def log(self, name: str) -> Path:
+        """The log of a stage (``prepare``, ``train``, ``export``) or of a rank (``rank-0``)."""
+        return self.logs / f"{name}.log"
+
+    def error(self, who: str) -> Path:
+        """Why a stage or a rank failed: ``{"who", "status", "message", "time"}``."""
+        return self.root / "errors" / f"{who}.json"
+
+    def request_stop(self, reason: str) -> None:
+        """Ask for a stop: the ranks save at the next step boundary and end. Asking again keeps the first reason."""
+        self.stop.parent.mkdir(parents=True, exist_ok=True)
+        if not self.stop.exists():
+            write_atomic(self.stop, json.dumps({"reason": reason, "time": time.time()}))
+
+    def errors(self) -> list[dict[str, Any]]:
+        """What failed, first failure first."""
+        found = [read_json(path) for path in sorted((self.root / "errors").glob("*.json"))]
+        return sorted((error for error in found if error), key=lambda error: float(error.get("time", 0)))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """``checkpoints/step-000010``: rank files, ``state.json``, and the manifest that makes it exist."""
+
+    root: Path
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken when it was written."""
+        return int(self.root.name.removeprefix("step-"))
+
+    @property
+    def manifest(self) -> Path:
+        """``{"files": {name: bytes}, "step", "world", "zero_stage", "held_out_loss"}``; written last."""
+        return self.root / "manifest.json"
+
+    @property
+    def state(self) -> Path:
+        """Counters that the loop goes on from."""
+        return self.root / "state.json"
+
+    def verifies(self) -> bool:
+        """Whether the manifest stands and every file that it lists has its size."""
+        manifest = read_json(self.manifest)
+        if manifest is None:
+            return False
+        files: dict[str, int] = manifest.get("files", {})
+        try:
+            return all((self.root / name).stat().st_size == size for name, size in files.items())
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's directory, and the name of everything in it."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """The :class:`~galley.spec.RunSpec`."""
+        return self.root / "run.json"
+
+    @property
+    def data(self) -> Path:
+        """Prepared data: ``manifest.json``, ``train/``, ``held_out/``. Complete when the manifest is there."""
+        return self.root / "data"
+
+    @property
+    def data_manifest(self) -> Path:
+        """What prepare made; written last."""
+        return self.data / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object for each step and each evaluation."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard events."""
+        return self.root / "tensorboard"
+
+    @property
+    def export(self) -> Path:
+        """``model/`` (a full model, merged where there is an adapter), ``adapter/``, ``export.json``."""
+        return self.root / "export"
+
+    @property
+    def lock(self) -> Path:
+        """Locked (flock, exclusive) by the launcher for as long as an attempt runs."""
+        return self.root / ".launcher.lock"
+
+    @property
+    def ranks_lock(self) -> Path:
+        """Locked (flock, shared) by every rank: ranks that outlive their launcher still hold the run."""
+        return self.root / ".ranks.lock"
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """The checkpoint of ``step``, whether or not it exists."""
+        return Checkpoint(self.root / "checkpoints" / f"step-{step:06d}")
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Checkpoints that verify, oldest first."""
+        found = [Checkpoint(path) for path in (self.root / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+        return sorted((each for each in found if each.verifies()), key=lambda each: each.step)
+
+    def attempts(self) -> list[Attempt]:
+        """Attempts so far, oldest first."""
+        found = [Attempt(path) for path in (self.root / "attempts").glob("*") if path.name.isdigit()]
+        return sorted(found, key=lambda each: each.number)
+
+    def attempt(self, number: int) -> Attempt:
+        """The attempt of that number, whether or not it exists."""
+        return Attempt(self.root / "attempts" / f"{number:04d}")
