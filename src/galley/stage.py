@@ -1,0 +1,57 @@
+"""How every stage starts and ends: read the spec, do the work, leave a record of what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from galley.errors import UserError
+from galley.rundir import Attempt, RunDir, write_atomic
+from galley.spec import RunSpec
+
+Work = Callable[[RunSpec, RunDir, Attempt], None]
+
+
+def current_attempt(run: RunDir) -> Attempt:
+    """The attempt that ``GALLEY_ATTEMPT`` names, else the newest, else the first: a stage can be started by hand."""
+    number = os.environ.get("GALLEY_ATTEMPT")
+    attempts = run.attempts()
+    attempt = run.attempt(int(number)) if number else attempts[-1] if attempts else run.attempt(1)
+    attempt.logs.mkdir(parents=True, exist_ok=True)
+    return attempt
+
+
+def record_error(attempt: Attempt, who: str, status: int, message: str) -> None:
+    """Leave why ``who`` (a stage, or ``rank-N``) failed where the launcher looks for it."""
+    path = attempt.error(who)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"who": who, "status": status, "message": message, "time": time.time()}))
+
+
+def run_stage(who: str, work: Work, argv: list[str]) -> int:
+    """Run ``work`` on the ``run.json`` that ``argv`` names.
+
+    Returns the exit status: 0, 2 for the user's mistakes (one line on stderr), 1 for anything else (a traceback).
+    """
+    if len(argv) != 1:
+        print(f"galley: usage: python -m galley.{who} RUN/run.json", file=sys.stderr)
+        return 2
+    path = Path(argv[0]).absolute()
+    spec, run = RunSpec.read(path), RunDir(path.parent)
+    attempt = current_attempt(run)
+    try:
+        work(spec, run, attempt)
+    except UserError as error:
+        print(f"galley: {error}", file=sys.stderr, flush=True)
+        record_error(attempt, who, 2, str(error))
+        return 2
+    except Exception as error:
+        traceback.print_exc()
+        record_error(attempt, who, 1, f"{type(error).__name__}: {error}".splitlines()[0])
+        return 1
+    return 0
