@@ -1,0 +1,111 @@
+"""Which samples a step learns from: a pure function of (seed, epoch, step), so that resuming computes, not replays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+import torch
+
+from galley.data import Split
+from galley.spec import Placement, Task
+
+NOBODY = -1
+"""Stands for no sample: fills the last, short global batch so that every rank takes the same micro-steps."""
+IGNORE = -100
+"""Label of a token that is not learnt."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of all samples over a run of ``total`` samples: a fresh permutation each epoch."""
+
+    samples: int
+    per_step: int
+    total: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return ceil(self.total / self.per_step)
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data after ``step`` steps."""
+        return min(step * self.per_step, self.total) / self.samples
+
+    def batch(self, step: int) -> list[int]:
+        """Sample ids of step ``step`` (counted from 1); the last may be shorter than ``per_step``."""
+        first = (step - 1) * self.per_step
+        places = range(first, min(first + self.per_step, self.total))
+        return [int(_permutation(self.seed, p // self.samples, self.samples)[p % self.samples]) for p in places]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(samples)
+
+
+def order(task: Task, samples: int) -> Order:
+    """The order of a task over ``samples`` prepared samples; steps follow from epochs, steps or tokens as written."""
+    per_step, duration = task.samples_per_step, task.duration
+    if duration.steps is not None:
+        total = duration.steps * per_step
+    elif duration.tokens is not None:
+        total = ceil(duration.tokens / (per_step * task.data.max_length)) * per_step
+    else:
+        total = max(1, round((duration.epochs or 0) * samples))
+    return Order(samples, per_step, total, task.seed)
+
+
+def share(ids: list[int], placement: Placement, rank: int) -> list[list[int]]:
+    """This rank's micro-batches of a global batch: always ``accumulation`` lists of ``micro_batch`` ids."""
+    micro, world = placement.micro_batch, placement.data_parallel
+    whole = micro * world
+    padded = ids + [NOBODY] * (whole * placement.accumulation - len(ids))
+    return [padded[start : start + micro] for start in range(rank * micro, len(padded), whole)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, right-padded: ``tokens``, ``positions`` and ``targets`` are int64 [samples, length].
+
+    ``targets[i, t]`` is the token after ``tokens[i, t]`` where it is supervised, else ``IGNORE``.
+    """
+
+    ids: list[int]
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    token_count: int
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that the loss is summed over."""
+        return int((self.targets != IGNORE).sum())
+
+
+def collate(split: Split, ids: list[int], packed: bool, device: torch.device) -> Batch:
+    """Build a micro-batch on ``device``.
+
+    Packed samples keep the positions of their documents and padding tokens are each a document of their own
+    (position 0), so that attention stays inside documents. Unpacked samples need no mask at all: padding is on the
+    right, where causal attention never looks from.
+    """
+    samples = [split.sample(i) if i != NOBODY else None for i in ids]
+    length = max([len(each.tokens) for each in samples if each is not None], default=1)
+    tokens = np.zeros((len(ids), length), dtype=np.int64)
+    targets = np.full((len(ids), length), IGNORE, dtype=np.int64)
+    positions = np.zeros_like(tokens) if packed else np.broadcast_to(np.arange(length), tokens.shape)
+    for row, sample in enumerate(samples):
+        if sample is None:
+            continue
+        size = len(sample.tokens)
+        tokens[row, :size] = sample.tokens
+        targets[row, : size - 1] = sample.labels[1:]
+        if packed:
+            positions[row, :size] = sample.positions
+    count = sum(len(each.tokens) for each in samples if each is not None)
+    return Batch(ids, *(torch.from_numpy(np.array(each)).to(device) for each in (tokens, positions, targets)), count)

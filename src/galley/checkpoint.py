@@ -1,0 +1,250 @@
+"""Checkpoints that no kill can tear, and that any number of ranks and any ZeRO stage can load.
+
+Each rank writes the flat fp32 tensors that its optimizer steps (weights and both moments) to one safetensors file,
+whose header says which slice of which parameter lies where. Nothing is pickled, frozen weights are not written, and a
+reader takes just the slices that it needs, whatever the ranks and the ZeRO stage that wrote them. The manifest is
+written last: without it there is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from galley.engine import Engine, Fragment, base_optimizer, fragments, refresh_gathered, set_weight
+from galley.errors import UserError
+from galley.model import trained
+from galley.rundir import Checkpoint, RunDir, fsync_directory, read_json, write_atomic
+from galley.world import World
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class State:
+    """Where the loop is; everything else follows from the task and the step."""
+
+    step: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    bad_evaluations: int = 0
+    held_out_loss: float | None = None
+    held_out_step: int | None = None
+
+
+@dataclass
+class Writer:
+    """Saves and prunes the checkpoints of one run."""
+
+    run: RunDir
+    world: World
+    engine: Engine
+    keep: int
+    probes: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def stands(self, step: int) -> bool:
+        """Whether the checkpoint of ``step`` is there already (collective: rank 0 looks)."""
+        return self.world.any(self.world.is_first and self.run.checkpoint(step).verifies())
+
+    def save(self, state: State) -> Checkpoint:
+        """Write the checkpoint of ``state.step`` (collective).
+
+        Raises ``UserError`` on every rank when any rank could not write: the previous checkpoint is intact.
+        """
+        checkpoint = self.run.checkpoint(state.step)
+        problem = self._attempt(self._make_room, checkpoint) if self.world.is_first else None
+        if problem := self._first_problem(problem):
+            raise self._failed(checkpoint, problem)
+        problem = self._attempt(self._write_rank_file, checkpoint)
+        if problem := self._first_problem(problem):
+            raise self._failed(checkpoint, problem)
+        problem = self._attempt(self._publish, checkpoint, state) if self.world.is_first else None
+        if problem := self._first_problem(problem):
+            raise self._failed(checkpoint, problem)
+        return checkpoint
+
+    def _attempt(self, work: Any, *arguments: Any) -> str | None:
+        try:
+            work(*arguments)
+        except Exception as error:  # safetensors reports a full disk as its own exception
+            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+            return "the disk is full" if full else f"{type(error).__name__}: {error}"
+        return None
+
+    def _first_problem(self, problem: str | None) -> str | None:
+        return next((str(each) for each in self.world.gather(problem) if each), None)
+
+    def _failed(self, checkpoint: Checkpoint, problem: str) -> UserError:
+        if self.world.is_first:
+            shutil.rmtree(checkpoint.root, ignore_errors=True)
+        before = [each.step for each in self.run.checkpoints()]
+        kept = f"the checkpoint of step {before[-1]} is intact" if before else "no earlier checkpoint exists"
+        what = f"could not save step {checkpoint.step}: {problem}; {kept}"
+        return UserError(str(checkpoint.root), what, "make room, then run the same command again to resume")
+
+    def _make_room(self, checkpoint: Checkpoint) -> None:
+        """Prune before writing, so that a run never needs room for more than ``keep`` + best + one."""
+        self.prune()
+        shutil.rmtree(checkpoint.root, ignore_errors=True)
+        checkpoint.root.mkdir(parents=True)
+
+    def _write_rank_file(self, checkpoint: Checkpoint) -> None:
+        if self.engine.zero_optimization_stage() == 0 and not self.world.is_first:
+            return  # every rank holds the same
+        path = checkpoint.root / f"rank-{self.world.rank:05d}.safetensors"
+        tensors, layout = _pack(fragments(self.engine), base_optimizer(self.engine))
+        save_file(tensors, path, metadata={"fragments": json.dumps(layout)})
+        _fsync(path)
+
+    def _publish(self, checkpoint: Checkpoint, state: State) -> None:
+        save_file(self.probes, checkpoint.root / "probes.safetensors")
+        _fsync(checkpoint.root / "probes.safetensors")
+        write_atomic(checkpoint.state, json.dumps(state.__dict__))
+        fsync_directory(checkpoint.root)
+        files = {path.name: path.stat().st_size for path in sorted(checkpoint.root.iterdir())}
+        manifest = {
+            "step": state.step,
+            "world": self.world.size,
+            "zero_stage": self.engine.zero_optimization_stage(),
+            "held_out_loss": state.held_out_loss if state.held_out_step == state.step else None,
+            "best_step": state.best_step,
+            "files": files,
+        }
+        write_atomic(checkpoint.manifest, json.dumps(manifest, indent=1))
+        fsync_directory(checkpoint.root.parent)
+        self.prune()
+
+    def prune(self) -> None:
+        """Delete all but the newest ``keep`` checkpoints and the best one. Manifests go first: no half checkpoint."""
+        standing = self.run.checkpoints()
+        best = best_checkpoint(self.run)
+        for old in standing[: -self.keep]:
+            if best is None or old.step != best.step:
+                old.manifest.unlink()
+                shutil.rmtree(old.root)
+        for path in (self.run.root / "checkpoints").glob("step-*"):
+            if not Checkpoint(path).manifest.exists():
+                shutil.rmtree(path)
+
+
+def best_checkpoint(run: RunDir) -> Checkpoint | None:
+    """The checkpoint with the lowest held-out loss, among those that were measured at their own step."""
+    scored = [(read_json(each.manifest) or {}, each) for each in run.checkpoints()]
+    measured = [(float(each["held_out_loss"]), at) for each, at in scored if each.get("held_out_loss") is not None]
+    return min(measured, key=lambda pair: (pair[0], pair[1].step))[1] if measured else None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+Layout = list[tuple[str, int, int, int, int]]
+"""One row a fragment: parameter, start in it, elements, number of the flat tensor, offset in that."""
+
+
+def _pack(held: Iterable[Fragment], optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], Layout]:
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[int, int] = {}
+    layout: Layout = []
+    for each in held:
+        number = numbers.setdefault(id(each.flat), len(numbers))
+        layout.append((each.name, each.start, each.numel, number, each.offset))
+        if f"weight.{number}" in tensors:
+            continue
+        tensors[f"weight.{number}"] = each.flat.detach().reshape(-1).cpu()
+        for moment in MOMENTS:
+            value = optimizer.state.get(each.flat, {}).get(moment)
+            if value is not None:
+                tensors[f"{moment}.{number}"] = value.detach().reshape(-1).cpu()
+    return tensors, layout
+
+
+class Reader:
+    """Reads slices of parameters out of a checkpoint, mapping its files rather than loading them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.files = [safe_open(path, "pt") for path in sorted(checkpoint.root.glob("rank-*.safetensors"))]
+        self.places: dict[str, list[tuple[int, int, int, int, int]]] = {}
+        for index, file in enumerate(self.files):
+            for name, start, numel, number, offset in json.loads(file.metadata()["fragments"]):
+                self.places.setdefault(name, []).append((start, numel, index, number, offset))
+
+    def names(self) -> list[str]:
+        """Parameters in the checkpoint."""
+        return list(self.places)
+
+    def has_moments(self) -> bool:
+        """Whether the optimizer had taken a step."""
+        return any(key.startswith(MOMENTS[0]) for file in self.files for key in file.keys())  # noqa: SIM118
+
+    def fill(self, kind: str, name: str, start: int, into: torch.Tensor) -> None:
+        """Copy elements ``start…`` of ``kind`` (weight or a moment) of a parameter into the flat tensor ``into``."""
+        end = start + into.numel()
+        for first, numel, index, number, offset in self.places[name]:
+            low, high = max(start, first), min(end, first + numel)
+            if low < high:
+                source = self.files[index].get_slice(f"{kind}.{number}")
+                into[low - start : high - start].copy_(source[offset + low - first : offset + high - first])
+
+    def numel(self, name: str) -> int:
+        """Elements of a parameter."""
+        return max(start + numel for start, numel, *_ in self.places[name])
+
+    def whole(self, name: str) -> torch.Tensor:
+        """The fp32 weight of a parameter, flattened."""
+        value = torch.empty(self.numel(name), dtype=torch.float32)
+        self.fill("weight", name, 0, value)
+        return value
+
+
+def load(checkpoint: Checkpoint, engine: Engine) -> State:
+    """Put a checkpoint into ``engine``: weights, fp32 copies and moments. Bit-identical under the same placement.
+
+    Raises ``UserError`` where the checkpoint is of another set of parameters.
+    """
+    reader, parameters = Reader(checkpoint), trained(engine.module)
+    if set(reader.names()) != set(parameters):
+        odd = sorted(set(reader.names()) ^ set(parameters))[0]
+        raise UserError(str(checkpoint.root), f"is of another model or method ({odd!r})", "use a new run: name=…")
+    state = State(**json.loads(checkpoint.state.read_text(encoding="utf-8")))
+    refresh_gathered(engine, before=True)
+    for name, parameter in parameters.items():
+        set_weight(parameter, reader.whole(name))
+    _load_optimizer(reader, engine, state.step)
+    refresh_gathered(engine, before=False)
+    return state
+
+
+def _load_optimizer(reader: Reader, engine: Engine, step: int) -> None:
+    optimizer, moments = base_optimizer(engine), reader.has_moments()
+    for each in fragments(engine):
+        if moments and each.flat not in optimizer.state:
+            optimizer.state[each.flat] = _fresh_state(each.flat, optimizer, step)
+        targets = {"weight": each.flat.data}
+        if moments:
+            targets |= {key: optimizer.state[each.flat][key] for key in MOMENTS}
+        for kind, flat in targets.items():
+            reader.fill(kind, each.name, each.start, flat.view(-1)[each.offset : each.offset + each.numel])
+
+
+def _fresh_state(flat: torch.Tensor, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
+    native = type(optimizer).__name__ == "DeepSpeedCPUAdam"
+    count = step if native else torch.tensor(float(step), device=flat.device)
+    return {"step": count} | {moment: torch.zeros_like(flat) for moment in MOMENTS}

@@ -1,0 +1,133 @@
+"""DeepSpeed: make the engine, and know which slice of which parameter this rank's optimizer holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+
+from galley import sharded
+from galley.model import trained
+from galley.spec import Optimizer, RunSpec
+
+Engine = Any
+NO_CLIP = 1e30
+"""Clipping at this norm changes nothing, and makes every ZeRO stage compute the norm that the log shows."""
+
+
+def _groups(model: Any, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Parameter groups: matrices decay; norms, biases and other vectors do not."""
+    parameters = list(trained(model).values())
+    matrices = [each for each in parameters if len(getattr(each, "ds_shape", each.shape)) >= 2]
+    vectors = [each for each in parameters if len(getattr(each, "ds_shape", each.shape)) < 2]
+    groups = [
+        {"params": matrices, "weight_decay": optimizer.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offloaded: bool) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": optimizer.lr, "betas": optimizer.betas, "eps": optimizer.eps}
+    if offloaded:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        made: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+        return made
+    return torch.optim.AdamW(groups, fused=True, **settings)
+
+
+def build(model: Any, spec: RunSpec) -> Engine:
+    """Wrap ``model`` in a DeepSpeed engine with our AdamW; the loop sets the learning rate."""
+    config = dict(spec.placement.deepspeed)
+    config["gradient_clipping"] = spec.task.optimizer.clip or NO_CLIP
+    offload = config.get("zero_optimization", {}).get("offload_optimizer") or {}
+    optimizer = _adamw(_groups(model, spec.task.optimizer), spec.task.optimizer, offload.get("device") == "cpu")
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def set_learning_rate(engine: Engine, rate: float) -> None:
+    """Set the rate of every parameter group for the next step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def step(engine: Engine) -> float:
+    """Take the optimizer step; returns the global gradient norm before clipping."""
+    if engine.zero_optimization_stage() > 0:
+        engine.step()
+        return float(engine.get_global_grad_norm())
+    gradients = [each.grad for each in trained(engine.module).values() if each.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    engine.step()
+    return norm
+
+
+def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
+    """The AdamW inside whatever ZeRO wraps around it; its state is keyed by flat fp32 tensors (or parameters)."""
+    inner: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return inner
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A slice of one parameter that this rank's optimizer holds in fp32."""
+
+    name: str
+    """The parameter."""
+    start: int
+    """First element in the flattened parameter."""
+    numel: int
+    """Elements."""
+    flat: torch.Tensor
+    """The fp32 tensor that the optimizer steps: one parameter, or many one after another."""
+    offset: int
+    """First element in ``flat``, flattened."""
+
+
+def fragments(engine: Engine) -> Iterator[Fragment]:
+    """What this rank holds: whole parameters without ZeRO, slices under ZeRO-1, 2 and 3."""
+    for name, parameter in trained(engine.module).items():
+        if hasattr(engine.optimizer, "grad_position"):
+            yield _zero3_fragment(engine, name, parameter)
+        elif hasattr(parameter, "_dp_group"):
+            yield from _zero12_fragment(engine, name, parameter)
+        else:
+            yield Fragment(name, 0, parameter.numel(), parameter, 0)
+
+
+def _zero12_fragment(engine: Engine, name: str, parameter: Any) -> Iterator[Fragment]:
+    mapping = parameter._hp_mapping
+    if mapping is not None:
+        flat = base_optimizer(engine).param_groups[mapping.param_group_index]["params"][0]
+        here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+        yield Fragment(name, here.start, here.numel, flat, there.start)
+
+
+def _zero3_fragment(engine: Engine, name: str, parameter: Any) -> Fragment:
+    optimizer = engine.optimizer
+    group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = sharded.partition_start(parameter)
+    numel = max(0, min(size, parameter.ds_numel - start))
+    return Fragment(name, start, numel, optimizer.fp32_partitioned_groups_flat[group], offset)
+
+
+def set_weight(parameter: Any, whole: torch.Tensor) -> None:
+    """Put ``whole`` (fp32, flattened) into the weight that the forward pass uses, in its own dtype and sharding."""
+    if hasattr(parameter, "ds_tensor"):
+        sharded.copy_partition(parameter, whole)
+    else:
+        parameter.data.view(-1).copy_(whole)
+
+
+def refresh_gathered(engine: Engine, before: bool) -> None:
+    """ZeRO-3 keeps small parameters gathered: release them before their partitions change, gather them after."""
+    small = getattr(engine.optimizer, "persistent_parameters", [])
+    if small and before:
+        small[0].partition(small)
+    elif small:
+        small[0].all_gather(small)

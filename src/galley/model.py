@@ -1,0 +1,118 @@
+"""The model that learns: loaded or built sharded, quantised, with its adapter, ready for the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+from galley import sharded
+from galley.data import Manifest
+from galley.spec import Method, Model, RunSpec
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def nf4(model: Model) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (Dettmers et al., 2023).
+
+    The packed weights are stored in the compute dtype, without which ZeRO-3 cannot shard them beside the adapter.
+    """
+    dtype = DTYPES[model.dtype]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+    )
+
+
+def load_plain(folder: str, model: Model, dtype: torch.dtype, device: str = "cpu") -> Any:
+    """Load ``folder`` with plain transformers: also what an export is checked with."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=model.attention,
+        trust_remote_code=model.trust_remote_code,
+        device_map={"": device},
+    )
+
+
+def _load_quantised(folder: str, model: Model, device: torch.device) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=DTYPES[model.dtype],
+        attn_implementation=model.attention,
+        trust_remote_code=model.trust_remote_code,
+        quantization_config=nf4(model),
+        device_map={"": str(device)},
+    )
+
+
+def _load_sharded(folder: str, spec: RunSpec) -> Any:
+    model, dtype = spec.task.model, DTYPES[spec.task.model.dtype]
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+
+    def build() -> Any:
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=model.attention, trust_remote_code=model.trust_remote_code
+        )
+
+    return sharded.load(folder, build, spec.placement.deepspeed, dtype)
+
+
+def adapter_config(method: Method, manifest: Manifest) -> LoraConfig:
+    """The adapter as peft describes it; tokens that the template added are trained beside it."""
+    added = manifest.model.added_token_ids
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=method.targets if isinstance(method.targets, str) else list(method.targets),
+        trainable_token_indices=added or None,
+        base_model_name_or_path=manifest.model.source,
+    )
+
+
+def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
+    torch.manual_seed(spec.task.seed)
+    return get_peft_model(model, adapter_config(spec.task.method, manifest), autocast_adapter_dtype=False)
+
+
+def _set_precision(model: Any, spec: RunSpec) -> None:
+    """Hold what is trained in fp32 where DeepSpeed keeps no fp32 copy of its own (ZeRO-0 computes under autocast)."""
+    keeps_master = spec.placement.zero_stage > 0 and spec.task.model.dtype == "bfloat16"
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16 if keeps_master else torch.float32)
+
+
+def load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
+    """The model of ``spec`` with what its method trains marked ``requires_grad``.
+
+    Under ZeRO-3 it comes back sharded, except for quantised weights: the engine shards those when it is made.
+    """
+    task, placement, folder = spec.task, spec.placement, manifest.model.path
+    if task.method.kind == "qlora":
+        model = _load_quantised(folder, task.model, device)
+    elif placement.zero_stage == 3:
+        model = _load_sharded(folder, spec)
+    else:
+        model = load_plain(folder, task.model, DTYPES[task.model.dtype], str(device))
+    if placement.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if task.method.kind != "full":
+        model = _with_adapter(model, spec, manifest)
+    if not (task.method.kind == "full" and placement.zero_stage == 3):
+        _set_precision(model, spec)
+    model.train()
+    return model
+
+
+def trained(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Name to parameter, of everything that learns, in the model's own order."""
+    return {name: each for name, each in model.named_parameters() if each.requires_grad}

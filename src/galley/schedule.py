@@ -1,0 +1,19 @@
+"""The learning rate of a step: the loop's, not DeepSpeed's."""
+
+from __future__ import annotations
+
+from math import cos, pi
+
+from galley.spec import Schedule
+
+
+def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> float:
+    """Rate of step ``step`` (from 1) of ``steps``: linear warm-up to ``peak``, then the schedule's curve."""
+    warmup = round(schedule.warmup * steps)
+    if step <= warmup:
+        return peak * step / warmup
+    if schedule.kind == "constant":
+        return peak
+    progress = (step - warmup) / max(steps - warmup, 1)
+    curve = (1 + cos(pi * progress)) / 2 if schedule.kind == "cosine" else 1 - progress
+    return peak * (schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * curve)

@@ -1,0 +1,76 @@
+"""Build a model under ZeRO-3 without ever holding it whole: each rank reads only its own slice of each weight.
+
+transformers' own ZeRO-3 loading reads all files on rank 0 and scatters them, so that rank 0 needs the host memory of
+the whole model. Here every rank maps the safetensors files and copies its partition of each parameter out of them:
+no collective, and one slice of private memory at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from safetensors import safe_open
+from transformers.initialization import no_init_weights
+
+from galley.errors import UserError
+
+
+def weight_files(folder: str) -> dict[str, Path]:
+    """Tensor name to the safetensors file that holds it."""
+    root = Path(folder)
+    index = root / "model.safetensors.index.json"
+    if index.exists():
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: root / file for name, file in weight_map.items()}
+    with safe_open(root / "model.safetensors", "pt") as file:
+        return dict.fromkeys(file.keys(), root / "model.safetensors")
+
+
+def load(folder: str, build: Callable[[], Any], config: dict[str, Any], dtype: torch.dtype) -> Any:
+    """Build the model partitioned over all ranks (``deepspeed.zero.Init``) and fill each rank's partitions.
+
+    Raises ``UserError`` where the checkpoint's tensor names are not the model's: transformers would convert them
+    while loading, which needs the whole model in memory.
+    """
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype):
+        model = build()
+    model.tie_weights()
+    files = weight_files(folder)
+    missing = [name for name, _ in model.named_parameters() if name not in files]
+    if missing:
+        raise UserError(
+            "deepspeed",
+            f"ZeRO-3 cannot build {type(model).__name__} sharded: {len(missing)} weights such as {missing[0]!r} are "
+            "stored under other names",
+            "use deepspeed=zero2, or save the model once with transformers' save_pretrained",
+        )
+    _fill(model, files)
+    return model
+
+
+def _fill(model: Any, files: dict[str, Path]) -> None:
+    by_file: dict[Path, list[tuple[str, torch.nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        by_file.setdefault(files[name], []).append((name, parameter))
+    for path, parameters in by_file.items():
+        with safe_open(path, "pt") as file:
+            for name, parameter in parameters:
+                copy_partition(parameter, file.get_tensor(name))
+
+
+def partition_start(parameter: Any) -> int:
+    """Where this rank's partition of a ZeRO-3 parameter starts in the flattened parameter."""
+    rank = torch.distributed.get_rank(parameter.ds_process_group)
+    return int(rank * parameter.ds_tensor.ds_numel)
+
+
+def copy_partition(parameter: Any, whole: torch.Tensor) -> None:
+    """Copy this rank's slice of ``whole`` (any float dtype, the parameter's shape) into its partition."""
+    start = partition_start(parameter)
+    mine = whole.reshape(-1)[start : start + parameter.ds_tensor.ds_numel]
+    parameter.ds_tensor.data[: mine.numel()].copy_(mine)

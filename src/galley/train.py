@@ -1,0 +1,232 @@
+"""``torchrun -m galley.train RUN/run.json``: what each rank does, from the spec to the last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from galley import batches, checkpoint, engine, evaluate, metrics, model
+from galley.checkpoint import State, Writer
+from galley.data import Manifest, Split, read_manifest
+from galley.errors import UserError
+from galley.objective import output_head, sft_loss_sum
+from galley.rundir import Attempt, RunDir, read_json, write_atomic
+from galley.schedule import learning_rate
+from galley.spec import RunSpec
+from galley.stage import current_attempt, run_stage
+from galley.world import World, hold_run, join, redirect_output
+
+
+def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
+    """Train from the newest checkpoint, or from the start, until done or told to stop."""
+    lock = hold_run(run)
+    world = join(spec.placement)
+    manifest = read_manifest(run)
+    torch.manual_seed(spec.task.seed)
+    made = engine.build(model.load(spec, manifest, world.device), spec)
+    loop = Loop(spec, run, attempt, world, manifest, made)
+    verdict, reason = loop.run_to_end()
+    if world.is_first:
+        ending = {"verdict": verdict, "reason": reason, "step": loop.state.step, "steps": loop.order.steps}
+        write_atomic(attempt.exit, json.dumps(ending | {"message": "", "status": 0}))
+    world.barrier()
+    os.close(lock)
+
+
+@dataclass
+class Loop:
+    """The training loop of one rank."""
+
+    spec: RunSpec
+    run: RunDir
+    attempt: Attempt
+    world: World
+    manifest: Manifest
+    engine: Any
+    state: State = field(default_factory=State)
+
+    def __post_init__(self) -> None:
+        self.cadence = self.spec.cadence
+        self.train = Split.open(self.run.data / "train")
+        held_out = self.run.data / "held_out"
+        self.held_out = Split.open(held_out) if held_out.exists() else None
+        self.order = batches.order(self.spec.task, len(self.train))
+        self.head = output_head(self.engine)
+        self.writer = Writer(self.run, self.world, self.engine, self.cadence.keep)
+
+    def run_to_end(self) -> tuple[str, str]:
+        """Resume, loop, save; returns the verdict and its reason."""
+        self._resume()
+        self.recorder = self._recorder()
+        reason = self._steps()
+        self._save()
+        if self.recorder:
+            self.recorder.close()
+        stopped = reason is not None and reason != "early stopping"
+        return ("stopped" if stopped else "done"), reason or "finished"
+
+    def _resume(self) -> None:
+        standing = self.run.checkpoints()
+        if standing:
+            self.state = checkpoint.load(standing[-1], self.engine)
+            self._say(f"resuming after step {self.state.step}")
+
+    def _recorder(self) -> metrics.Recorder | None:
+        task, device = self.spec.task, self.world.device
+        self.peak = metrics.peak_flops(device, model.DTYPES[task.model.dtype])
+        length = self.train.tokens_total / max(self.manifest.train.documents, 1)
+        self.flops = metrics.flops_per_token(self.engine.module, task.method.kind == "full", length)
+        if not self.world.is_first:
+            return None
+        return metrics.Recorder(self.run, self.state.step, self.order.steps, self.cadence.log_every)
+
+    def _steps(self) -> str | None:
+        """Take steps until the run is done (None) or something asks for an end (the reason)."""
+        while True:
+            last = self.state.step >= self.order.steps
+            if self._evaluation_due(last) and (reason := self._evaluate()):
+                return reason
+            if last:
+                return None
+            if self.cadence.save_every and self.state.step % self.cadence.save_every == 0:
+                self._save()
+            if reason := self._step(self.state.step + 1):
+                return reason
+
+    def _evaluation_due(self, last: bool) -> bool:
+        every, step = self.cadence.eval_every, self.state.step
+        regular = every is not None and step > 0 and step % every == 0
+        return self.held_out is not None and self.state.held_out_step != step and (regular or last)
+
+    def _step(self, step: int) -> str | None:
+        """One optimizer step over the global batch; returns why it was not taken, if it was not."""
+        started = time.perf_counter()
+        ids = batches.share(self.order.batch(step), self.spec.placement, self.world.rank)
+        mine = [batches.collate(self.train, each, self.manifest.packed, self.world.device) for each in ids]
+        supervised, tokens, stop = self.world.sum(
+            sum(each.supervised for each in mine), sum(each.token_count for each in mine), float(self._stop_asked())
+        )
+        if stop:
+            return self._stop_reason()
+        torch.manual_seed(hash((self.spec.task.seed, step, self.world.rank)) % 2**63)
+        loss = self._forward_backward(mine, supervised, step)
+        rate = learning_rate(self.spec.task.schedule, self.spec.task.optimizer.lr, step, self.order.steps)
+        engine.set_learning_rate(self.engine, rate)
+        norm = engine.step(self.engine)
+        self._record(step, loss, rate, norm, int(supervised), int(tokens), time.perf_counter() - started)
+        return None
+
+    def _forward_backward(self, mine: list[batches.Batch], supervised: float, step: int) -> float:
+        """Mean loss over the global batch. Each loss is scaled so that DeepSpeed's mean over ranks is that mean."""
+        sums = []
+        for number, batch in enumerate(mine, start=1):
+            loss = sft_loss_sum(self.engine, self.head, batch)
+            self.engine.set_gradient_accumulation_boundary(number == len(mine))
+            self.engine.backward(loss * (self.world.size / supervised), scale_wrt_gas=False)
+            if number < len(mine):
+                self.engine.step()
+            sums.append(float(loss.detach()))
+        total = self.world.sum(sum(sums))[0]
+        if total != total or total in (float("inf"), float("-inf")):
+            raise self._not_finite(mine, sums, step)
+        return total / supervised
+
+    def _not_finite(self, mine: list[batches.Batch], sums: list[float], step: int) -> UserError:
+        bad = [i for batch, loss in zip(mine, sums, strict=True) if not abs(loss) < float("inf") for i in batch.ids]
+        everywhere = sorted({i for each in self.world.gather(bad) for i in each if i != batches.NOBODY})  # type: ignore[attr-defined]
+        rows = sorted({int(row) + 1 for i in everywhere for row in self.train.sample(i).sources})
+        what = f"the loss of step {step} is not finite; samples {everywhere[:8]}, from data rows {rows[:8]}"
+        return UserError("train", what, "look at those rows, lower optimizer.lr, or raise schedule.warmup")
+
+    def _record(self, step: int, loss: float, rate: float, norm: float, supervised: int, tokens: int, seconds: float) -> None:
+        state = self.state
+        state.step, state.tokens, state.supervised = step, state.tokens + tokens, state.supervised + supervised
+        state.seconds += seconds
+        if self.recorder is None:
+            return
+        speed = tokens / seconds
+        row = {
+            "step": step,
+            "epoch": round(self.order.epoch(step), 4),
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": norm,
+            "supervised_tokens": supervised,
+            "tokens": tokens,
+            "tokens_per_s": round(speed, 1),
+            "mfu": round(speed * self.flops / (self.peak * self.world.size), 4),
+            "peak_memory_gb": round(metrics.peak_memory_gb(self.world.device), 3),
+            "step_s": round(seconds, 4),
+        }
+        self.recorder.step(row)
+
+    def _evaluate(self) -> str | None:
+        """Measure the held-out loss, and save where it is the best yet; returns a reason to end, if there is one."""
+        assert self.held_out is not None
+        measured = evaluate.held_out_loss(
+            self.engine, self.held_out, self.manifest.packed, self.spec.placement, self.world, self._stop_agreed
+        )
+        if measured is None:
+            return self._stop_reason()
+        loss, tokens = measured
+        state = self.state
+        state.held_out_loss, state.held_out_step = loss, state.step
+        better = state.best_loss is None or loss < state.best_loss
+        state.bad_evaluations = 0 if better else state.bad_evaluations + 1
+        if better:
+            state.best_loss, state.best_step = loss, state.step
+        if self.recorder:
+            self.recorder.evaluation(state.step, loss, tokens, better)
+        if better:
+            self._save()
+        patience = self.spec.task.duration.patience
+        return "early stopping" if patience and state.bad_evaluations >= patience else None
+
+    def _save(self) -> None:
+        if self.state.step == 0 or self.writer.stands(self.state.step):
+            return
+        started = time.perf_counter()
+        split = self.held_out or self.train
+        self.writer.probes = evaluate.probes(self.engine, split, self.world.device)
+        self.writer.save(self.state)
+        self._say(f"saved step {self.state.step} in {time.perf_counter() - started:.1f} s")
+
+    def _stop_asked(self) -> bool:
+        return self.world.is_first and self.attempt.stop.exists()
+
+    def _stop_agreed(self) -> bool:
+        return self.world.any(self._stop_asked())
+
+    def _stop_reason(self) -> str:
+        reason = str((read_json(self.attempt.stop) or {}).get("reason", "user"))
+        self._say(f"stopping after step {self.state.step}: {reason}")
+        return reason
+
+    def _say(self, text: str) -> None:
+        if self.world.is_first:
+            print(text, flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """Run this rank on the ``run.json`` that ``argv`` names; its output goes to ``logs/rank-N.log``."""
+    rank = int(os.environ.get("RANK", "0"))
+    if len(argv) == 1:
+        attempt = current_attempt(RunDir(_root(argv[0])))
+        redirect_output(attempt.log(f"rank-{rank}"))
+    return run_stage(f"rank-{rank}", work, argv)
+
+
+def _root(argument: str) -> Any:
+    from pathlib import Path
+
+    return Path(argument).absolute().parent
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
