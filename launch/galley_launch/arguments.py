@@ -1,0 +1,139 @@
+"""The grammar of the command line, settled before Fire sees a word.
+
+``key=value``, ``--key=value`` and ``--key value`` are the same. Fire by itself would run a command first and complain
+about a misspelt flag after, let a flag swallow the next word, and turn ``1e3`` into a float.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from galley.errors import UserError
+
+_KEY = re.compile(r"[A-Za-z_][\w.-]*=")
+_PLAN_KEYS = "name runs deepspeed device ranks gpus nodes cluster init_from force"
+
+RESERVED = frozenset(f"{_PLAN_KEYS} step attempt rank".split())
+"""The launcher's own keys; no recipe key may be one of these."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What may follow a verb."""
+
+    words: str
+    """Its positional words, optional ones in brackets, as the usage line shows them."""
+    keys: frozenset[str]
+    """The launcher's keys that it takes."""
+    settings: bool = False
+    """Whether it takes a recipe's keys too."""
+
+
+VERBS = {
+    "recipes": Verb("[QUERY]", frozenset()),
+    "show": Verb("RECIPE", frozenset(["deepspeed"]), settings=True),
+    "plan": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
+    "run": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
+    "status": Verb("[RUN]", frozenset(["runs"])),
+    "logs": Verb("RUN", frozenset(["runs", "rank", "attempt"])),
+    "stop": Verb("RUN", frozenset(["runs"])),
+    "export": Verb("RUN", frozenset(["runs", "step"])),
+    "schema": Verb("", frozenset()),
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line in its one normal form."""
+
+    verb: str
+    positionals: tuple[str, ...]
+    settings: tuple[str, ...]
+    """``key=value`` words, in order."""
+    help: bool = False
+
+    @property
+    def argv(self) -> list[str]:
+        """The words that Fire gets."""
+        return [self.verb, *self.positionals, *self.settings]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?``, or the list of what is known where nothing is near."""
+    known = sorted(set(known))
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {found[0]!r}?" if found else f"known: {', '.join(known)}"
+
+
+def _normal_words(argv: list[str]) -> list[str]:
+    """``argv`` with every ``--key value`` and ``--key=value`` written ``key=value``."""
+    words, waiting = [], list(argv)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("-"):
+            words.append(word)
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            raise UserError("command line", f"{word!r} is not an option", "write key=value, or see galley --help")
+        if not equals:
+            if not waiting or waiting[0].startswith("--") or _KEY.match(waiting[0]):
+                raise UserError("command line", f"{word} has no value", f"write {_key(name)}=VALUE")
+            value = waiting.pop(0)
+        words.append(f"{_key(name)}={value}")
+    return words
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _check_count(verb: str, positionals: list[str]) -> None:
+    asked = VERBS[verb].words.split()
+    least = sum(not word.startswith("[") for word in asked)
+    usage = f"write: galley {verb} {VERBS[verb].words}".rstrip()
+    if len(positionals) < least:
+        raise UserError(verb, f"{asked[len(positionals)]} is missing", usage)
+    if len(positionals) > len(asked):
+        raise UserError(verb, f"{positionals[len(asked)]!r} is one word too many", f"{usage} [key=value …]")
+
+
+def _check_keys(verb: str, settings: list[str]) -> None:
+    seen: set[str] = set()
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if key in seen:
+            raise UserError("command line", f"{key} is given twice", "keep one of them")
+        seen.add(key)
+        allowed = VERBS[verb].keys
+        if key in allowed or (VERBS[verb].settings and key not in RESERVED):
+            continue
+        if key == "rank" and VERBS[verb].settings:
+            raise UserError(verb, "rank is a key of galley logs", "write method.rank=N for the adapter's rank")
+        raise UserError(verb, f"takes no key {key!r}", nearest(key, allowed) if allowed else f"see galley {verb} --help")
+
+
+def parse(argv: list[str]) -> Command:
+    """The command that ``argv`` (without the program's name) gives. Raises ``UserError``."""
+    asks_help = any(word in ("--help", "-h") for word in argv)
+    if asks_help or not argv or argv[0] == "help":
+        verbs = [word for word in argv if word in VERBS]
+        return Command(verbs[0] if verbs else "", (), (), help=True)
+    verb = argv[0]
+    if verb not in VERBS:
+        raise UserError("command line", f"no such command: {verb!r}", nearest(verb, VERBS))
+    words = _normal_words(argv[1:])
+    settings = [word for word in words if _KEY.match(word)]
+    positionals = [word for word in words if not _KEY.match(word)]
+    _check_count(verb, positionals)
+    _check_keys(verb, settings)
+    return Command(verb, tuple(positionals), tuple(settings))
+
+
+def split(setting: str) -> tuple[str, str]:
+    """Key and value of a ``key=value`` word."""
+    key, _, value = setting.partition("=")
+    return key, value

@@ -1,0 +1,188 @@
+"""The command line. Fire reads it; a verb is pure and returns a :class:`Todo`; only :func:`main` acts.
+
+So nothing has happened when Fire finds a word that it cannot use. ``arguments.py`` settles the grammar before that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from galley.errors import UserError
+from galley_launch.arguments import VERBS, Command, parse
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What the command line asked for; carried out after Fire has consumed every word."""
+
+    _do: Callable[[], int]
+
+
+def recipes(query: str = "") -> Todo:
+    """List the recipes, or those that mention QUERY.
+
+    galley recipes
+    galley recipes qlora
+    """
+    return Todo(lambda: _commands().recipes(query))
+
+
+def show(recipe: str, *settings: str) -> Todo:
+    """Print a recipe's manual, and the recipe with every default filled in.
+
+    RECIPE is a name (galley recipes), or a path to a .yaml file. Your own ./recipes win over the shipped ones.
+
+    galley show smollm2-135m-lora
+    galley show smollm2-135m-lora lr=1e-4
+    """
+    return Todo(lambda: _commands().show(recipe, settings))
+
+
+def plan(recipe: str, *settings: str) -> Todo:
+    """Print what `galley run` with the same words would write and start; write and start nothing.
+
+    The bytes of run.json and the commands go to stdout, a summary to stderr. Works without torch and without a GPU.
+
+    galley plan smollm2-135m-lora
+    galley plan smollm2-135m-lora deepspeed=zero3 ranks=2 batch.samples=32
+    galley plan my.yaml deepspeed=my-deepspeed.json > plan.txt
+    """
+    return Todo(lambda: _commands().show_plan(recipe, settings))
+
+
+def run(recipe: str, *settings: str) -> Todo:
+    """Train on this box: prepare the data, train, export. The same command again resumes.
+
+    Any key of the recipe can be set: a dotted path, or its last word where that is unique (galley show RECIPE).
+      gpus=0,1         these GPUs; all visible ones otherwise
+      device=cpu ranks=2   on the CPU, which has to be asked for
+      deepspeed=zero3  a preset (zero0 zero1 zero2 zero3 zero3_offload_cpu), or a path to a DeepSpeed JSON
+      name=x runs=d    the run's name (the recipe's by default) and the directory of runs (./runs)
+      init_from=RUN    start from the exported model of a finished run
+    Ctrl-C once saves and stops, twice ends at once. A dropped ssh does not end it.
+    RECIPE may be a run directory: that run goes on, with its own task, on this machine's devices.
+
+    galley run smollm2-135m-lora
+    galley run smollm2-135m-lora device=cpu ranks=2 steps=20
+    galley run runs/smollm2-135m-lora epochs=3
+    """
+    return Todo(lambda: _commands().run(recipe, settings))
+
+
+def status(run: str = "", *settings: str) -> Todo:
+    """Print a table of the runs in ./runs (or runs=DIRECTORY), or how one RUN is.
+
+    galley status
+    galley status smollm2-135m-lora
+    """
+    # A key given without RUN would otherwise be taken for it.
+    name, rest = ("", (run, *settings)) if "=" in run else (run, settings)
+    return Todo(lambda: _commands().status(name, [word for word in rest if word]))
+
+
+def logs(run: str, *settings: str) -> Todo:
+    """Print the logs of a run's newest attempt, and follow them while it is live.
+
+    galley logs smollm2-135m-lora
+    galley logs smollm2-135m-lora rank=1 attempt=2
+    """
+    return Todo(lambda: _commands().logs(run, settings))
+
+
+def stop(run: str, *settings: str) -> Todo:
+    """Ask a live run to save and stop. Running it again goes on from there.
+
+    galley stop smollm2-135m-lora
+    """
+    return Todo(lambda: _commands().stop(run, settings))
+
+
+def export(run: str, *settings: str) -> Todo:
+    """Write a run's model again, from its last checkpoint, its best one, or any other that it kept.
+
+    galley export smollm2-135m-lora
+    galley export smollm2-135m-lora step=best
+    """
+    return Todo(lambda: _commands().export(run, settings))
+
+
+def schema() -> Todo:
+    """Print the JSON schema of a recipe, for editors. It is shipped as recipes/schema.json.
+
+    galley schema > recipes/schema.json
+    """
+    return Todo(lambda: _commands().schema())
+
+
+_FUNCTIONS: dict[str, Callable[..., Todo]] = {
+    each.__name__: each for each in (recipes, show, plan, run, status, logs, stop, export, schema)
+}
+
+
+def _commands():  # type: ignore[no-untyped-def]  # A module.
+    """The verbs' work, imported when it is to be done: help and mistakes cost nothing."""
+    from galley_launch import commands
+
+    return commands
+
+
+def help_text(verb: str) -> str:
+    """The screen of ``galley --help``, or of ``galley VERB --help``."""
+    if verb:
+        doc = inspect.getdoc(_FUNCTIONS[verb]) or ""
+        settings = " [key=value …]" if VERBS[verb].keys else ""
+        return f"galley {verb} {VERBS[verb].words}".rstrip() + f"{settings}\n\n{doc}"
+    lines = [f"  {name:<9}{(inspect.getdoc(each) or '').splitlines()[0]}" for name, each in _FUNCTIONS.items()]
+    return "\n".join(
+        [
+            "galley: fine-tune a language model from a recipe and a ZeRO config",
+            "",
+            *lines,
+            "",
+            "Settings are key=value; --key=value and --key value mean the same; lists are [a,b].",
+            "galley VERB --help says more. To begin:",
+            "",
+            "  galley recipes                          what there is",
+            "  galley plan smollm2-135m-lora           what it would do",
+            "  galley run smollm2-135m-lora            do it, on this box's GPUs",
+            "  galley run smollm2-135m-lora device=cpu ranks=2 steps=20",
+        ]
+    )
+
+
+def _dispatch(command: Command) -> Todo:
+    import fire
+    from fire.decorators import SetParseFn
+
+    # Every word stays the string that was typed: Fire would make 1e3 a number and [a,b] a list.
+    verb = SetParseFn(str)(_FUNCTIONS[command.verb])
+    todo = fire.Fire({command.verb: verb}, command=command.argv, name="galley", serialize=lambda _: None)
+    assert isinstance(todo, Todo), f"Fire returned {todo!r}"
+    return todo
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``galley`` with ``argv`` (default: the process's own). Returns the exit status."""
+    try:
+        words = sys.argv[1:] if argv is None else argv
+        if words in (["--version"], ["version"]):
+            from galley_launch.compose import version
+
+            print(f"galley {version()}")
+            return 0
+        command = parse(words)
+        if command.help:
+            print(help_text(command.verb))
+            return 0
+        return _dispatch(command)._do()
+    except UserError as error:
+        print(f"galley: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stdout = None  # type: ignore[assignment]  # Nobody reads; Python's last flush would complain.
+        return 0

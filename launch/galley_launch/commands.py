@@ -1,0 +1,162 @@
+"""What each verb does, once the whole command line has been understood. Each returns the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import galley
+from galley.errors import UserError
+from galley.rundir import RunDir
+from galley.spec import RunSpec
+from galley_launch import compose, facts, plan, runs, view
+from galley_launch.arguments import split
+from galley_launch.recipe import Recipe, build, header
+from galley_launch.strings import read_yaml
+
+
+def recipes(query: str = "") -> int:
+    """Print the table of recipes whose name, model, method or description holds ``query``."""
+    rows = [_recipe_row(name, path) for name, path in compose.recipes().items()]
+    found = [row for row in rows if query.lower() in " ".join(row).lower()]
+    if not found:
+        raise UserError("recipes", f"none matches {query!r}", "list them all: galley recipes")
+    view.table(("recipe", "model", "method", "zero", "about"), found)
+    return 0
+
+
+def _recipe_row(name: str, path: Path) -> tuple[str, ...]:
+    recipe = build(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    return name, recipe.model.path.rpartition("/")[2], recipe.method.kind, recipe.deepspeed, recipe.about
+
+
+def show(name: str, settings: Sequence[str]) -> int:
+    """Print a recipe's manual, then the recipe with every default."""
+    import yaml
+
+    source, recipe, _ = compose.resolve(name, settings)
+    manual = header(source.text)
+    if manual:
+        print(manual, end="\n\n")
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120), end="")
+    return 0
+
+
+def schema() -> int:
+    """Print the JSON schema of a recipe."""
+    print(schema_text(), end="")
+    return 0
+
+
+def schema_text() -> str:
+    """The bytes of ``recipes/schema.json``."""
+    body = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    body["title"], body["description"] = "Galley recipe", "What to train; see galley show RECIPE."
+    return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+
+
+def _make_plan(spec: RunSpec, run: RunDir, attempt: int) -> plan.Plan:
+    return plan.make(spec, run, attempt, _python_path())
+
+
+def _python_path() -> str | None:
+    package = Path(str(galley.__file__)).resolve().parent
+    return plan.python_path(package, os.environ.get("PYTHONPATH", ""), Path.cwd())
+
+
+def _note(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"galley: note: {note}", file=sys.stderr)
+
+
+def show_plan(name: str, settings: Sequence[str]) -> int:
+    """Print a summary on stderr; on stdout the bytes of ``run.json`` and the commands of its stages."""
+    made = compose.compose(name, settings, imagine=True)
+    _note(made.notes)
+    attempts = made.run.attempts()
+    each = _make_plan(made.spec, made.run, attempts[-1].number + 1 if attempts else 1)
+    known = facts.of_model(made.spec.placement.paths.model)
+    print("\n".join(view.summary(made.spec, known)), end="\n\n", file=sys.stderr, flush=True)
+    print(f"# {made.run.spec}")
+    print(each.files["run.json"], end="")
+    for stage in each.stages:
+        print(f"\n# {stage.name}\n{stage.shell()}")
+    return 0
+
+
+def run(name: str, settings: Sequence[str]) -> int:
+    """Train: prepare, train and export, or whatever of it is left."""
+    from galley_launch import runner
+
+    made = compose.compose(name, settings, imagine=False)
+    runner.check_installed()
+    _note(made.notes)
+    return runner.start(made.spec, made.run, partial(_make_plan, made.spec, made.run))
+
+
+def _runs(settings: Sequence[str]) -> tuple[Path, dict[str, str]]:
+    ours = dict(split(setting) for setting in settings)
+    return Path(ours.get("runs", "runs")), ours
+
+
+def status(name: str, settings: Sequence[str]) -> int:
+    """Print the table of runs, or how one run is."""
+    base, _ = _runs(settings)
+    if name:
+        found = runs.find(name, base)
+        print("\n".join(view.details(runs.state(found), compose.read_spec(found), found.root)))
+        return 0
+    every = runs.every(base)
+    if every:
+        view.states([runs.state(each) for each in every])
+    else:
+        print(f"no runs in {base}/ yet; start one with galley run (see galley recipes)")
+    return 0
+
+
+def _count(ours: dict[str, str], key: str, least: int) -> int | None:
+    text = ours.get(key)
+    if text is None:
+        return None
+    if not text.isdigit() or int(text) < least:
+        raise UserError(key, f"{text!r} is not a whole number from {least}", f"write {key}={least}")
+    return int(text)
+
+
+def logs(name: str, settings: Sequence[str]) -> int:
+    """Print a run's logs, and follow them while it is live."""
+    base, ours = _runs(settings)
+    found = runs.find(name, base)
+    _, paths = runs.log_path(found, _count(ours, "rank", 0), _count(ours, "attempt", 1))
+    try:
+        runs.follow(found, paths, lambda line: print(line, flush=True))
+    except (KeyboardInterrupt, BrokenPipeError):  # The reader has seen enough; the run goes on.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that Python's own last flush is quiet too
+    return 0
+
+
+def stop(name: str, settings: Sequence[str]) -> int:
+    """Ask a live run to save and end."""
+    print(runs.stop(runs.find(name, _runs(settings)[0])))
+    return 0
+
+
+def export(name: str, settings: Sequence[str]) -> int:
+    """Write a run's export from a checkpoint."""
+    from galley_launch import runner
+
+    base, ours = _runs(settings)
+    found = runs.find(name, base)
+    step = ours.get("step", "last")
+    if step not in ("last", "best") and not step.isdigit():
+        raise UserError("step", f"{step!r} is no step", "write step=last, step=best or step=N")
+    if step.isdigit() and not found.checkpoint(int(step)).verifies():
+        steps = ", ".join(str(each.step) for each in found.checkpoints()) or "none yet"
+        raise UserError("step", f"{found.root} has no checkpoint of step {step}", f"there are: {steps}")
+    spec = compose.read_spec(found)
+    runner.check_installed()
+    return runner.export(found, lambda attempt: plan.export_stage(spec, found, attempt, step, _python_path()))

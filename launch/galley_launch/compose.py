@@ -1,0 +1,256 @@
+"""From the words of the command line to a complete ``RunSpec``: the only place where recipe, ZeRO and devices meet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from galley.errors import UserError
+from galley.rundir import RunDir, read_json
+from galley.spec import Origin, Placement, RunSpec, Task
+from galley_launch import assets, devices, facts, places, rules, zero
+from galley_launch.arguments import RESERVED, nearest, split
+from galley_launch.recipe import Recipe, build, override
+from galley_launch.strings import Tree, read_names, read_yaml
+
+# Values of a finished configuration that another placement changes.
+_BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a recipe came from."""
+
+    label: str
+    """File or run directory, as messages name it."""
+    tree: Tree
+    folder: Path
+    """Where its relative paths are looked for after the current directory."""
+    stem: str
+    """The run's name, unless the user gives one."""
+    text: str = ""
+    """The YAML itself."""
+    run: RunDir | None = None
+    """The run that is continued, where the source is one."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A complete run and what the user should be told about it."""
+
+    spec: RunSpec
+    run: RunDir
+    notes: tuple[str, ...]
+
+
+def recipes() -> dict[str, Path]:
+    """Name to file of every recipe: the user's own ``./recipes`` win over the shipped ones."""
+    found: dict[str, Path] = {}
+    for folder in (assets.folder("recipes"), Path("recipes")):
+        found |= {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return dict(sorted(found.items()))
+
+
+def find(name: str) -> Source:
+    """The recipe that ``name`` means: a path, a run directory, a name in ``./recipes``, a shipped name."""
+    path = Path(name)
+    if (path / "run.json").is_file():
+        return _from_run(RunDir(path))
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        if not path.is_file():
+            raise UserError("recipe", f"no file {name}", "give a path to a .yaml file, or a name (see galley recipes)")
+        return _from_file(path)
+    known = recipes()
+    if name not in known:
+        raise UserError("recipe", f"no recipe {name!r}", f"{nearest(name, known)} (see galley recipes)")
+    return _from_file(known[name])
+
+
+def _from_file(path: Path) -> Source:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"cannot be read: {error}", "give a readable UTF-8 file") from None
+    return Source(str(path), read_yaml(text, str(path)), path.parent, path.stem, text)
+
+
+def _from_run(run: RunDir) -> Source:
+    """A run that exists, as a recipe: its own task, and the placement of its last attempt."""
+    spec = read_spec(run)
+    placement, dump = spec.placement, spec.model_dump(mode="json")
+    tree: Tree = dict(dump["task"]) | {"cadence": dump["cadence"]}
+    tree |= {"micro_batch": placement.micro_batch, "activation_checkpointing": placement.activation_checkpointing}
+    folder = Path(spec.origin.recipe).parent
+    return Source(str(run.root), tree, folder, run.root.absolute().name, run=run)
+
+
+def read_spec(run: RunDir) -> RunSpec:
+    """The ``run.json`` of a run that exists. Raises ``UserError`` where it cannot be read."""
+    try:
+        return RunSpec.read(run.spec)
+    except (OSError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        todo = "it was written by another version, or changed by hand; start a new run"
+        raise UserError(str(run.spec), f"cannot be read: {reason}", todo) from None
+
+
+def resolve(name: str, settings: Sequence[str]) -> tuple[Source, Recipe, dict[str, str]]:
+    """The source, the typed recipe with overrides, and the launcher's own settings."""
+    source = find(name)
+    ours = dict(split(setting) for setting in settings if split(setting)[0] in RESERVED)
+    theirs = [setting for setting in settings if split(setting)[0] not in RESERVED]
+    tree = override(source.tree, theirs)
+    if "init_from" in ours:
+        tree = _initialised(tree, ours, theirs)
+    if "deepspeed" in ours:
+        tree = tree | {"deepspeed": ours["deepspeed"]}
+    return source, build(tree, source.label), ours
+
+
+def _initialised(tree: Tree, ours: dict[str, str], theirs: Sequence[str]) -> Tree:
+    if any(split(setting)[0] == "model.path" for setting in theirs):
+        raise UserError("init_from", "and model.path both say where the weights come from", "keep one of them")
+    path = places.exported_model(ours["init_from"], Path(ours.get("runs", "runs")))
+    model = {key: value for key, value in tree.get("model", {}).items() if key != "revision"}
+    return tree | {"model": model | {"path": path}}
+
+
+def _whole(ours: dict[str, str], key: str) -> int | None:
+    text = ours.get(key)
+    if text is None:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(key, f"{text!r} is not a whole number above 0", f"write {key}=1, {key}=2 …")
+    return int(text)
+
+
+def _devices(ours: dict[str, str], before: Placement | None, imagine: bool) -> devices.Devices:
+    ranks, gpus = _whole(ours, "ranks"), read_names(ours.get("gpus", ""))
+    kind = ours.get("device") or ("cpu" if before and before.device == "cpu" and not gpus else "cuda")
+    if kind not in ("cuda", "cpu"):
+        raise UserError("device", f"{kind!r} is neither cuda nor cpu", "write device=cuda or device=cpu")
+    if kind == "cpu":
+        if ranks is None and before and before.device == "cpu":
+            ranks = before.ranks_per_node
+        return devices.on_cpu(ranks, gpus)
+    return devices.imagined(ranks, gpus) if imagine else devices.on_gpus(ranks, gpus)
+
+
+def _refuse_what_comes_later(ours: dict[str, str]) -> None:
+    if ours.get("nodes", "1") != "1":
+        raise UserError("nodes", f"{ours['nodes']} nodes are not supported yet", "train on one box: leave nodes out")
+    if ours.get("cluster", "local") != "local":
+        raise UserError("cluster", f"{ours['cluster']!r}: clusters are not supported yet", "leave cluster out")
+    if "force" in ours:
+        raise UserError("force", "nothing here can be forced", "leave it out")
+
+
+def _deepspeed(source: Source, ours: dict[str, str], recipe: Recipe) -> tuple[dict[str, Any], str]:
+    """The configuration to complete; a run that is continued keeps its own, but for the batch."""
+    if source.run is None or "deepspeed" in ours:
+        return zero.find(recipe.deepspeed, source.folder)
+    config = dict(read_spec(source.run).placement.deepspeed)
+    return config | dict.fromkeys(_BATCH_KEYS, "auto"), f"of {source.run.root}"
+
+
+def _threads(recipe: Recipe, ranks: int) -> int:
+    return recipe.threads or max(1, len(os.sched_getaffinity(0)) // ranks)
+
+
+def _place(source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, where: devices.Devices) -> Placement:
+    config, label = _deepspeed(source, ours, recipe)
+    found = places.paths(recipe, run, source.folder)
+    zero.check_keys(config, label)
+    rules.check(rules.Case(recipe, where.kind, config))
+    finished = zero.complete(config, label, recipe, where.kind, where.ranks, facts.of_model(found.model))
+    return Placement.model_validate(
+        {
+            "device": where.kind,
+            "ranks_per_node": where.ranks,
+            "gpus": where.gpus and list(where.gpus),
+            "micro_batch": recipe.micro_batch,
+            "accumulation": finished["gradient_accumulation_steps"],
+            "threads": _threads(recipe, where.ranks),
+            "activation_checkpointing": recipe.activation_checkpointing,
+            "deepspeed": finished,
+            "paths": found,
+        }
+    )
+
+
+def _run_dir(source: Source, ours: dict[str, str]) -> RunDir:
+    if source.run is not None:
+        if "name" in ours or "runs" in ours:
+            raise UserError("name", f"{source.label} is a run that exists", "leave name and runs out to continue it")
+        return source.run
+    return RunDir(Path(ours.get("runs", "runs")) / ours.get("name", source.stem))
+
+
+def version() -> str:
+    """Galley's version; a checkout that is not installed has that of its pyproject."""
+    try:
+        return metadata.version("galley-tune")
+    except metadata.PackageNotFoundError:
+        import tomllib
+
+        root = assets.checkout()
+        return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]) if root else "unknown"
+
+
+def _commit() -> str | None:
+    root = assets.checkout()
+    if root is None:
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _task(recipe: Recipe, run: RunDir) -> Task:
+    """The task; a revision that is not given is the one that prepare pinned for this run."""
+    task = recipe.task()
+    before = (read_json(run.spec) or {}).get("task", {})
+    dump = task.model_dump()
+    for part in ("model", "data"):
+        if dump[part]["revision"] is None and before.get(part, {}).get("path") == dump[part]["path"]:
+            dump[part]["revision"] = before[part].get("revision")
+    return Task.model_validate(dump)
+
+
+def compose(name: str, settings: Sequence[str], imagine: bool) -> Composed:
+    """The complete run that ``galley plan NAME SETTINGS`` shows and ``galley run`` starts.
+
+    ``imagine``: plan for GPUs that are not here. Raises ``UserError``; writes nothing.
+    """
+    source, recipe, ours = resolve(name, settings)
+    _refuse_what_comes_later(ours)
+    run = _run_dir(source, ours)
+    before = read_spec(run).placement if source.run else None
+    where = _devices(ours, before, imagine)
+    placement = _place(source, recipe, ours, run, where)
+    origin = Origin(recipe=source.label, overrides=list(settings), version=version(), commit=_commit())
+    if source.run:
+        origin = origin.model_copy(update={"recipe": read_spec(run).origin.recipe})
+    try:
+        spec = RunSpec(
+            schema=1,
+            name=run.root.absolute().name,
+            task=_task(recipe, run),
+            placement=placement,
+            cadence=recipe.cadence,
+            origin=origin,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{first['input']!r}: {first['msg']}" if first["loc"] == ("name",) else str(first["msg"])
+        raise UserError(".".join(map(str, first["loc"])) or "recipe", what, "letters, digits, '.', '_', '-'") from None
+    return Composed(spec, run, where.notes)

@@ -1,0 +1,159 @@
+"""What a run shows while it goes: a live line on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from galley.rundir import Attempt, RunDir
+
+
+def say(text: str) -> None:
+    """One line to the terminal. A terminal that is gone never ends a run: from then on nothing is shown."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        _silence()
+
+
+def _silence() -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(null, stream)
+    os.close(null)
+
+
+@dataclass
+class Tail:
+    """Reads a growing file line by line; a file that is not there yet has no lines."""
+
+    path: Path
+    position: int = 0
+    rest: bytes = b""
+
+    def lines(self) -> list[str]:
+        """The whole lines that have come since the last call."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.position)
+                data = file.read()
+        except OSError:
+            return []
+        self.position += len(data)
+        *whole, self.rest = (self.rest + data).split(b"\n")
+        return [line.decode("utf-8", "replace") for line in whole]
+
+    def skip(self) -> Tail:
+        """Start at the file's present end."""
+        self.position = self.path.stat().st_size if self.path.exists() else 0
+        return self
+
+
+class Screen(Protocol):
+    """How one stage is shown."""
+
+    def show(self) -> None:
+        """Look at the files and show what is new."""
+
+    def close(self) -> None:
+        """Show the rest and leave the terminal clean."""
+
+
+@dataclass
+class Lines:
+    """Plain lines, copied from logs."""
+
+    tails: list[Tail]
+
+    def show(self) -> None:
+        """Copy what is new."""
+        for tail in self.tails:
+            for line in tail.lines():
+                say(line)
+
+    def close(self) -> None:
+        """Copy the rest."""
+        self.show()
+
+
+@dataclass
+class Bar:
+    """A live line: steps, loss, tokens a second, time left."""
+
+    metrics: Tail
+    _progress: Any = None
+    _task: Any = None
+    _last: dict[str, Any] = field(default_factory=dict)
+
+    def show(self) -> None:
+        """Redraw where there is a new row."""
+        for line in self.metrics.lines():
+            self._take(line)
+
+    def _take(self, line: str) -> None:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return
+        self._last |= row
+        if "step" in row and "steps" in self._last:
+            self._draw()
+
+    def _draw(self) -> None:
+        row = self._last
+        try:
+            if self._progress is None:
+                self._open(row)
+            self._progress.update(self._task, completed=row["step"], total=row["steps"], status=status(row))
+        except OSError:
+            _silence()
+
+    def _open(self, row: dict[str, Any]) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (TextColumn("train"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+        self._progress = Progress(*columns, refresh_per_second=4)
+        self._progress.start()
+        self._task = self._progress.add_task("train", total=row["steps"], status="")
+
+    def close(self) -> None:
+        """Leave the last line on the screen."""
+        self.show()
+        if self._progress is not None:
+            try:
+                self._progress.stop()
+            except OSError:
+                _silence()
+
+
+def duration(seconds: float) -> str:
+    """``1 h 02 min``, ``3 min 20 s``, ``12 s``."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def status(row: dict[str, Any]) -> str:
+    """The numbers of a metrics row that a person watches."""
+    parts = [
+        ("loss", lambda: f"loss {row['loss']:.4f}"),
+        ("held_out_loss", lambda: f"held-out {row['held_out_loss']:.4f}"),
+        ("tokens_per_s", lambda: f"{row['tokens_per_s']:,.0f} tokens/s"),
+        ("left_s", lambda: f"{duration(row['left_s'])} left"),
+    ]
+    shown: list[tuple[str, Callable[[], str]]] = [(key, text) for key, text in parts if row.get(key) is not None]
+    return " · ".join(text() for _, text in shown)
+
+
+def screen(stage: str, run: RunDir, attempt: Attempt) -> Screen:
+    """How ``stage`` is shown here: call before it starts."""
+    if stage == "train" and sys.stdout.isatty():
+        return Bar(Tail(run.metrics).skip())
+    logs = [Tail(attempt.log(stage)).skip()]
+    return Lines([*logs, Tail(attempt.log("rank-0")).skip()] if stage == "train" else logs)

@@ -1,0 +1,92 @@
+"""A plan is a value: the files that a run writes and the commands that it starts. Pure; nothing happens here."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from galley.rundir import RunDir
+from galley.spec import RunSpec
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One process to start and wait for."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    """What is set on top of the environment."""
+
+    def shell(self) -> str:
+        """The command as a shell would take it."""
+        settings = [f"{key}={shlex.quote(value)}" for key, value in self.env.items()]
+        return " ".join([*settings, *map(shlex.quote, self.argv)])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Files to write, by path in the run directory, then stages to run in order."""
+
+    files: dict[str, str]
+    stages: tuple[Stage, ...]
+
+
+def _base_env(spec: RunSpec, attempt: int, python_path: str | None) -> dict[str, str]:
+    place = spec.placement
+    env = {
+        # python -m puts the working directory first on the path: a datasets.py there would shadow the library.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(place.threads),
+        "CUDA_VISIBLE_DEVICES": ",".join(place.gpus or []),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "GALLEY_ATTEMPT": str(attempt),
+    }
+    if place.device == "cpu":
+        env["DS_ACCELERATOR"] = "cpu"
+    if python_path is not None:
+        env["PYTHONPATH"] = python_path
+    return env
+
+
+def export_stage(spec: RunSpec, run: RunDir, attempt: int, step: str, python_path: str | None) -> Stage:
+    """The stage that writes ``export/`` from the checkpoint ``step``: ``last``, ``best`` or a number."""
+    env = _base_env(spec, attempt, python_path) | _OFFLINE | {"GALLEY_EXPORT_STEP": step}
+    return Stage("export", (sys.executable, "-m", "galley.export", str(run.spec.absolute())), env)
+
+
+def make(spec: RunSpec, run: RunDir, attempt: int, python_path: str | None) -> Plan:
+    """The plan of one attempt at ``spec``: prepare, train, export."""
+    file, env = str(run.spec.absolute()), _base_env(spec, attempt, python_path)
+    # Even one rank goes through torchrun, so that every run has the same shape.
+    torchrun = ("torch.distributed.run", "--standalone", "--nnodes", "1")
+    ranks = ("--nproc-per-node", str(spec.placement.ranks_per_node))
+    train = (sys.executable, "-m", *torchrun, *ranks, "-m", "galley.train", file)
+    placement = json.dumps(spec.placement.model_dump(mode="json"), indent=2) + "\n"
+    relative = run.attempt(attempt).placement.relative_to(run.root)
+    return Plan(
+        {str(relative): placement, str(run.spec.relative_to(run.root)): spec.to_json()},
+        (
+            Stage("prepare", (sys.executable, "-m", "galley.prepare", file), env),
+            Stage("train", train, env | _OFFLINE | {"TOKENIZERS_PARALLELISM": "false"}),
+            export_stage(spec, run, attempt, "last", python_path),
+        ),
+    )
+
+
+def python_path(package: Path, inherited: str, cwd: Path) -> str | None:
+    """``PYTHONPATH`` for stages: ``package``'s folder where it is a checkout's, then what was inherited.
+
+    An entry that is empty, relative or the working directory would let the user's own files shadow libraries.
+    None: nothing needs to be set.
+    """
+    kept = [entry for entry in inherited.split(":") if entry.startswith("/") and Path(entry) != cwd]
+    installed = package.parent.name in ("site-packages", "dist-packages")
+    entries = kept if installed else [str(package.parent), *kept]
+    return ":".join(dict.fromkeys(entries)) if entries or inherited else None

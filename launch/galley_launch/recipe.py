@@ -1,0 +1,232 @@
+"""A recipe: what to train, with the wishes for how to run it. Text goes in, a typed and checked :class:`Recipe` comes out.
+
+A recipe has the fields of the contract's ``Task`` at its top level, so that the contract stays the only place that says
+what they mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from galley.errors import UserError
+from galley.spec import Cadence, Positive, Task
+from galley_launch.arguments import RESERVED, nearest, split
+from galley_launch.strings import Tree, read_value
+
+# An override of one of these replaces the others: steps=20 for a recipe that says epochs.
+_ONE_OF = {"batch": ("samples", "tokens"), "duration": ("epochs", "steps", "tokens")}
+
+# What other trainers call it; used only to point at the right key.
+_ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "num_train_epochs": "duration.epochs",
+    "num_epochs": "duration.epochs",
+    "max_steps": "duration.steps",
+    "per_device_train_batch_size": "micro_batch",
+    "micro_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "batch.samples",
+    "global_batch_size": "batch.samples",
+    "batch_size": "batch.samples",
+    "gradient_checkpointing": "activation_checkpointing",
+    "max_grad_norm": "optimizer.clip",
+    "gradient_clipping": "optimizer.clip",
+    "warmup_ratio": "schedule.warmup",
+    "lr_scheduler_type": "schedule.kind",
+    "max_seq_length": "data.max_length",
+    "sequence_len": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "model_name_or_path": "model.path",
+    "base_model": "model.path",
+    "dataset": "data.path",
+    "lora_r": "method.rank",
+    "lora_rank": "method.rank",
+    "lora_alpha": "method.alpha",
+    "lora_target": "method.targets",
+    "load_in_4bit": "method.kind",
+    "bf16": "model.dtype",
+    "save_steps": "cadence.save_every",
+    "eval_steps": "cadence.eval_every",
+    "logging_steps": "cadence.log_every",
+    "save_total_limit": "cadence.keep",
+}
+
+
+class Recipe(Task):
+    """One YAML file: the task, how often to log and save, and wishes for placement."""
+
+    about: str = ""
+    """One line for ``galley recipes``."""
+    deepspeed: str = "zero2"
+    """DeepSpeed preset that this recipe is paired with, or a path to a JSON file; ``deepspeed=`` overrides it."""
+    micro_batch: Positive = 1
+    """Samples that one rank takes through one forward and backward."""
+    activation_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more computation."""
+    threads: Annotated[int, Field(gt=0)] | None = None
+    """CPU threads of each rank; null: this machine's cores divided by its ranks."""
+    cadence: Cadence = Cadence()
+    """How often to log, measure and save."""
+
+    def task(self) -> Task:
+        """The part that is the run."""
+        return Task(**{name: getattr(self, name) for name in Task.model_fields})
+
+
+def _sections(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    fields = ((name, field.annotation) for name, field in kind.model_fields.items())
+    return {name: part for name, part in fields if isinstance(part, type) and issubclass(part, BaseModel)}
+
+
+_SECTIONS = _sections(Recipe)
+
+
+def keys() -> dict[str, list[str]]:
+    """Every name that an override may use: a dotted path, or a leaf, with the dotted paths that it could mean."""
+    found: dict[str, list[str]] = {}
+    for name in Recipe.model_fields:
+        paths = [f"{name}.{leaf}" for leaf in _SECTIONS[name].model_fields] if name in _SECTIONS else [name]
+        for path in paths:
+            found[path] = [path]
+            leaf = path.rpartition(".")[2]
+            if leaf != path and leaf not in RESERVED:
+                found.setdefault(leaf, []).append(path)
+    return found
+
+
+def _unknown(where: str, key: str, known: Sequence[str]) -> UserError:
+    elsewhere = _ELSEWHERE.get(key.rpartition(".")[2])
+    todo = f"here it is called {elsewhere}" if elsewhere else nearest(key, known)
+    return UserError(where, f"no such key: {key!r}", todo)
+
+
+def resolve_key(key: str) -> str:
+    """The dotted path that ``key`` means. Raises ``UserError`` where it is unknown or could mean several."""
+    paths = keys().get(key)
+    if key in _SECTIONS:
+        raise UserError("command line", f"{key} is a section", f"set one of its keys: {_leaves(key)}")
+    if paths is None:
+        section, _, leaf = key.rpartition(".")
+        known = [f"{section}.{name}" for name in _SECTIONS[section].model_fields] if section in _SECTIONS else keys()
+        raise _unknown("command line", key if leaf else section, list(known))
+    if len(paths) > 1:
+        raise UserError("command line", f"{key!r} could mean {' or '.join(paths)}", "write the whole path")
+    return paths[0]
+
+
+def _leaves(section: str) -> str:
+    return ", ".join(f"{section}.{name}" for name in _SECTIONS[section].model_fields)
+
+
+def override(tree: Tree, settings: Sequence[str]) -> Tree:
+    """``tree`` with each ``key=value`` of ``settings`` put in its place."""
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    given: dict[str, str] = {}
+    for setting in settings:
+        key, text = split(setting)
+        path = resolve_key(key)
+        if path in given:
+            raise UserError("command line", f"{given[path]} and {key} are the same key", "keep one of them")
+        given[path] = key
+    for setting in settings:
+        key, text = split(setting)
+        section, _, leaf = resolve_key(key).rpartition(".")
+        part = result.setdefault(section, {}) if section else result
+        if not isinstance(part, dict):
+            raise UserError("recipe", f"{section} holds {part!r}", "write it as a section of keys")
+        for other in _ONE_OF.get(section, ()) if leaf in _ONE_OF.get(section, ()) else ():
+            if f"{section}.{other}" not in given:
+                part.pop(other, None)
+        part[leaf] = read_value(key, text)
+    return result
+
+
+def _check_names(tree: Tree, where: str) -> None:
+    for key, value in tree.items():
+        if key in RESERVED - set(Recipe.model_fields):
+            raise UserError(where, f"{key!r} belongs on the command line", f"take it out and write {key}=…")
+        if key not in Recipe.model_fields:
+            raise _unknown(where, key, list(Recipe.model_fields))
+        if key not in _SECTIONS:
+            continue
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {key}", f"{value!r} is not a section", f"set its keys: {_leaves(key)}")
+        for leaf in value:
+            if leaf not in _SECTIONS[key].model_fields:
+                raise _unknown(f"{where}: {key}", leaf, list(_SECTIONS[key].model_fields))
+
+
+def _description(path: list[str]) -> str:
+    section, leaf = (_SECTIONS.get(path[0]), path[1]) if len(path) > 1 else (Recipe, path[0])
+    field = section.model_fields.get(leaf) if section else None
+    return " ".join((field.description or "").split()).removesuffix(".") if field else ""
+
+
+def _sentence(error: ErrorDetails) -> str:
+    value = error["input"]
+    match error["type"]:
+        case "missing":
+            return "is missing"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"{value!r} is not a whole number"
+        case "float_parsing" | "float_type":
+            return f"{value!r} is not a number"
+        case "bool_parsing" | "bool_type":
+            return f"{value!r} is not true or false"
+        case _:
+            reason = error["msg"].removeprefix("Input ")
+            return f"{value!r} {reason}"
+
+
+def _as_user_error(error: ValidationError, where: str) -> UserError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier()]
+    if not path:
+        return UserError(where, _sentence(first), "change one of them")
+    known = [".".join(path[:2])] if len(path) > 1 and path[0] in _SECTIONS else [path[0]]
+    place = f"{where}: {known[0]}"
+    description = _description(path[:2] if path[0] in _SECTIONS else path[:1])
+    if path[0] in _SECTIONS and len(path) == 1:
+        what = _sentence(first)
+        return UserError(place, what, f"its keys: {_leaves(path[0])}")
+    return UserError(place, _sentence(first), f"it means: {description}")
+
+
+def _not_finite(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _not_finite(part, f"{path}.{key}" if path else key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path
+
+
+def build(tree: Tree, where: str) -> Recipe:
+    """The typed recipe that ``tree`` (strings, from the file ``where`` and the command line) says.
+
+    Raises ``UserError`` for unknown keys, wrong types, lossy conversions and numbers that are out of limits.
+    """
+    _check_names(tree, where)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise _as_user_error(error, where) from None
+    for path in _not_finite(recipe.model_dump()):
+        raise UserError(f"{where}: {path}", "is not a finite number", f"it means: {_description(path.split('.'))}")
+    return recipe
+
+
+def header(text: str) -> str:
+    """The comment block that a recipe's text begins with, without its hash signs: the recipe's manual."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        if "yaml-language-server" not in line:
+            lines.append(line.removeprefix("#").removeprefix(" "))
+    return "\n".join(lines).strip()

@@ -1,0 +1,195 @@
+"""Carry out a plan on this box: hold the run, start each stage, watch it, say how it ended."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from signal import Signals
+
+from galley.errors import UserError
+from galley.rundir import Attempt, RunDir, read_json, write_atomic
+from galley.spec import RunSpec
+from galley_launch import display, locks, resume, supervise
+from galley_launch.display import say
+from galley_launch.plan import Plan, Stage
+
+MakePlan = Callable[[int], Plan]
+"""Attempt number to plan."""
+
+# torchrun's summary of a failed group: "rank : 1 (local_rank: 1)" and "exitcode : -9 (pid: 123)".
+_RANK_EXIT = re.compile(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-\d+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended."""
+
+    stage: str
+    status: int
+    """0: done. 2: the user's to mend. Anything else: failed."""
+    message: str = ""
+    stopped: bool = False
+
+
+def check_installed() -> None:
+    """Raise ``UserError`` where this environment cannot train."""
+    if importlib.util.find_spec("torch") is None:
+        todo = "install the rest with: pip install 'galley-tune[train]'"
+        raise UserError("environment", "torch is not installed here, so nothing can be trained", todo)
+
+
+def _killed_rank(log: Path) -> str | None:
+    """``rank 1 was killed by signal 9`` where torchrun's log says so. It ends the others with 15 itself."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    for rank, code in _RANK_EXIT.findall(text):
+        if code != "-15":
+            return f"rank {rank} was killed by signal {code[1:]}"
+    return None
+
+
+def _outcome(stage: Stage, code: int, attempt: Attempt, now: bool) -> Outcome:
+    """Judge a stage that ended with ``code``; ``now``: the user did not wait for it to save."""
+    if code == 0:
+        stopped = (read_json(attempt.exit) or {}).get("verdict") == "stopped"
+        return Outcome(stage.name, 0, stopped=stopped)
+    errors = attempt.errors()
+    if attempt.stop.exists() and (now or not errors):
+        return Outcome(stage.name, 1, f"{stage.name} was ended before it was done", stopped=True)
+    users = [error for error in errors if error.get("status") == 2]
+    if users:
+        return Outcome(stage.name, 2, str(users[0].get("message")))
+    killed = _killed_rank(attempt.log(stage.name))
+    if killed is None and code < 0:
+        killed = f"{stage.name} was killed by signal {-code} ({Signals(-code).name})"
+    if killed:
+        return Outcome(stage.name, 1, f"{killed}; run the same command again to resume")
+    return Outcome(stage.name, 1, _failure(stage, errors, attempt))
+
+
+def _failure(stage: Stage, errors: list[dict[str, object]], attempt: Attempt) -> str:
+    if not errors:
+        return f"{stage.name} failed; see {attempt.log(stage.name)}"
+    who = str(errors[0].get("who"))
+    log = attempt.log(who) if attempt.log(who).exists() else attempt.log(stage.name)
+    place = f" in {who}" if who != stage.name else ""
+    return f"{stage.name} failed{place}: {errors[0].get('message')}; see {log}"
+
+
+def run_stage(stage: Stage, run: RunDir, attempt: Attempt, interrupts: supervise.Interrupts, lock: int) -> Outcome:
+    """Start ``stage``, show it, and return how it ended."""
+    if attempt.stop.exists():
+        return Outcome(stage.name, 1, f"stopped before {stage.name}", stopped=True)
+    screen = display.screen(stage.name, run, attempt)
+    process = supervise.start(stage, attempt.log(stage.name), lock)
+    try:
+        code = supervise.watch(process, attempt, stage.name == "train", interrupts, screen.show, say)
+    finally:
+        if process.poll() is None:
+            supervise.end(process)
+        screen.close()
+    return _outcome(stage, code, attempt, interrupts.count > 1)
+
+
+def write(plan: Plan, run: RunDir, attempt: Attempt) -> None:
+    """Write the plan's files."""
+    for place in (attempt.root, attempt.stop.parent, attempt.logs, attempt.root / "errors"):
+        place.mkdir(parents=True, exist_ok=True)
+    for name, text in plan.files.items():
+        write_atomic(run.root / name, text)
+
+
+def _record(attempt: Attempt, verdict: str, outcome: Outcome) -> None:
+    """Leave ``exit.json`` where the ranks did not; a verdict of theirs stands, unless training itself failed."""
+    before = read_json(attempt.exit)
+    if before and (before.get("verdict") == verdict or outcome.stage == "export"):
+        return
+    reason = (read_json(attempt.stop) or {}).get("reason") if outcome.stopped else outcome.stage
+    body = {"verdict": verdict, "reason": reason, "step": None, "message": outcome.message, "status": outcome.status}
+    write_atomic(attempt.exit, json.dumps(body))
+
+
+def attempt_stages(plan: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
+    """Run every stage of ``plan`` in turn; returns the exit status for the shell."""
+    with supervise.listening() as interrupts:
+        for stage in plan.stages:
+            outcome = run_stage(stage, run, attempt, interrupts, lock)
+            if outcome.status or outcome.stopped:
+                return _leave(run, attempt, outcome)
+    _record(attempt, "done", Outcome("export", 0))
+    say(f"run {run.root.name} is done: {_where(run)}")
+    return 0
+
+
+def _leave(run: RunDir, attempt: Attempt, outcome: Outcome) -> int:
+    if outcome.stopped:
+        _record(attempt, "stopped", outcome)
+        last = read_json(attempt.exit) or {}
+        reason = last.get("reason") or "user"
+        at = f" at step {last['step']}" if last.get("step") is not None else ""
+        lost = f" ({outcome.message})" if outcome.message else ""
+        say(f"stopped{at} ({reason}){lost}; run the same command again to go on")
+        return 0 if outcome.status == 0 else 130
+    _record(attempt, "failed", outcome)
+    prefix = "" if outcome.status == 2 else f"run {run.root.name}: "
+    print(f"galley: {prefix}{outcome.message}", file=sys.stderr, flush=True)
+    return 2 if outcome.status == 2 else 1
+
+
+def _where(run: RunDir) -> str:
+    parts = [("model", run.export / "model"), ("adapter", run.export / "adapter"), ("metrics", run.metrics)]
+    return ", ".join(f"{name} in {path}" for name, path in parts if path.exists()) or str(run.root)
+
+
+def start(spec: RunSpec, run: RunDir, make_plan: MakePlan) -> int:
+    """Run ``spec`` in ``run``: a new attempt, or nothing where it is finished. Returns the exit status."""
+    with locks.held(run) as lock:
+        old = RunSpec.read(run.spec) if run.spec.is_file() else None
+        attempts = run.attempts()
+        if old is not None:
+            resume.check(run, old, spec)
+        if old is not None and attempts and resume.is_done(run, old, spec):
+            return _finish(run, attempts[-1], make_plan, lock)
+        attempt = run.attempt(attempts[-1].number + 1 if attempts else 1)
+        plan = make_plan(attempt.number)
+        write(plan, run, attempt)
+        say(_greeting(spec, run, attempt))
+        return attempt_stages(plan, run, attempt, lock)
+
+
+def _finish(run: RunDir, attempt: Attempt, make_plan: MakePlan, lock: int) -> int:
+    """Training is done: write the export where it is missing, else say so."""
+    if resume.is_exported(run):
+        say(f"run {run.root.name} is finished: {_where(run)}")
+        return 0
+    attempt.stop.unlink(missing_ok=True)
+    export = tuple(stage for stage in make_plan(attempt.number).stages if stage.name == "export")
+    return attempt_stages(Plan({}, export), run, attempt, lock)
+
+
+def _greeting(spec: RunSpec, run: RunDir, attempt: Attempt) -> str:
+    place = spec.placement
+    where = f"{place.ranks_per_node} {'CPU rank' if place.device == 'cpu' else 'GPU'}"
+    where += "s" if place.ranks_per_node > 1 else ""
+    again = f", attempt {attempt.number}" if attempt.number > 1 else ""
+    return f"run {spec.name} on {where}{again}: {run.root}"
+
+
+def export(run: RunDir, make_stage: Callable[[int], Stage]) -> int:
+    """Write the export of a run again. Returns the exit status."""
+    with locks.held(run) as lock:
+        attempts = run.attempts()
+        if not attempts or not run.checkpoints():
+            raise UserError(str(run.root), "has no checkpoint yet", "train it first: galley run")
+        attempt = attempts[-1]
+        attempt.stop.unlink(missing_ok=True)
+        for error in (attempt.root / "errors").glob("*.json"):
+            error.unlink()
+        return attempt_stages(Plan({}, (make_stage(attempt.number),)), run, attempt, lock)

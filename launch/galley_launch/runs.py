@@ -1,0 +1,123 @@
+"""Runs that exist: find one, say how it is, follow its logs, ask it to stop."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from galley.errors import UserError
+from galley.rundir import Attempt, RunDir, read_json
+from galley_launch import locks
+from galley_launch.arguments import nearest
+from galley_launch.display import Tail
+
+_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run is, in the words that ``galley status`` shows."""
+
+    name: str
+    state: str
+    """``live``, ``done``, ``stopped``, ``failed``, ``lost`` (ended without a word) or ``new``."""
+    row: dict[str, Any]
+    """The newest metrics, evaluation included."""
+    attempt: int
+    checkpoint: int | None
+    """Step of the newest checkpoint that verifies."""
+    message: str = ""
+
+
+def find(name: str, runs: Path) -> RunDir:
+    """The run called ``name``: a directory, or a name under ``runs``. Raises ``UserError``."""
+    for root in (Path(name), runs / name):
+        if (root / "run.json").is_file():
+            return RunDir(root)
+    known = [run.root.name for run in every(runs)]
+    todo = nearest(name, known) if known else "start one with galley run"
+    raise UserError("run", f"no run {name!r} here or in {runs}/", todo)
+
+
+def every(runs: Path) -> list[RunDir]:
+    """All runs under ``runs``, by name."""
+    return [RunDir(path.parent) for path in sorted(runs.glob("*/run.json"))]
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The newest values of a ``metrics.jsonl``, from its end: evaluation rows do not hide step rows."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return {}
+    row: dict[str, Any] = {}
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:  # The first may be cut, the last half written.
+            continue
+        row |= value if isinstance(value, dict) else {}
+    return row
+
+
+def state(run: RunDir) -> State:
+    """How ``run`` is now."""
+    attempts, checkpoints = run.attempts(), run.checkpoints()
+    end = (read_json(attempts[-1].exit) or {}) if attempts else {}
+    word = str(end.get("verdict", "lost")) if attempts else "new"
+    if locks.is_live(run):
+        word = "stopping" if attempts and attempts[-1].stop.exists() else "live"
+    return State(
+        name=run.root.absolute().name,
+        state=word,
+        row=last_row(run.metrics),
+        attempt=attempts[-1].number if attempts else 0,
+        checkpoint=checkpoints[-1].step if checkpoints else None,
+        message=str(end.get("message") or "") if word in ("failed", "stopped") else "",
+    )
+
+
+def log_path(run: RunDir, rank: int | None, number: int | None) -> tuple[Attempt, list[Path]]:
+    """The attempt and the logs that ``galley logs`` shows. Raises ``UserError`` where they are not there."""
+    attempts = run.attempts()
+    if not attempts:
+        raise UserError(str(run.root), "has no attempt yet", "start it with galley run")
+    attempt = run.attempt(number) if number else attempts[-1]
+    if not attempt.root.is_dir():
+        raise UserError("attempt", f"{number} is not there", f"choose from 1 to {attempts[-1].number}")
+    if rank is None:
+        return attempt, [attempt.log(name) for name in ("prepare", "train", "rank-0", "export")]
+    if not attempt.log(f"rank-{rank}").is_file():
+        found = sorted(path.stem.removeprefix("rank-") for path in attempt.logs.glob("rank-*.log"))
+        todo = f"choose from {', '.join(found)}" if found else "the ranks have not started"
+        raise UserError("rank", f"no log of rank {rank} in attempt {attempt.number}", todo)
+    return attempt, [attempt.log(f"rank-{rank}")]
+
+
+def follow(run: RunDir, paths: list[Path], show: Callable[[str], None], poll: float = 0.3) -> None:
+    """Show each log, and go on while the run is live."""
+    tails = [Tail(path) for path in paths]
+    live = True
+    while live:
+        live = locks.is_live(run)  # Looked at first, so that what comes before the end is still shown.
+        for tail in tails:
+            for line in tail.lines():
+                show(line)
+        if live:
+            time.sleep(poll)
+
+
+def stop(run: RunDir) -> str:
+    """Ask a live run to save and end; returns what to tell the user. Raises ``UserError`` where it is not live."""
+    attempts = run.attempts()
+    if not attempts or not locks.is_live(run):
+        raise UserError(str(run.root), "is not running", "see galley status")
+    attempts[-1].request_stop("user")
+    return f"asked {run.root.name} to save and stop; galley logs {run.root} follows it"

@@ -1,0 +1,75 @@
+"""YAML and ``key=value`` text as trees of strings: nothing is guessed here, the schema decides types later.
+
+YAML's own guesses make ``1e-4`` a string, ``12:00:00`` a number and ``no`` a bool (YAML 1.1 as PyYAML reads it).
+Only null is kept: an unquoted ``null`` or ``~``, or nothing at all.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from galley.errors import UserError
+
+Tree = dict[str, Any]
+"""Keys to strings, None, lists or further trees."""
+
+_NULL = "tag:yaml.org,2002:null"
+
+
+class _Loader(yaml.BaseLoader):
+    """Every scalar a string, repeated keys refused."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
+    tree: Tree = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} is not a word", key_node.start_mark)
+        if key in tree:
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+        tree[key] = loader.construct_object(value_node, deep=True)
+    return tree
+
+
+_Loader.add_implicit_resolver(_NULL, re.compile(r"^(?:~|null|)$"), ["~", "n", ""])  # type: ignore[no-untyped-call]
+_Loader.add_constructor(_NULL, lambda loader, node: None)
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def read_yaml(text: str, where: str) -> Tree:
+    """The mapping in ``text``, its scalars as strings. Raises ``UserError`` with file and line."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise UserError(place, f"not readable as YAML: {error.problem}", "mend that line") from None
+    except yaml.YAMLError as error:
+        raise UserError(where, f"not readable as YAML: {str(error).splitlines()[0]}", "save it as UTF-8 text") from None
+    if not isinstance(tree, dict):
+        raise UserError(where, "holds no settings", "write keys such as 'model:' (see galley show)")
+    return tree
+
+
+def read_value(key: str, text: str) -> Any:
+    """What ``key=text`` means: ``[a,b]`` is a list, ``null`` is null, everything else is the string as typed."""
+    if text == "null":
+        return None
+    if not text.startswith("["):
+        return text
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, list):
+        raise UserError(key, f"{text!r} is not a list", "write [a,b] without spaces, or quote it: 'key=[a, b]'")
+    return value
+
+
+def read_names(text: str) -> list[str]:
+    """Device names: ``0,1`` and ``[0,1]`` are the same list."""
+    return [name.strip() for name in text.strip("[] ").split(",") if name.strip()]

@@ -1,0 +1,105 @@
+"""Tables for people. Rich is imported when a table is drawn, not before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from galley.spec import RunSpec
+from galley_launch.display import duration
+from galley_launch.facts import Facts
+from galley_launch.runs import State
+
+_NARROW = 100  # Columns where the output is not a terminal.
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], file: TextIO | None = None) -> None:
+    """Print ``rows`` under ``columns`` without lines between them; the last column takes what is left of the width."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    out = file or sys.stdout
+    console = Console(file=out, width=None if out.isatty() else _NARROW, highlight=False, soft_wrap=False)
+    drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, no_wrap=index < len(columns) - 1, overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    console.print(drawn, markup=False)
+
+
+def _number(count: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:g}"
+
+
+def _duration_of(spec: RunSpec) -> str:
+    asked = spec.task.duration
+    for unit in ("epochs", "steps", "tokens"):
+        value = getattr(asked, unit)
+        if value is not None:
+            return f"{value:g} {unit.removesuffix('s') if value == 1 else unit}"
+    return ""
+
+
+def _method_of(spec: RunSpec) -> str:
+    method = spec.task.method
+    return "full" if method.kind == "full" else f"{method.kind} rank {method.rank} alpha {method.alpha:g}"
+
+
+def summary(spec: RunSpec, facts: Facts) -> list[str]:
+    """What a run will do, in aligned lines; the batch with the whole product that gives it."""
+    task, place = spec.task, spec.placement
+    size = f", {_number(facts.parameters)} parameters" if facts.parameters else ""
+    product = f"micro_batch {place.micro_batch} x accumulation {place.accumulation} x ranks {place.data_parallel}"
+    samples = task.samples_per_step
+    where = "CPU" if place.device == "cpu" else f"GPU {','.join(place.gpus or [])}"
+    held = f", {task.data.held_out:.3g} of it held out" if task.data.held_out else ""
+    rows = {
+        "run": f"{spec.name} in {place.paths.run}",
+        "model": f"{task.model.path}{size}, {task.model.dtype}",
+        "data": f"{task.data.path}{held}",
+        "method": f"{_method_of(spec)}, {task.optimizer.name} lr {task.optimizer.lr:g}, {task.schedule.kind}",
+        "batch": f"{samples} samples a step = {product}; up to {_number(samples * task.data.max_length)} tokens",
+        "for": _duration_of(spec),
+        "on": f"{where}, {place.ranks_per_node} rank{'s'[: place.ranks_per_node > 1]}, ZeRO-{place.zero_stage}",
+    }
+    return [f"{key:<7}{value}" for key, value in rows.items()]
+
+
+def states(found: Sequence[State]) -> None:
+    """The table of ``galley status``."""
+    columns = ("run", "state", "step", "loss", "tokens/s", "left", "attempt", "checkpoint")
+    table(columns, [_state_row(each) for each in found])
+
+
+def _state_row(each: State) -> list[str]:
+    row = each.row
+    live = each.state in ("live", "stopping")
+    return [
+        each.name,
+        each.state,
+        f"{row['step']}/{row['steps']}" if "steps" in row else "",
+        f"{row['loss']:.4f}" if row.get("loss") is not None else "",
+        f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") is not None else "",
+        duration(row["left_s"]) if live and row.get("left_s") is not None else "",
+        str(each.attempt or ""),
+        f"step {each.checkpoint}" if each.checkpoint is not None else "",
+    ]
+
+
+def details(each: State, spec: RunSpec, root: Path) -> list[str]:
+    """The lines of ``galley status RUN``."""
+    lines = [f"{'state':<11}{each.state}" + (f": {each.message}" if each.message else "")]
+    names = ("step", "loss", "tokens/s", "left", "attempt", "checkpoint")
+    lines += [f"{name:<11}{value}" for name, value in zip(names, _state_row(each)[2:], strict=True) if value]
+    if "held_out_loss" in each.row:
+        lines.append(f"{'held-out':<11}{each.row['held_out_loss']:.4f}")
+    if (root / "export" / "export.json").is_file():
+        lines.append(f"{'export':<11}{root / 'export'}")
+    return [*summary(spec, Facts()), *lines]
