@@ -113,7 +113,9 @@ def _check_keys(verb: str, settings: list[str]) -> None:
             continue
         if key == "rank" and VERBS[verb].settings:
             raise UserError(verb, "rank is a key of galley logs", "write method.rank=N for the adapter's rank")
-        raise UserError(verb, f"takes no key {key!r}", nearest(key, allowed) if allowed else f"see galley {verb} --help")
+        raise UserError(
+            verb, f"takes no key {key!r}", nearest(key, allowed) if allowed else f"see galley {verb} --help"
+        )
 
 
 def parse(argv: list[str]) -> Command:

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 from galley.errors import UserError
 from galley_launch.arguments import VERBS, Command, parse
@@ -122,7 +123,7 @@ _FUNCTIONS: dict[str, Callable[..., Todo]] = {
 }
 
 
-def _commands():  # type: ignore[no-untyped-def]  # A module.
+def _commands() -> ModuleType:
     """The verbs' work, imported when it is to be done: help and mistakes cost nothing."""
     from galley_launch import commands
 
@@ -184,5 +185,5 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # Nobody reads; Python's last flush would complain.
+        sys.stdout = None  # Nobody reads; Python's last flush would complain.
         return 0

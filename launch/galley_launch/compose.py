@@ -17,6 +17,7 @@ from galley.rundir import RunDir, read_json
 from galley.spec import Origin, Placement, RunSpec, Task
 from galley_launch import assets, devices, facts, places, rules, zero
 from galley_launch.arguments import RESERVED, nearest, split
+from galley_launch.ds_keys import check_keys
 from galley_launch.recipe import Recipe, build, override
 from galley_launch.strings import Tree, read_names, read_yaml
 
@@ -167,7 +168,7 @@ def _threads(recipe: Recipe, ranks: int) -> int:
 def _place(source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, where: devices.Devices) -> Placement:
     config, label = _deepspeed(source, ours, recipe)
     found = places.paths(recipe, run, source.folder)
-    zero.check_keys(config, label)
+    check_keys(config, label)
     rules.check(rules.Case(recipe, where.kind, config))
     finished = zero.complete(config, label, recipe, where.kind, where.ranks, facts.of_model(found.model))
     return Placement.model_validate(

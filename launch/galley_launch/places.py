@@ -70,7 +70,9 @@ def _model(path: str, search: Search) -> str:
         return path
     if found is None:
         tried = " or ".join(str(place) for place in search.tried(path))
-        raise UserError("model.path", f"no model at {tried}", "give a folder, a .gguf file or a hub id such as org/name")
+        raise UserError(
+            "model.path", f"no model at {tried}", "give a folder, a .gguf file or a hub id such as org/name"
+        )
     if found.is_file() and found.suffix != ".gguf":
         raise UserError("model.path", f"{found} is not a model", "give a folder, a .gguf file or a hub id")
     if found.is_dir() and not (found / "config.json").is_file():

@@ -37,13 +37,14 @@ class Plan:
     stages: tuple[Stage, ...]
 
 
-def _base_env(spec: RunSpec, attempt: int, python_path: str | None) -> dict[str, str]:
+def _env(spec: RunSpec, attempt: int, python_path: str | None, processes: int) -> dict[str, str]:
     place = spec.placement
+    threads = place.threads * place.ranks_per_node // processes
     env = {
         # python -m puts the working directory first on the path: a datasets.py there would shadow the library.
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(place.threads),
+        "OMP_NUM_THREADS": str(threads),
         "CUDA_VISIBLE_DEVICES": ",".join(place.gpus or []),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "GALLEY_ATTEMPT": str(attempt),
@@ -57,24 +58,26 @@ def _base_env(spec: RunSpec, attempt: int, python_path: str | None) -> dict[str,
 
 def export_stage(spec: RunSpec, run: RunDir, attempt: int, step: str, python_path: str | None) -> Stage:
     """The stage that writes ``export/`` from the checkpoint ``step``: ``last``, ``best`` or a number."""
-    env = _base_env(spec, attempt, python_path) | _OFFLINE | {"GALLEY_EXPORT_STEP": step}
+    env = _env(spec, attempt, python_path, 1) | _OFFLINE | {"GALLEY_EXPORT_STEP": step}
     return Stage("export", (sys.executable, "-m", "galley.export", str(run.spec.absolute())), env)
 
 
 def make(spec: RunSpec, run: RunDir, attempt: int, python_path: str | None) -> Plan:
     """The plan of one attempt at ``spec``: prepare, train, export."""
-    file, env = str(run.spec.absolute()), _base_env(spec, attempt, python_path)
+    file, place = str(run.spec.absolute()), spec.placement
+    alone = _env(spec, attempt, python_path, 1)
+    ranked = _env(spec, attempt, python_path, place.ranks_per_node)
     # Even one rank goes through torchrun, so that every run has the same shape.
     torchrun = ("torch.distributed.run", "--standalone", "--nnodes", "1")
-    ranks = ("--nproc-per-node", str(spec.placement.ranks_per_node))
+    ranks = ("--nproc-per-node", str(place.ranks_per_node))
     train = (sys.executable, "-m", *torchrun, *ranks, "-m", "galley.train", file)
-    placement = json.dumps(spec.placement.model_dump(mode="json"), indent=2) + "\n"
+    placement = json.dumps(place.model_dump(mode="json"), indent=2) + "\n"
     relative = run.attempt(attempt).placement.relative_to(run.root)
     return Plan(
         {str(relative): placement, str(run.spec.relative_to(run.root)): spec.to_json()},
         (
-            Stage("prepare", (sys.executable, "-m", "galley.prepare", file), env),
-            Stage("train", train, env | _OFFLINE | {"TOKENIZERS_PARALLELISM": "false"}),
+            Stage("prepare", (sys.executable, "-m", "galley.prepare", file), alone),
+            Stage("train", train, ranked | _OFFLINE | {"TOKENIZERS_PARALLELISM": "false"}),
             export_stage(spec, run, attempt, "last", python_path),
         ),
     )

@@ -1,4 +1,4 @@
-"""A recipe: what to train, with the wishes for how to run it. Text goes in, a typed and checked :class:`Recipe` comes out.
+"""A recipe: what to train, with wishes for how to run it. Text goes in, a typed and checked :class:`Recipe` comes out.
 
 A recipe has the fields of the contract's ``Task`` at its top level, so that the contract stays the only place that says
 what they mean.

@@ -21,7 +21,7 @@ class Case:
 
     def zero(self, key: str) -> Any:
         """A value of the ``zero_optimization`` block."""
-        return self._block("zero_optimization").get(key)
+        return self.block("zero_optimization").get(key)
 
     @property
     def stage(self) -> Any:
@@ -35,9 +35,10 @@ class Case:
 
     def on(self, block: str) -> bool:
         """Whether a top-level block of the configuration is switched on."""
-        return self._block(block).get("enabled") is True
+        return self.block(block).get("enabled") is True
 
-    def _block(self, name: str) -> dict[str, Any]:
+    def block(self, name: str) -> dict[str, Any]:
+        """A top-level block of the configuration; empty where there is none."""
         block = self.deepspeed.get(name)
         return block if isinstance(block, dict) else {}
 
@@ -84,7 +85,7 @@ RULES = (
     ),
     Rule(
         "deepspeed bf16",
-        lambda case: bool(case._block("bf16").get("bf16_master_weights_and_grads")),
+        lambda case: bool(case.block("bf16").get("bf16_master_weights_and_grads")),
         "bf16 master weights lose small updates; optimizer state is always float32 here",
         "take bf16_master_weights_and_grads out",
     ),
@@ -115,22 +116,26 @@ RULES = (
     ),
     Rule(
         "deepspeed zero_quantized",
-        lambda case: case.device == "cpu"
-        and any(case.zero(f"zero_quantized_{what}") for what in ("weights", "gradients", "nontrainable_weights")),
+        lambda case: (
+            case.device == "cpu"
+            and any(case.zero(f"zero_quantized_{what}") for what in ("weights", "gradients", "nontrainable_weights"))
+        ),
         "ZeRO++ quantisation is not implemented for the CPU",
         "take zero_quantized_* out, or train on GPUs",
     ),
     Rule(
         "method.kind qlora",
-        lambda case: case.recipe.method.kind == "qlora"
-        and any(case.zero(f"zero_quantized_{what}") for what in ("weights", "nontrainable_weights")),
+        lambda case: (
+            case.recipe.method.kind == "qlora"
+            and any(case.zero(f"zero_quantized_{what}") for what in ("weights", "nontrainable_weights"))
+        ),
         "the base is NF4 already, and ZeRO++ would quantise its packed bytes as if they were numbers",
         "take zero_quantized_weights out, or use method.kind=lora",
     ),
     # Parts of DeepSpeed that another part of Galley does, or that its loop does not drive
     Rule(
         "deepspeed tensor_parallel",
-        lambda case: int(case._block("tensor_parallel").get("autotp_size") or 1) > 1,
+        lambda case: int(case.block("tensor_parallel").get("autotp_size") or 1) > 1,
         "tensor parallelism is not supported yet",
         "take the tensor_parallel block out",
     ),
@@ -141,16 +146,10 @@ RULES = (
         "take sequence_parallel_size out",
     ),
     Rule(
-        "deepspeed elasticity",
-        lambda case: case.on("elasticity"),
-        "elastic batch sizes would change the task; the global batch is the recipe's",
-        "take the elasticity block out",
-    ),
-    Rule(
-        "deepspeed data",
-        lambda case: case.on("data_efficiency") or case.on("curriculum_learning"),
+        "deepspeed data_efficiency",
+        lambda case: case.on("data_efficiency"),
         "the order of data is settled by the recipe's seed, not by DeepSpeed",
-        "take data_efficiency and curriculum_learning out",
+        "take data_efficiency out",
     ),
     Rule(
         "deepspeed autotuning",
@@ -179,8 +178,9 @@ RULES = (
     ),
     Rule(
         "duration.patience",
-        lambda case: bool(case.recipe.duration.patience)
-        and not (case.recipe.data.held_out or case.recipe.data.held_out_path),
+        lambda case: (
+            bool(case.recipe.duration.patience) and not (case.recipe.data.held_out or case.recipe.data.held_out_path)
+        ),
         "stopping early needs a held-out loss, and no rows are held out",
         "set data.held_out=0.05, or data.held_out_path",
     ),

@@ -27,7 +27,7 @@ class Interrupts:
 
     count: int = 0
 
-    def note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, _number: int, _frame: FrameType | None) -> None:
         """A signal handler that does nothing but count."""
         self.count += 1
 

@@ -45,7 +45,7 @@ def read(path: Path) -> Config:
     except (OSError, ValueError) as error:
         raise UserError(str(path), f"not readable as JSON: {error}", "mend it") from None
     if not isinstance(config, dict):
-        raise UserError(str(path), "holds no JSON object", "write {\"zero_optimization\": {\"stage\": 2}} or the like")
+        raise UserError(str(path), "holds no JSON object", 'write {"zero_optimization": {"stage": 2}} or the like')
     return config
 
 
