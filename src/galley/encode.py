@@ -18,7 +18,7 @@ from galley.rows import Row
 
 BATCH = 512
 SAY_EVERY = 5.0
-BLOCK = 4096
+BLOCK = 1 << 22
 KEPT, OVERLONG, UNSUPERVISED = 0, 1, 2
 
 
@@ -153,11 +153,12 @@ def write_split(folder: Path, documents: Documents, rows: I64, packing: list[lis
 
 
 def _copy(folder: Path, documents: Documents, order: I64, sizes: I64, ends: I64) -> I64:
-    """Write tokens, labels and positions in the new order, a block of documents at a time; supervised of each."""
+    """Write tokens, labels and positions in the new order, a few million tokens at a time; supervised of each."""
     flat = {name: _create(folder, name, int(ends[-1])) for name in ("tokens", "labels", "positions")}
     supervised = np.empty(len(order), np.int64)
-    for first in range(0, len(order), BLOCK):
-        block = slice(first, first + BLOCK)
+    cuts = np.unique(np.searchsorted(ends, np.arange(0, int(ends[-1]), BLOCK))).tolist()
+    for first, last in itertools.pairwise([*cuts, len(order)]):
+        block = slice(first, last)
         length = sizes[block]
         starts = np.concatenate(([0], np.cumsum(length)[:-1]))
         positions = np.arange(int(length.sum())) - np.repeat(starts, length)

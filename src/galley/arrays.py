@@ -1,0 +1,142 @@
+"""One task's conversations as finished arrays in the shared cache, named by everything that they depend on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from galley.cache import digest, entry
+from galley.data import FORMAT, HELD_OUT, I64, TOKENIZER, TRAIN, SourceFacts, SplitFacts
+from galley.encode import KEPT, OVERLONG, Documents, Limits, encode, write_split
+from galley.errors import UserError
+from galley.packing import pack, pick_held_out, separate
+from galley.sources import FIELDS, check_sources, read_rows
+from galley.spec import RunSpec
+from galley.tokens import Tokens
+
+# Raise it when the same inputs give other arrays, so that no run takes what an older Galley made.
+CODE_VERSION = 1
+FACTS = "facts.json"
+LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the arrays are made from."""
+
+    spec: RunSpec
+    sources: list[SourceFacts]
+    tokens: Tokens
+    packed: bool
+
+    @property
+    def limits(self) -> Limits:
+        """What happens to long conversations."""
+        return Limits(self.spec.task.data.max_length, self.spec.task.data.overlong)
+
+    @property
+    def key(self) -> str:
+        """Names the cache entry."""
+        data = self.spec.task.data
+        contents = {source.what: source.sha256 for source in self.sources if source.what != "chat_template"}
+        choices = [data.max_length, data.overlong, data.held_out, self.packed, self.spec.task.seed]
+        text = [self.tokens.template_hash, self.tokens.fingerprint]
+        return digest([CODE_VERSION, FORMAT, contents, choices, text])
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that render and tokenise."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def prepare_arrays(job: Job, cache: Path) -> Path:
+    """The cache entry with ``train``, ``held_out`` where asked for, ``tokenizer`` and ``facts.json``."""
+    paths = job.spec.placement.paths
+    return entry(cache, "data", job.key, lambda folder: _build(job, folder), f"data: preparing {paths.data}")
+
+
+def read_facts(folder: Path) -> tuple[SplitFacts, SplitFacts | None]:
+    """Counts of the training and the held-out split of a cache entry."""
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    held_out = facts[HELD_OUT]
+    return SplitFacts(**facts[TRAIN]), SplitFacts(**held_out) if held_out else None
+
+
+def _build(job: Job, folder: Path) -> None:
+    by_use = {source.what: source for source in job.sources}
+    flat = folder / "flat"
+    documents = _encode(job, by_use["data"], flat / "data")
+    everything = np.arange(len(documents.fates))
+    held_out: SplitFacts | None
+    if "held_out" in by_use:
+        other = _encode(job, by_use["held_out"], flat / "held_out")
+        train = _write(job, folder / TRAIN, documents, everything)
+        held_out = _write(job, folder / HELD_OUT, other, np.arange(len(other.fates)))
+    else:
+        chosen, kept_out = _share(job, documents)
+        train = _write(job, folder / TRAIN, documents, chosen)
+        held_out = _write(job, folder / HELD_OUT, documents, kept_out) if len(kept_out) else None
+    shutil.rmtree(flat)
+    check_sources(job.sources, job.spec)  # it may have been written to while it was read
+    job.tokens.tokenizer.save_pretrained(folder / TOKENIZER)
+    facts = {TRAIN: train.model_dump(), HELD_OUT: held_out and held_out.model_dump()}
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _encode(job: Job, source: SourceFacts, flat: Path) -> Documents:
+    tokens = job.tokens
+    documents = encode(read_rows(source, job.spec), tokens.tokenizer, tokens.template, job.limits, flat)
+    if len(documents.fates) == 0:
+        raise UserError(FIELDS[source.what], f"'{source.path}' holds no rows", "give one with conversations")
+    if len(documents.kept) == 0:
+        raise _nothing_left(documents, source, job.limits)
+    return documents
+
+
+def _nothing_left(documents: Documents, source: SourceFacts, limits: Limits) -> UserError:
+    overlong = documents.lengths[documents.fates == OVERLONG]
+    if len(overlong) == 0:
+        what = f"every token of every row of '{source.path}' is masked"
+        return UserError(FIELDS[source.what], what, "check that the chat template writes what the assistant says")
+    what = f"no row of '{source.path}' fits into {limits.max_length:,} tokens: the shortest has {overlong.min():,}"
+    todo = f"say data.max_length={overlong.max()} to keep all, or data.overlong=truncate"
+    return UserError("data.max_length", what, todo)
+
+
+def _share(job: Job, documents: Documents) -> tuple[I64, I64]:
+    share, kept = job.spec.task.data.held_out, documents.kept
+    train, held_out = pick_held_out(len(documents.fates), share, job.spec.task.seed, kept)
+    if not (documents.fates[train] == KEPT).any():
+        what = f"{share:g} of {len(kept)} rows leaves none to train on"
+        raise UserError("data.held_out", what, "give more rows, or say data.held_out=0")
+    return train, held_out
+
+
+def _write(job: Job, folder: Path, documents: Documents, rows: I64) -> SplitFacts:
+    kept = rows[documents.fates[rows] == KEPT]
+    limits, seed = job.limits, job.spec.task.seed
+    lengths = np.minimum(documents.lengths[kept], limits.max_length)
+    packing = pack(lengths, limits.max_length, seed) if job.packed else separate(len(kept), seed)
+    facts = write_split(folder, documents, rows, packing, limits)
+    print(f"data: {report(folder.name, facts, limits.max_length if job.packed else None)}", flush=True)
+    return facts
+
+
+def report(name: str, facts: SplitFacts, capacity: int | None) -> str:
+    """One line of counts; ``capacity`` is a packed sample's length."""
+    lost = {
+        "longer than max_length dropped": facts.dropped_overlong,
+        "cut to max_length": facts.truncated,
+        "with nothing to learn dropped": facts.dropped_unsupervised,
+        "assistant turns masked": facts.turns_masked,
+    }
+    fill = [f"{facts.tokens / (facts.samples * capacity):.1%} full"] if capacity else []
+    counts = [f"{facts.documents:,} of {facts.rows:,} rows", f"{facts.samples:,} samples", *fill]
+    counts += [f"{facts.tokens:,} tokens", f"{facts.supervised / facts.tokens:.1%} of them learnt"]
+    counts += [f"{count:,} {what}" for what, count in lost.items() if count]
+    return f"{name.replace('_', ' ')}: {', '.join(counts)}"

@@ -1,0 +1,151 @@
+"""Where the model and the data come from: a folder, a file, or a hub, whose branch or tag is pinned to a commit.
+
+Only this module speaks to a hub, and only prepare calls it. Credentials are huggingface_hub's own business
+(``hf auth login`` or ``HF_TOKEN``); ``HF_HUB_OFFLINE=1`` makes do with what its cache holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from galley.errors import UserError
+from galley.rundir import read_json
+from galley.spec import RunSpec
+from galley.weights import check_folder, fingerprint
+
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+CODE = ["*.py"]
+UNWANTED = ["*/*", "consolidated*", "*.onnx.json"]
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A model on this machine's disk."""
+
+    folder: Path
+    """Configuration, safetensors, tokenizer."""
+    revision: str | None
+    """Commit, for a hub model."""
+    fingerprint: str
+    """Of configuration and weights; see :func:`galley.weights.fingerprint`."""
+
+
+def fetch_model(spec: RunSpec, cache: Path, commit: str | None = None) -> Fetched:
+    """Bring the model here: a folder as it is, a ``.gguf`` converted once, a hub id downloaded at one commit.
+
+    ``commit`` is what an earlier attempt was pinned to. Raises :class:`UserError` for every way in which the user's
+    model can be missing, out of reach, incomplete or unknown to transformers.
+    """
+    place, revision = Path(spec.placement.paths.model), None
+    if not place.is_absolute():
+        folder, revision = _download(spec, commit)
+    elif place.suffix == ".gguf":
+        from galley.convert import convert_gguf
+
+        folder = convert_gguf(place, cache)
+    elif place.is_dir():
+        folder = place
+    else:
+        what = f"'{place}' {'is a file' if place.exists() else 'does not exist'}"
+        raise UserError("model.path", what, "give a model's folder, a .gguf file or a hub id")
+    check_folder("model.path", folder)
+    check_architecture(folder, spec.task.model.trust_remote_code)
+    return Fetched(folder, revision, fingerprint(folder))
+
+
+def _download(spec: RunSpec, commit: str | None) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+
+    name, model = spec.placement.paths.model, spec.task.model
+    wanted = WANTED + (CODE if model.trust_remote_code else [])
+    revision = commit or model.revision
+
+    def download() -> str:
+        return str(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=UNWANTED))
+
+    print(f"model: fetching {name}{f' at {revision}' if revision else ''}", flush=True)
+    folder = Path(ask_hub("model.path", name, revision, download))
+    return folder, folder.name
+
+
+def ask_hub(where: str, name: str, revision: str | None, question: Callable[[], Answer]) -> Answer:
+    """Put a question to the hub; what can go wrong becomes one :class:`UserError`."""
+    from huggingface_hub import errors
+
+    at = f" at '{revision}'" if revision else ""
+    login = "then `hf auth login` or set HF_TOKEN"
+    try:
+        return question()
+    except errors.GatedRepoError:
+        what = f"'{name}' is gated and this account has no access"
+        raise UserError(where, what, f"ask for access on its page, {login}") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(where, f"'{name}' has no revision '{revision}'", "give a branch, tag or commit of it") from None
+    except errors.RepositoryNotFoundError:
+        what = f"'{name}' is no file or folder here, and the hub has none of that name for this account"
+        raise UserError(where, what, f"check the name; if it is private, {login.removeprefix('then ')}") from None
+    except errors.HFValidationError:
+        raise UserError(where, f"'{name}' is no file or folder here, and no hub id", "check the name") from None
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError) as error:
+        what = f"the hub cannot be reached and '{name}'{at} is not whole in its cache here"
+        raise UserError(where, what, "fetch it once where there is a network, or give a folder") from error
+    except errors.HfHubHTTPError as error:
+        what = f"the hub refuses '{name}'{at}: {str(error).splitlines()[0]}"
+        raise UserError(where, what, f"check your access, {login}") from None
+
+
+def check_architecture(folder: Path, trust: bool) -> None:
+    """Raise :class:`UserError` unless transformers knows the architecture as a causal language model."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = read_json(folder / "config.json") or {}
+    kind, ships_code = config.get("model_type"), bool(config.get("auto_map"))
+    if ships_code and (trust or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        return
+    if ships_code:
+        what = f"'{folder}' (type {kind}) needs Python code from its repository"
+        raise UserError("model.path", what, "read that code, then say model.trust_remote_code=true")
+    if kind not in CONFIG_MAPPING_NAMES:
+        raise UserError("model.path", f"transformers does not know the model type {kind!r}", "update transformers")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError("model.path", f"a {kind} model is no causal language model", "give one that writes text")
+
+
+def pin_data(name: str, revision: str | None) -> str | None:
+    """The commit of a hub data set; None where only an offline cache is at hand."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE or (revision and COMMIT.fullmatch(revision)):
+        return revision
+    sha = ask_hub("data.path", name, revision, lambda: HfApi().dataset_info(name, revision=revision).sha)
+    return sha or revision
+
+
+def load_data(name: str, revision: str | None, split: str) -> Iterator[Mapping[str, Any]]:
+    """Records of a hub data set at a commit. Raises :class:`UserError` for a missing set or split."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    print(f"data: fetching {name}{f' at {revision}' if revision else ''}", flush=True)
+    try:
+        records = ask_hub(
+            "data.path", name, revision, lambda: datasets.load_dataset(name, revision=revision, split=split)
+        )
+    except DatasetNotFoundError as error:
+        gated = "gated" in str(error)
+        what = f"'{name}' is gated and this account has no access" if gated else f"no data set '{name}' can be reached"
+        todo = "ask for access on its page, then `hf auth login` or set HF_TOKEN" if gated else "check the name"
+        raise UserError("data.path", what, todo) from None
+    except ValueError as error:
+        raise UserError("data.split", f"{str(error).splitlines()[0]}", "say another data.split") from None
+    records = records.select_columns([column for column in records.column_names if column in ("messages", "tools")])
+    return iter(records)

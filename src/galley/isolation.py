@@ -1,0 +1,152 @@
+"""Whether an architecture keeps packed documents apart: tried on a shrunken twin with random weights, not believed.
+
+Packed documents are told apart by their position ids only, which restart at 0. transformers' attention masks honour
+that; a recurrence or a convolution over the sequence may not (state of one document flows into the next), and then
+packing would train on contexts that do not exist.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from galley.cache import digest
+from galley.rundir import read_json, write_atomic
+from galley.spec import Model
+
+VERSION = 1
+TOLERANCE = 1e-4
+LENGTHS = (23, 31)
+VOCABULARY = 256
+LARGEST = 200_000_000
+SMALL = {
+    "intermediate_size": 128,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
+
+
+def packing_refused(folder: Path, model: Model, cache: Path) -> str | None:
+    """Why the model in ``folder`` must not be packed; None where packed and separate logits agree to 1e-4.
+
+    The answer is remembered in ``cache`` for each architecture, attention and version of torch and transformers.
+    """
+    from transformers import AutoConfig
+
+    attention = "eager" if model.attention == "eager" else "sdpa"  # others need a GPU
+    try:
+        config = shrink(AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code))
+    except Exception as error:
+        return f"its architecture could not be shrunk for the check ({_line(error)})"
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
+    note = cache / "isolation" / f"{digest([VERSION, versions, attention, config.to_dict()])}.json"
+    known = read_json(note)
+    if known is None:
+        known = {"architecture": config.model_type, "attention": attention}
+        known |= _try(config, attention, model.trust_remote_code)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, json.dumps(known, indent=2) + "\n")
+    reason: str | None = known["reason"]
+    return reason
+
+
+def _try(config: Any, attention: str, trust: bool) -> dict[str, Any]:
+    try:
+        error = measure(config, attention, trust)
+    except Exception as failure:  # whatever third-party modelling code raises, the answer is the same: do not pack
+        return {"error": None, "reason": f"its architecture could not be checked ({_line(failure)})"}
+    apart = error <= TOLERANCE
+    reason = f"packed and separate documents differ by {error:.0e} in a {config.model_type} model, above {TOLERANCE:g}"
+    return {"error": error, "reason": None if apart else reason}
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+
+
+def shrink(config: Any) -> Any:
+    """A copy of a transformers configuration, small in every dimension, that still has every kind of layer."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    layers = int(text.num_hidden_layers)
+    keep = layers_needed(text)
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == layers:
+            setattr(text, name, value[:keep])
+    _shrink_width(text)
+    for name, value in SMALL.items():
+        if isinstance(getattr(text, name, None), int):
+            setattr(text, name, min(value, getattr(text, name)))
+    text.num_hidden_layers = keep
+    for part in {id(each): each for each in (small, text)}.values():
+        part.vocab_size = VOCABULARY
+        part.bos_token_id = part.eos_token_id = part.pad_token_id = None
+        # Larger than usual, so that a layer's leak is not lost beside the residual stream.
+        part.initializer_range = 0.1
+    return small
+
+
+def layers_needed(text: Any) -> int:
+    """How many of the first layers show every kind that the configuration lists; at least 2."""
+    layers = int(text.num_hidden_layers)
+    lists = [getattr(text, name, None) for name in {*vars(text), "layer_types", "layers_block_type"}]
+    found = [list(map(repr, each)) for each in lists if isinstance(each, list) and len(each) == layers]
+    kinds = list(zip(*found, strict=True))
+    if not kinds:
+        return min(layers, 4)
+    whole = set(kinds)
+    needed = next(count for count in range(1, layers + 1) if set(kinds[:count]) == whole)
+    return min(layers, max(2, needed))
+
+
+def _shrink_width(text: Any) -> None:
+    """Fewer heads of the same size: rotary sections and the like depend on a head's size, not on their number."""
+    heads, width = int(text.num_attention_heads), int(text.hidden_size)
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    few = min(groups, 2)
+    text.num_attention_heads = few * max(1, heads // groups)
+    if getattr(text, "num_key_value_heads", None):
+        text.num_key_value_heads = few
+    text.hidden_size = text.num_attention_heads * (width // heads)
+
+
+def measure(config: Any, attention: str, trust: bool) -> float:
+    """Largest relative difference of a token's logits between two documents in one row and each in its own."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def build() -> Any:
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), attn_implementation=attention, dtype=torch.float32, trust_remote_code=trust
+        )
+
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in build().parameters())
+    if size > LARGEST:
+        raise ValueError(f"its shrunken twin still has {size:,} parameters")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = build().eval()
+        documents = [torch.randint(VOCABULARY, (1, length)) for length in LENGTHS]
+        positions = [torch.arange(length)[None] for length in LENGTHS]
+        apart = [_logits(model, *pair) for pair in zip(documents, positions, strict=True)]
+        packed = _logits(model, torch.cat(documents, 1), torch.cat(positions, 1))
+    alone = torch.cat(apart, 1)
+    difference = (packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-12)
+    return float(difference.max())
+
+
+def _logits(model: Any, tokens: Any, positions: Any) -> Any:
+    return model(input_ids=tokens, position_ids=positions, use_cache=False).logits

@@ -1,0 +1,147 @@
+"""``python -m galley.prepare RUN/run.json``: everything that ranks need, on this machine's disk, before any starts.
+
+The model and tokenizer are fetched and pinned, conversations become packed arrays (:mod:`galley.data`) in the shared
+cache, and the run directory gets its own names for them, so that it is whole when it is copied elsewhere. One
+process: ranks never tokenise and never reach a hub. Doing it again costs nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from galley.cache import digest, link_tree
+from galley.data import DTYPES, FORMAT, HELD_OUT, TOKENIZER, TRAIN, Manifest, SplitFacts, read_manifest
+from galley.errors import UserError
+from galley.operators import build_operators
+from galley.rundir import Attempt, RunDir, fsync_directory, write_atomic
+from galley.sources import check_sources
+from galley.spec import RunSpec
+from galley.stage import run_stage
+
+
+def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
+    """Prepare ``run``. Raises :class:`UserError` for what the user can mend; leaves nothing half made."""
+    del attempt
+    began = time.monotonic()
+    manifest = ready(run, request_key(spec))
+    if manifest is None:
+        manifest = make(spec, run)
+    else:
+        check_sources(manifest.sources, spec)
+        manifest = with_model(manifest, spec, run)
+    build_operators(spec)
+    print(f"data: ready in {time.monotonic() - began:.1f} s, {describe(manifest)}", flush=True)
+
+
+def request_key(spec: RunSpec) -> str:
+    """Hash of what the task asks of prepare; no file is opened for it."""
+    task = spec.task
+    return digest([task.model.model_dump(mode="json"), task.data.model_dump(mode="json"), task.seed])
+
+
+def ready(run: RunDir, key: str) -> Manifest | None:
+    """The manifest, where the run has whole prepared data for the request ``key``."""
+    try:
+        manifest = read_manifest(run)
+    except (OSError, ValidationError):
+        return None
+    splits = [TRAIN] + [HELD_OUT] * (manifest.held_out is not None)
+    files = [run.data / split / f"{name}.npy" for split in splits for name in DTYPES]
+    whole = manifest.key == key and all(file.is_file() for file in files) and (run.data / manifest.tokenizer).is_dir()
+    return manifest if whole else None
+
+
+def with_model(manifest: Manifest, spec: RunSpec, run: RunDir) -> Manifest:
+    """The manifest with a model that is on this machine: the run may have come from another."""
+    if (Path(manifest.model.path) / "config.json").is_file():
+        return manifest
+    from galley.fetch import fetch_model
+    from galley.pretrained import with_rows
+
+    print(f"model: {manifest.model.path} is not on this machine, fetching it again", flush=True)
+    cache = Path(spec.placement.paths.cache)
+    fetched = fetch_model(spec, cache, manifest.model.revision)
+    if fetched.fingerprint != manifest.model.fingerprint:
+        what = f"'{spec.placement.paths.model}' is not the model that the run began with"
+        raise UserError("model.path", what, "bring that one here, or start a new run")
+    trust = spec.task.model.trust_remote_code
+    rows = max(manifest.model.added_token_ids, default=-1) + 1
+    path = with_rows(fetched, manifest.model.added_tokens, rows, cache, trust)
+    moved = manifest.model_copy(update={"model": manifest.model.model_copy(update={"path": str(path)})})
+    write_manifest(moved, run)
+    return moved
+
+
+def make(spec: RunSpec, run: RunDir) -> Manifest:
+    """Do all of it: model, tokenizer, template, packing check, arrays, and the manifest last."""
+    from galley.arrays import Job, prepare_arrays, read_facts, versions
+    from galley.fetch import fetch_model
+    from galley.isolation import packing_refused
+    from galley.pretrained import describe_model
+    from galley.sources import find_sources
+    from galley.tokens import load_tokens
+
+    cache, data = Path(spec.placement.paths.cache), spec.task.data
+    sources = find_sources(spec)
+    fetched = fetch_model(spec, cache)
+    tokens = load_tokens(spec, fetched.folder)
+    model = describe_model(spec, fetched, tokens, cache)
+    reason = packing_refused(fetched.folder, spec.task.model, cache) if data.packing else None
+    if reason:
+        print(f"warning: not packed, every sample is one document: {reason}", flush=True)
+    job = Job(spec, sources, tokens, packed=data.packing and reason is None)
+    folder = prepare_arrays(job, cache)
+    train, held_out = read_facts(folder)
+    manifest = Manifest(
+        schema=FORMAT,
+        key=request_key(spec),
+        content=job.key,
+        sources=sources,
+        packed=job.packed,
+        packing_reason=reason,
+        max_length=data.max_length,
+        train=train,
+        held_out=held_out,
+        model=model,
+        template_hash=tokens.template_hash,
+        versions=versions(),
+    )
+    install(folder, run, manifest)
+    return manifest
+
+
+def install(folder: Path, run: RunDir, manifest: Manifest) -> None:
+    """Give the cache entry's files names in the run directory; the manifest goes first and comes last."""
+    run.data_manifest.unlink(missing_ok=True)
+    run.data.mkdir(parents=True, exist_ok=True)
+    fsync_directory(run.data)
+    for old in run.data.iterdir():
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for name in (TRAIN, HELD_OUT, TOKENIZER):
+        if (folder / name).is_dir():
+            link_tree(folder / name, run.data / name)
+    write_manifest(manifest, run)
+
+
+def write_manifest(manifest: Manifest, run: RunDir) -> None:
+    """Write ``data/manifest.json``: from now on the data exists."""
+    write_atomic(run.data_manifest, manifest.model_dump_json(by_alias=True, indent=2) + "\n")
+
+
+def describe(manifest: Manifest) -> str:
+    """The counts of both splits, for people."""
+    held_out = f", held out {_split(manifest.held_out)}" if manifest.held_out else ""
+    return f"train {_split(manifest.train)}{held_out}"
+
+
+def _split(facts: SplitFacts) -> str:
+    return f"{facts.documents:,} rows in {facts.samples:,} samples ({facts.tokens:,} tokens)"
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("prepare", work, sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""What can be said about a folder of safetensors without torch: whether it is whole, its size, its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from galley.errors import UserError
+from galley.rundir import read_json
+
+INDEX = "model.safetensors.index.json"
+WHOLE = 1 << 26
+BLOCKS, BLOCK = 256, 1 << 16
+LENGTH_BYTES = 8
+
+
+def check_folder(where: str, folder: Path) -> None:
+    """Raise :class:`UserError` unless ``folder`` holds a configuration and every byte of its safetensors."""
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = "is an adapter, not a model" if adapter else "has no config.json"
+        raise UserError(where, f"'{folder}' {what}", "give the folder of a whole model")
+    if read_json(folder / "config.json") is None:
+        raise UserError(where, f"'{folder}/config.json' is not a JSON object", "download the model again")
+    files = weight_files(folder)
+    if not files:
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        beside = f" but {others[0]}, a pickle, which could run code" if others else ""
+        raise UserError(
+            where,
+            f"'{folder}' has no model.safetensors and no index of shards{beside}",
+            "give a folder with safetensors",
+        )
+    for path in files:
+        _check_file(where, path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors that transformers would load: the one file, or those of the index."""
+    single, index = folder / "model.safetensors", read_json(folder / INDEX)
+    if single.is_file() or index is None:
+        return [single] if single.is_file() else []
+    return [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Name to ``{dtype, shape, data_offsets}``, by the format's own page. Raises ``ValueError`` where it is not one."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length > path.stat().st_size:
+            raise ValueError("the header is cut short")
+        header: dict[str, dict[str, Any]] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if path.stat().st_size != LENGTH_BYTES + length + end:
+        raise ValueError(f"{path.stat().st_size:,} bytes, but its header says {LENGTH_BYTES + length + end:,}")
+    return header
+
+
+def _check_file(where: str, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(where, f"'{path}' is missing, though the index lists it", "download the model again")
+    try:
+        read_header(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(where, f"'{path}' is damaged: {error}", "download the model again") from None
+
+
+def count_parameters(folder: Path) -> int:
+    """Elements of all stored tensors."""
+    headers = [read_header(path) for path in weight_files(folder)]
+    return sum(math.prod(tensor["shape"]) for header in headers for tensor in header.values())
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hex digits over the configuration and the weights; the same wherever the folder lies.
+
+    Files above 64 MB are sampled (size, and 256 blocks of 64 KB spread evenly): a fine-tune changes nearly all
+    weights, so that another model is noticed without reading hundreds of gigabytes.
+    """
+    whole = hashlib.sha256()
+    for path in [folder / "config.json", *weight_files(folder)]:
+        whole.update(f"{path.name} {file_fingerprint(path)}\n".encode())
+    return whole.hexdigest()[:16]
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 over a file, sampled where it is above 64 MB."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        sampled = hashlib.sha256(str(size).encode())
+        for number in range(BLOCKS):
+            file.seek(number * (size - BLOCK) // (BLOCKS - 1))
+            sampled.update(file.read(BLOCK))
+    return sampled.hexdigest()
