@@ -156,7 +156,7 @@ def export(name: str, settings: Sequence[str]) -> int:
         raise UserError("step", f"{step!r} is no step", "write step=last, step=best or step=N")
     if step.isdigit() and not found.checkpoint(int(step)).verifies():
         steps = ", ".join(str(each.step) for each in found.checkpoints()) or "none yet"
-        raise UserError("step", f"{found.root} has no checkpoint of step {step}", f"there are: {steps}")
+        raise UserError("step", f"{found.root} has no checkpoint of step {step}", f"it has: {steps}")
     spec = compose.read_spec(found)
     runner.check_installed()
     return runner.export(found, lambda attempt: plan.export_stage(spec, found, attempt, step, _python_path()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from galley.spec import Origin, Placement, RunSpec, Task
 from galley_launch import assets, devices, facts, places, rules, zero
 from galley_launch.arguments import RESERVED, nearest, split
 from galley_launch.ds_keys import check_keys
-from galley_launch.recipe import Recipe, build, override
+from galley_launch.recipe import Recipe, build, override, resolve_key
 from galley_launch.strings import Tree, read_names, read_yaml
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # As RunSpec.name; it is a folder's name too.
 
 # Values of a finished configuration that another placement changes.
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -112,7 +115,7 @@ def resolve(name: str, settings: Sequence[str]) -> tuple[Source, Recipe, dict[st
         tree = _initialised(tree, ours, theirs)
     if "deepspeed" in ours:
         tree = tree | {"deepspeed": ours["deepspeed"]}
-    return source, build(tree, source.label), ours
+    return source, build(tree, source.label, {resolve_key(split(setting)[0]) for setting in theirs}), ours
 
 
 def _initialised(tree: Tree, ours: dict[str, str], theirs: Sequence[str]) -> Tree:
@@ -191,7 +194,10 @@ def _run_dir(source: Source, ours: dict[str, str]) -> RunDir:
         if "name" in ours or "runs" in ours:
             raise UserError("name", f"{source.label} is a run that exists", "leave name and runs out to continue it")
         return source.run
-    return RunDir(Path(ours.get("runs", "runs")) / ours.get("name", source.stem))
+    name = ours.get("name", source.stem)
+    if not _NAME.fullmatch(name):
+        raise UserError("name", f"{name!r} is not a run's name", "use letters, digits, '.', '_' and '-'")
+    return RunDir(Path(ours.get("runs", "runs")) / name)
 
 
 def version() -> str:

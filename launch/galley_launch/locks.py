@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,39 +15,31 @@ from galley.errors import UserError
 from galley.rundir import RunDir
 
 
-def _is_held(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        # Shared, so that two people who look at the same moment do not take each other for a live run.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _ranks_live(path: Path) -> bool:
+def _is_held(path: Path, how: int) -> bool:
+    """Whether ``path`` cannot be locked ``how``. Tried three times: somebody else may be looking at this moment."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        for _ in range(3):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+                return False
+            time.sleep(0.02)
         return True
     finally:
         os.close(descriptor)
-    return False
+
+
+def _ranks_live(run: RunDir) -> bool:
+    return _is_held(run.ranks_lock, fcntl.LOCK_EX)  # Ranks share theirs, so only an exclusive one tells.
 
 
 def is_live(run: RunDir) -> bool:
     """Whether a launcher, one of its stages, or a rank holds ``run``."""
     try:
-        return _is_held(run.lock) or _ranks_live(run.ranks_lock)
+        return _is_held(run.lock, fcntl.LOCK_SH) or _ranks_live(run)
     except PermissionError:  # Somebody else's run: it cannot be told, and this user could not start it anyway.
         return False
 
@@ -78,7 +72,7 @@ def held(run: RunDir) -> Iterator[int]:
         raise UserError(str(run.root), f"cannot be written to ({error.strerror})", todo) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _ranks_live(run.ranks_lock):
+        if _ranks_live(run):
             raise in_use(run)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"pid {os.getpid()}, host {socket.gethostname()}\n".encode())

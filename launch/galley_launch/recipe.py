@@ -7,7 +7,7 @@ what they mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -20,6 +20,8 @@ from galley_launch.strings import Tree, read_value
 
 # An override of one of these replaces the others: steps=20 for a recipe that says epochs.
 _ONE_OF = {"batch": ("samples", "tokens"), "duration": ("epochs", "steps", "tokens")}
+
+_LONG = 200  # A longer list of known keys helps nobody.
 
 # What other trainers call it; used only to point at the right key.
 _ELSEWHERE = {
@@ -101,6 +103,8 @@ def keys() -> dict[str, list[str]]:
 def _unknown(where: str, key: str, known: Sequence[str]) -> UserError:
     elsewhere = _ELSEWHERE.get(key.rpartition(".")[2])
     todo = f"here it is called {elsewhere}" if elsewhere else nearest(key, known)
+    if len(todo) > _LONG:
+        todo = "galley show RECIPE lists all keys"
     return UserError(where, f"no such key: {key!r}", todo)
 
 
@@ -160,19 +164,17 @@ def _check_names(tree: Tree, where: str) -> None:
                 raise _unknown(f"{where}: {key}", leaf, list(_SECTIONS[key].model_fields))
 
 
-def _description(path: list[str]) -> str:
-    section, leaf = (_SECTIONS.get(path[0]), path[1]) if len(path) > 1 else (Recipe, path[0])
-    field = section.model_fields.get(leaf) if section else None
+def _description(path: str) -> str:
+    section, _, leaf = path.rpartition(".")
+    field = (_SECTIONS[section] if section else Recipe).model_fields.get(leaf)
     return " ".join((field.description or "").split()).removesuffix(".") if field else ""
 
 
-def _sentence(error: ErrorDetails) -> str:
+def _sentence(error: ErrorDetails, others: Sequence[ErrorDetails]) -> str:
     value = error["input"]
     match error["type"]:
         case "missing":
-            return "is missing"
-        case "value_error":
-            return str(error["ctx"]["error"])
+            return "has too few values" if isinstance(error["loc"][-1], int) else "is missing"
         case "int_parsing" | "int_type" | "int_from_float":
             return f"{value!r} is not a whole number"
         case "float_parsing" | "float_type":
@@ -181,21 +183,19 @@ def _sentence(error: ErrorDetails) -> str:
             return f"{value!r} is not true or false"
         case _:
             reason = error["msg"].removeprefix("Input ")
-            return f"{value!r} {reason}"
+            or_list = ", or a list [a,b]" if any(other["type"] == "list_type" for other in others) else ""
+            return f"{value!r} {reason}{or_list}"
 
 
-def _as_user_error(error: ValidationError, where: str) -> UserError:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier()]
-    if not path:
-        return UserError(where, _sentence(first), "change one of them")
-    known = [".".join(path[:2])] if len(path) > 1 and path[0] in _SECTIONS else [path[0]]
-    place = f"{where}: {known[0]}"
-    description = _description(path[:2] if path[0] in _SECTIONS else path[:1])
-    if path[0] in _SECTIONS and len(path) == 1:
-        what = _sentence(first)
-        return UserError(place, what, f"its keys: {_leaves(path[0])}")
-    return UserError(place, _sentence(first), f"it means: {description}")
+def _as_user_error(error: ValidationError, where: str, given: Collection[str]) -> UserError:
+    first, *others = error.errors()
+    place = ".".join(str(part) for part in first["loc"][: 2 if first["loc"] and first["loc"][0] in _SECTIONS else 1])
+    source = "command line" if place in given else where
+    if first["type"] == "value_error":  # The contract's own words: what; what to do.
+        what, _, todo = str(first["ctx"]["error"]).rpartition("; ")
+        return UserError(f"{source}: {place}".removesuffix(": "), what or todo, todo if what else "keep one of them")
+    meaning = f"its keys: {_leaves(place)}" if place in _SECTIONS else f"it means: {_description(place)}"
+    return UserError(f"{source}: {place}", _sentence(first, others), meaning)
 
 
 def _not_finite(value: Any, path: str = "") -> Iterator[str]:
@@ -206,18 +206,20 @@ def _not_finite(value: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def build(tree: Tree, where: str) -> Recipe:
+def build(tree: Tree, where: str, given: Collection[str] = ()) -> Recipe:
     """The typed recipe that ``tree`` (strings, from the file ``where`` and the command line) says.
 
+    ``given``: dotted paths that the command line set, so that messages blame it rather than the file.
     Raises ``UserError`` for unknown keys, wrong types, lossy conversions and numbers that are out of limits.
     """
     _check_names(tree, where)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _as_user_error(error, where) from None
+        raise _as_user_error(error, where, given) from None
     for path in _not_finite(recipe.model_dump()):
-        raise UserError(f"{where}: {path}", "is not a finite number", f"it means: {_description(path.split('.'))}")
+        source = "command line" if path in given else where
+        raise UserError(f"{source}: {path}", "is not a finite number", f"it means: {_description(path)}")
     return recipe
 
 

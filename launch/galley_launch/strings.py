@@ -35,7 +35,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
     return tree
 
 
-_Loader.add_implicit_resolver(_NULL, re.compile(r"^(?:~|null|)$"), ["~", "n", ""])  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(_NULL, re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
 _Loader.add_constructor(_NULL, lambda _loader, _node: None)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 

@@ -18,7 +18,7 @@ from galley_launch.plan import Stage
 
 _POLL_S = 0.1
 _GRACE_S = 5.0
-_CLK_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Interrupts:
 def listening() -> Iterator[Interrupts]:
     """Count interrupts instead of dying of them, and outlive a terminal that hangs up."""
     interrupts = Interrupts()
-    before = {number: signal.signal(number, interrupts.note) for number in _CLK_SIGNALS}
+    before = {number: signal.signal(number, interrupts.note) for number in _STOPS}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield interrupts
@@ -74,21 +74,22 @@ def _send(pids: list[int], number: signal.Signals) -> None:
 
 def end(process: subprocess.Popen[bytes], grace: float = _GRACE_S) -> None:
     """End a stage and its ranks: SIGTERM, then SIGKILL to whatever is left after ``grace`` seconds."""
+    # Looked up before: once torchrun is gone, nothing says any more which ranks were its own.
     family = descendants(process.pid)
     _send(family, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(grace)
-    if process.poll() is None:
-        family = list(dict.fromkeys([*family, *descendants(process.pid)]))
-        _send(family, signal.SIGKILL)
-        process.wait()
-    else:
-        # The stage is gone, but its ranks may not be; their number now has another parent.
-        _send([pid for pid in family[1:] if _is_below_nobody(pid)], signal.SIGKILL)
+    until = time.monotonic() + grace
+    while time.monotonic() < until and (process.poll() is None or any(_is_alive(pid) for pid in family[1:])):
+        time.sleep(_POLL_S)
+    _send([pid for pid in family if _is_alive(pid)], signal.SIGKILL)
+    process.wait()
 
 
-def _is_below_nobody(pid: int) -> bool:
-    return pid in _parents()
+def _is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def start(stage: Stage, log: Path, lock: int | None) -> subprocess.Popen[bytes]:
