@@ -1,1 +1,206 @@
-"""Export."""
+"""``python -m galley.export RUN/run.json``: from a checkpoint to what the rest of the world can load, checked.
+
+``GALLEY_EXPORT_STEP`` chooses the checkpoint: a step, ``best`` (by held-out loss) or ``last``. Nothing appears under
+``export/`` before it has been loaded back with plain transformers (and peft) and compared with the trained model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GenerationConfig
+
+from galley import card, checkpoint, consolidate, evaluate, model
+from galley.batches import Batch
+from galley.checkpoint import Reader
+from galley.data import Manifest, read_manifest, tokenizer_folder
+from galley.errors import UserError
+from galley.rundir import Attempt, Checkpoint, RunDir, read_json, write_atomic
+from galley.spec import RunSpec
+from galley.stage import run_stage
+
+TOLERANCE = {("float32", False): 1e-4, ("float32", True): 1e-4, ("bfloat16", False): 2e-2, ("bfloat16", True): 5e-2}
+"""Largest relative difference of centred logits, by dtype and by whether an adapter was merged (which rounds)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of logits on the probes."""
+
+    what: str
+    against: str
+    difference: float
+    tolerance: float
+    same_top: float
+    """Share of probes whose likeliest next token is the same."""
+
+
+def choose(run: RunDir, which: str) -> Checkpoint:
+    """The checkpoint of a step, ``best`` or ``last``. Raises ``UserError`` where there is none."""
+    standing = run.checkpoints()
+    if not standing:
+        raise UserError(str(run.root), "has no checkpoint to export", "train first: galley run")
+    if which == "last":
+        return standing[-1]
+    found = checkpoint.best_checkpoint(run) if which == "best" else None
+    if which.isdigit():
+        found = next((each for each in standing if each.step == int(which)), None)
+    if found is None:
+        steps = ", ".join(str(each.step) for each in standing)
+        raise UserError("step", f"no checkpoint is {which!r}", f"use last, or one of {steps}")
+    return found
+
+
+def relative_difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    """‖a − b‖ / ‖b‖ over logits [probes, vocabulary], each row centred: an offset of all logits means nothing."""
+    a, b = (each - each.mean(dim=-1, keepdim=True) for each in (mine, theirs))
+    return float((a - b).norm() / b.norm())
+
+
+@dataclass
+class Exporter:
+    """Builds the export of one checkpoint in a folder of its own, then checks it."""
+
+    spec: RunSpec
+    run: RunDir
+    manifest: Manifest
+    checkpoint: Checkpoint
+    out: Path
+
+    def __post_init__(self) -> None:
+        self.reader = Reader(self.checkpoint)
+        self.probes = load_file(self.checkpoint.root / "probes.safetensors")
+        self.device = "cuda:0" if self.spec.placement.device == "cuda" else "cpu"
+        self.dtype = model.DTYPES[self.spec.task.model.dtype]
+        self.folder = self.manifest.model.path
+        self.checks: list[Check] = []
+
+    def build(self) -> None:
+        """Write ``model/`` and, for an adapter, ``adapter/``; fill ``checks``."""
+        target = self.out / "model"
+        target.mkdir(parents=True)
+        kind = self.spec.task.method.kind
+        if kind == "full":
+            consolidate.write_full(self.folder, self.spec.task.model, self.reader, target)
+        else:
+            self._write_adapter(self._with_adapter(quantised=kind == "qlora"))
+            self._write_merged(self._base(dequantised=kind == "qlora"), target)
+        consolidate.copy_companions(self.folder, self.spec.task.model, target)
+        self._write_tokenizer(target)
+        self._check_model(target, kind)
+
+    def _base(self, dequantised: bool = False) -> Any:
+        if dequantised:
+            quantised = model.load_quantised(self.folder, self.spec.task.model, torch.device(self.device))
+            return quantised.dequantize(dtype=self.dtype)
+        return model.load_plain(self.folder, self.spec.task.model, self.dtype, self.device)
+
+    def _with_adapter(self, quantised: bool) -> Any:
+        if quantised:
+            base = model.load_quantised(self.folder, self.spec.task.model, torch.device(self.device))
+        else:
+            base = self._base()
+        return self._attach(base)
+
+    def _attach(self, base: Any) -> Any:
+        """The adapter with the checkpoint's weights, in the precision that the forward pass used."""
+        config = model.adapter_config(self.spec.task.method, self.manifest)
+        wrapped = get_peft_model(base, config, autocast_adapter_dtype=False)
+        stage = int((read_json(self.checkpoint.manifest) or {})["zero_stage"])
+        dtype = self.dtype if stage > 0 else torch.float32
+        for name, parameter in model.trained(wrapped).items():
+            parameter.data = self.reader.whole(name).view(parameter.shape).to(parameter.device, dtype)
+        return wrapped
+
+    def _write_adapter(self, wrapped: Any) -> None:
+        wrapped.save_pretrained(str(self.out / "adapter"))
+        self._write_tokenizer(self.out / "adapter")
+        base = wrapped.unload()
+        again = PeftModel.from_pretrained(base, str(self.out / "adapter"), autocast_adapter_dtype=False)
+        self._compare("adapter", "the trained model", self._logits(again), self.probes["logits"], merged=False)
+
+    def _write_merged(self, base: Any, target: Path) -> None:
+        wrapped = self._attach(base)
+        self.unmerged = self._logits(wrapped)
+        merged = wrapped.merge_and_unload()
+        merged.to(self.dtype).save_pretrained(str(target), max_shard_size="4GB")
+
+    def _check_model(self, target: Path, kind: str) -> None:
+        loaded = model.load_plain(str(target), self.spec.task.model, self.dtype, self.device)
+        logits = self._logits(loaded)
+        if kind == "qlora":
+            against = "the dequantised base with the adapter"
+            self._compare("model (merged)", against, logits, self.unmerged, merged=True)
+            drift = relative_difference(logits, self.probes["logits"])
+            print(f"the merged model differs from the NF4 model that was trained by {drift:.2e} (relative, logits)")
+        else:
+            merged = kind == "lora"
+            name = "model (merged)" if merged else "model"
+            self._compare(name, "the trained model", logits, self.probes["logits"], merged)
+
+    def _logits(self, loaded: Any) -> torch.Tensor:
+        tokens, targets = (self.probes[name].to(self.device) for name in ("tokens", "targets"))
+        positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
+        return evaluate.probe_logits(loaded, Batch([], tokens, positions, targets, tokens.numel()))
+
+    def _compare(self, what: str, against: str, mine: torch.Tensor, theirs: torch.Tensor, merged: bool) -> None:
+        tolerance = TOLERANCE[(self.spec.task.model.dtype, merged)]
+        same = float((mine.argmax(-1) == theirs.argmax(-1)).float().mean())
+        check = Check(what, against, relative_difference(mine, theirs), tolerance, same)
+        self.checks.append(check)
+        print(
+            f"{what}: logits differ from {against} by {check.difference:.2e} (relative; at most {tolerance:.0e}), "
+            f"likeliest token the same in {same:.0%} of {len(mine)} probes",
+            flush=True,
+        )
+        if not check.difference <= tolerance:
+            raise UserError(
+                "export",
+                f"{what} does not compute what was trained: logits differ by {check.difference:.2e}, more than "
+                f"{tolerance:.0e}",
+                f"nothing was exported; what was built is in {self.out}",
+            )
+
+    def _write_tokenizer(self, target: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(self.run))
+        tokenizer.save_pretrained(str(target))
+        settings = Path(self.folder) / "generation_config.json"
+        generation = GenerationConfig.from_pretrained(self.folder) if settings.exists() else GenerationConfig()
+        if self.manifest.model.eos_ids:
+            generation.eos_token_id = list(self.manifest.model.eos_ids)
+        generation.save_pretrained(str(target))
+        (target / "README.md").write_text(card.render(self.spec, self.manifest, self.checkpoint), encoding="utf-8")
+
+
+def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
+    """Export one checkpoint, replacing an earlier export."""
+    chosen = choose(run, os.environ.get("GALLEY_EXPORT_STEP", "last"))
+    torch.set_num_threads(spec.placement.threads * spec.placement.ranks_per_node)
+    print(f"exporting step {chosen.step}", flush=True)
+    building = run.root / ".export.building"
+    shutil.rmtree(building, ignore_errors=True)
+    exporter = Exporter(spec, run, read_manifest(run), chosen, building)
+    exporter.build()
+    facts = {"step": chosen.step, "method": spec.task.method.kind, "checks": [asdict(each) for each in exporter.checks]}
+    write_atomic(building / "export.json", json.dumps(facts, indent=1))
+    shutil.rmtree(run.export, ignore_errors=True)
+    building.rename(run.export)
+    print(f"exported to {run.export}", flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """Export the run whose ``run.json`` ``argv`` names."""
+    return run_stage("export", work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -22,8 +22,9 @@ TOLERANCE = 1e-4
 LENGTHS = (23, 31)
 VOCABULARY = 256
 LARGEST = 200_000_000
+# Weights larger than usual, so that a layer's leak is not lost beside the residual stream.
+SPREAD = 0.05
 SMALL = {
-    "intermediate_size": 128,
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 64,
     "num_experts": 4,
@@ -33,6 +34,7 @@ SMALL = {
     "n_group": 1,
     "topk_group": 1,
     "first_k_dense_replace": 1,
+    "num_kv_shared_layers": 0,
     "vocab_size_per_layer_input": VOCABULARY,
 }
 
@@ -76,16 +78,18 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
 
-def shrink(config: Any) -> Any:
-    """A copy of a transformers configuration, small in every dimension, that still has every kind of layer."""
+def shrink(config: Any, narrow: bool = True) -> Any:
+    """A copy of a transformers configuration with few layers, yet every kind of layer; ``narrow``: few heads too."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
-    layers = int(text.num_hidden_layers)
-    keep = layers_needed(text)
+    layers, keep = int(text.num_hidden_layers), layers_needed(text)
     for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == layers:
+        if isinstance(value, list) and _names_layers(name, value):
+            setattr(text, name, [index for index in value if index < keep])
+        elif isinstance(value, list) and len(value) == layers:
             setattr(text, name, value[:keep])
-    _shrink_width(text)
+    if narrow and getattr(text, "num_attention_heads", None):
+        _shrink_width(text)
     for name, value in SMALL.items():
         if isinstance(getattr(text, name, None), int):
             setattr(text, name, min(value, getattr(text, name)))
@@ -93,22 +97,31 @@ def shrink(config: Any) -> Any:
     for part in {id(each): each for each in (small, text)}.values():
         part.vocab_size = VOCABULARY
         part.bos_token_id = part.eos_token_id = part.pad_token_id = None
-        # Larger than usual, so that a layer's leak is not lost beside the residual stream.
-        part.initializer_range = 0.1
+        part.initializer_range = SPREAD
     return small
 
 
 def layers_needed(text: Any) -> int:
     """How many of the first layers show every kind that the configuration lists; at least 2."""
     layers = int(text.num_hidden_layers)
-    lists = [getattr(text, name, None) for name in {*vars(text), "layer_types", "layers_block_type"}]
-    found = [list(map(repr, each)) for each in lists if isinstance(each, list) and len(each) == layers]
+    lists = {name: getattr(text, name, None) for name in {*vars(text), "layer_types", "layers_block_type"}}
+    found = [
+        list(map(repr, each))
+        for name, each in lists.items()
+        if isinstance(each, list) and len(each) == layers and not _names_layers(name, each)
+    ]
     kinds = list(zip(*found, strict=True))
     if not kinds:
         return min(layers, 4)
     whole = set(kinds)
     needed = next(count for count in range(1, layers + 1) if set(kinds[:count]) == whole)
     return min(layers, max(2, needed))
+
+
+def _names_layers(name: str, value: list[Any]) -> bool:
+    """Whether a list holds layer numbers (``full_attn_idxs``), not one entry a layer."""
+    numbers = all(type(each) is int for each in value) and len(set(value)) == len(value)
+    return numbers and ("idx" in name or "layer" in name)
 
 
 def _shrink_width(text: Any) -> None:
@@ -120,6 +133,10 @@ def _shrink_width(text: Any) -> None:
     if getattr(text, "num_key_value_heads", None):
         text.num_key_value_heads = few
     text.hidden_size = text.num_attention_heads * (width // heads)
+    text.intermediate_size = 128
+    keys, values = (getattr(text, f"linear_num_{kind}_heads", None) for kind in ("key", "value"))
+    if keys and values:
+        text.linear_num_key_heads, text.linear_num_value_heads = 2, 2 * (values // keys)
 
 
 def measure(config: Any, attention: str, trust: bool) -> float:

@@ -41,7 +41,8 @@ def load_plain(folder: str, model: Model, dtype: torch.dtype, device: str = "cpu
     )
 
 
-def _load_quantised(folder: str, model: Model, device: torch.device) -> Any:
+def load_quantised(folder: str, model: Model, device: torch.device) -> Any:
+    """Load ``folder`` with its linear layers in NF4."""
     return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[model.dtype],
@@ -61,7 +62,7 @@ def _load_sharded(folder: str, spec: RunSpec) -> Any:
             config, dtype=dtype, attn_implementation=model.attention, trust_remote_code=model.trust_remote_code
         )
 
-    return sharded.load(folder, build, spec.placement.deepspeed, dtype)
+    return sharded.load(folder, build, spec.placement.deepspeed)
 
 
 def adapter_config(method: Method, manifest: Manifest) -> LoraConfig:
@@ -98,7 +99,7 @@ def load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
     """
     task, placement, folder = spec.task, spec.placement, manifest.model.path
     if task.method.kind == "qlora":
-        model = _load_quantised(folder, task.model, device)
+        model = load_quantised(folder, task.model, device)
     elif placement.zero_stage == 3:
         model = _load_sharded(folder, spec)
     else:

@@ -31,13 +31,14 @@ def weight_files(folder: str) -> dict[str, Path]:
         return dict.fromkeys(file.keys(), root / "model.safetensors")
 
 
-def load(folder: str, build: Callable[[], Any], config: dict[str, Any], dtype: torch.dtype) -> Any:
+def load(folder: str, build: Callable[[], Any], config: dict[str, Any]) -> Any:
     """Build the model partitioned over all ranks (``deepspeed.zero.Init``) and fill each rank's partitions.
 
     Raises ``UserError`` where the checkpoint's tensor names are not the model's: transformers would convert them
     while loading, which needs the whole model in memory.
     """
-    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype):
+    # No dtype argument: on a CPU zero.Init ignores it (0.19.8) and follows the configuration only when it is absent.
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=config):
         model = build()
     model.tie_weights()
     files = weight_files(folder)
