@@ -67,5 +67,6 @@ def is_done(run: RunDir, old: RunSpec, new: RunSpec) -> bool:
 
 
 def is_exported(run: RunDir) -> bool:
-    """Whether the export finished."""
-    return (run.export / "export.json").is_file()
+    """Whether the last attempt's training was exported: an ``export/`` may be an earlier attempt's."""
+    attempts = run.attempts()
+    return bool(attempts) and bool((read_json(attempts[-1].exit) or {}).get("exported"))

@@ -123,7 +123,9 @@ def attempt_stages(plan: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
             outcome = run_stage(stage, run, attempt, interrupts, lock)
             if outcome.status or outcome.stopped:
                 return _leave(run, attempt, outcome)
-    _record(attempt, "done", Outcome("export", 0))
+    trained = any(stage.name == "train" for stage in plan.stages)
+    ending = read_json(attempt.exit) or {"verdict": "done" if trained else "lost"}
+    write_atomic(attempt.exit, json.dumps(ending | {"exported": True}))
     say(f"run {run.root.name} is done: {_where(run)}")
     return 0
 

@@ -12,7 +12,7 @@ from galley_launch.display import duration
 from galley_launch.facts import Facts
 from galley_launch.runs import State
 
-_NARROW = 100  # Columns where the output is not a terminal.
+_WIDE = 240  # Columns where the output is not a terminal: nothing is folded there.
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], file: TextIO | None = None) -> None:
@@ -22,7 +22,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], file: TextIO | 
     from rich.table import Table
 
     out = file or sys.stdout
-    console = Console(file=out, width=None if out.isatty() else _NARROW, highlight=False, soft_wrap=False)
+    console = Console(file=out, width=None if out.isatty() else _WIDE, highlight=False, soft_wrap=False)
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         drawn.add_column(column, no_wrap=index < len(columns) - 1, overflow="fold")

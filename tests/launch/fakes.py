@@ -40,7 +40,9 @@ def wait(test, seconds=20):
         time.sleep(0.02)
 """
 GOOD_TRAIN = "step(9); leave('done', 9)"
-GOOD_EXPORT = "(run / 'export' / 'model').mkdir(parents=True); (run / 'export' / 'export.json').write_text('{}')"
+GOOD_EXPORT = (
+    "(run / 'export' / 'model').mkdir(parents=True, exist_ok=True); (run / 'export' / 'export.json').write_text('{}')"
+)
 
 
 def spec(root: Path, lr: float = 2e-4, **duration: float) -> RunSpec:

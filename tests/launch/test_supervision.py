@@ -4,10 +4,11 @@ import os
 import signal
 from pathlib import Path
 
-from launch import fakes
 import pytest
+
 from galley.rundir import RunDir
 from galley_launch import locks
+from launch import fakes
 
 # Trains until it is asked to stop, then saves.
 POLITE = """

@@ -1,0 +1,47 @@
+# make demo    fine-tune a small pretrained model, end to end
+# make test    every test
+# make check   lint, types and the fast tests
+#
+# Each installs what it needs into .venv first. VENV=path uses another environment as it is, if it exists.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# The stamp's name changes with what is installed, so an old environment is brought up to date.
+KEY    := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+STAMP  := $(VENV)/.galley-$(KEY)
+
+.PHONY: demo test check golden clean
+
+demo: $(STAMP)
+	$(BIN)/python demo/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+# Accept what recipes plan to now as right; look at the difference before committing it.
+golden: $(STAMP)
+	GALLEY_BLESS=1 $(BIN)/python -m pytest tests/launch/test_golden.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+
+ifeq ($(VENV),.venv)
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "make: needs Python 3.11 or newer; say PYTHON=path" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	rm -f $(VENV)/.galley-*
+	touch $@
+else
+# An environment that somebody else looks after: used as it is.
+$(STAMP):
+	@test -x $(BIN)/python || { echo "make: no environment at $(VENV); leave VENV out to make one" >&2; exit 1; }
+endif

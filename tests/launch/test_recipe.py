@@ -1,0 +1,180 @@
+"""A recipe's text becomes typed values, or one clear line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from galley.errors import UserError
+from galley.spec import Cadence, RunSpec, Task
+from galley_launch import assets, commands, compose
+from galley_launch.recipe import Recipe, build, header, override
+from galley_launch.strings import Tree, read_yaml
+from launch import fakes
+
+RECIPES = sorted(assets.folder("recipes").glob("*.yaml"))
+LEAST: Tree = {
+    "model": {"path": "org/model"},
+    "data": {"path": "org/data"},
+    "batch": {"samples": "16"},
+    "duration": {"epochs": "1"},
+}
+
+
+def refusal(tree: Tree, *words: str) -> str:
+    with pytest.raises(UserError) as error:
+        build(override(tree, words), "x.yaml")
+    return str(error.value)
+
+
+def test_strings_get_the_types_of_the_schema() -> None:
+    words = ["lr=1e-4", "betas=[0.8,0.99]", "packing=false", "targets=[q_proj,v_proj]", "revision=null", "threads=null"]
+    words[4] = "model.revision=null"
+    recipe = build(override(LEAST, words), "x.yaml")
+    assert recipe.optimizer.lr == 1e-4
+    assert recipe.optimizer.betas == (0.8, 0.99)
+    assert recipe.data.packing is False
+    assert recipe.method.targets == ["q_proj", "v_proj"]
+    assert recipe.model.revision is None
+    assert recipe.cadence == Cadence()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lr=fast"], "optimizer.lr: 'fast' is not a number; it means: Peak learning rate"),
+        (["lr=true"], "optimizer.lr: 'true' is not a number"),
+        (["lr=inf"], "optimizer.lr: is not a finite number"),
+        (["lr=nan"], "optimizer.lr: "),
+        (["lr=0"], "optimizer.lr: '0' should be greater than 0"),
+        (["lr="], "optimizer.lr: '' is not a number"),
+        (["lr=null"], "optimizer.lr: None is not a number"),
+        (["steps=3.7"], "duration.steps: '3.7' is not a whole number; it means: Optimizer steps"),
+        (["seed=1e3"], "seed: '1e3' is not a whole number"),
+        (["packing=maybe"], "data.packing: 'maybe' is not true or false"),
+        (["dtype=float16"], "model.dtype: 'float16' should be 'bfloat16' or 'float32'"),
+        (["method.kind=int8"], "method.kind: 'int8' should be 'full', 'lora' or 'qlora'"),
+        (["targets=q_proj"], "method.targets: 'q_proj' should be 'all-linear', or a list [a,b]"),
+        (["betas=[0.9]"], "optimizer.betas: has too few values"),
+        (["betas=0.9"], "optimizer.betas: '0.9' should be a valid tuple"),
+        (["held_out=1"], "data.held_out: '1' should be less than 1"),
+        (["model.path=null"], "model.path: None should be a valid string"),
+        (["batch.tokens=1000"], "batch.tokens 1000 is not a multiple of data.max_length 2048; try 2048"),
+        (["epochs=1", "steps=4"], "duration: give exactly one of epochs, steps, tokens, not epochs and steps"),
+        (["model=x"], "model is a section; set one of its keys: model.path"),
+    ],
+)
+def test_a_wrong_value_is_one_line(words: list[str], message: str) -> None:
+    line = refusal(LEAST, *words)
+    assert message in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimiser": {"lr": "1"}}, "x.yaml: no such key: 'optimiser'; did you mean 'optimizer'?"),
+        ({"optimizer": {"learning_rate": "1"}}, "x.yaml: optimizer: no such key: 'learning_rate'; here it is called"),
+        ({"optimizer": {"beta": "1"}}, "x.yaml: optimizer: no such key: 'beta'; did you mean 'betas'?"),
+        ({"optimizer": "adamw"}, "x.yaml: optimizer: 'adamw' is not a section; set its keys: optimizer.name"),
+        ({"name": "x"}, "x.yaml: 'name' belongs on the command line; take it out and write name=…"),
+        ({"model": {}}, "x.yaml: model.path: is missing; it means: Hub id, folder"),
+    ],
+)
+def test_a_wrong_key_gets_the_nearest(change: Tree, message: str) -> None:
+    assert refusal(LEAST | change).startswith(message)
+
+
+def test_a_missing_section_is_named() -> None:
+    line = refusal({key: value for key, value in LEAST.items() if key != "duration"})
+    assert line.startswith("x.yaml: duration: is missing; its keys: duration.epochs")
+
+
+def test_an_override_replaces_the_other_ways_to_say_it() -> None:
+    recipe = build(override(LEAST, ["steps=20", "batch.tokens=4096"]), "x.yaml")
+    assert (recipe.duration.steps, recipe.duration.epochs) == (20, None)
+    assert (recipe.batch.tokens, recipe.batch.samples, recipe.samples_per_step) == (4096, None, 2)
+
+
+def test_an_override_keeps_the_recipe_as_it_was() -> None:
+    before = json.dumps(LEAST)
+    override(LEAST, ["samples=3", "lr=1"])
+    assert json.dumps(LEAST) == before
+
+
+@settings(max_examples=40)
+@given(st.floats(1e-8, 1e3), st.integers(1, 10**9), st.booleans(), st.integers(0, 2**31 - 1), st.floats(0, 0.999))
+def test_values_come_back_as_they_were_written(lr: float, steps: int, packing: bool, seed: int, out: float) -> None:
+    words = [f"lr={lr}", f"steps={steps}", f"packing={packing}", f"seed={seed}", f"held_out={out}"]
+    recipe = build(override(LEAST, words), "x.yaml")
+    found = (recipe.optimizer.lr, recipe.duration.steps, recipe.data.packing, recipe.seed, recipe.data.held_out)
+    assert found == (lr, steps, packing, seed, out)
+
+
+@settings(max_examples=25)
+@given(st.floats(1e-8, 1e3), st.integers(1, 10**6))
+def test_a_run_spec_comes_back_from_its_bytes(lr: float, steps: int) -> None:
+    made = fakes.spec(Path("/runs/x"), lr, steps=steps)
+    assert RunSpec.model_validate_json(made.to_json()) == made
+    assert RunSpec.model_validate_json(made.to_json()).to_json() == made.to_json()
+
+
+def test_a_recipe_has_every_field_of_a_task() -> None:
+    assert set(Task.model_fields) < set(Recipe.model_fields)
+    assert build(LEAST, "x.yaml").task().model_dump() == Task.model_validate(LEAST).model_dump()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_its_own_manual(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# yaml-language-server: $schema=./schema.json\n")
+    manual = header(text)
+    assert f"galley run {path.stem}" in manual or "make demo" in manual
+    assert all(word in manual for word in ("Needs", "Run", "Expect", "Rather"))
+    assert build(read_yaml(text, str(path)), str(path)).about
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_fits_the_schema(path: Path) -> None:
+    recipe = build(read_yaml(path.read_text(), str(path)), str(path))
+    jsonschema.validate(recipe.model_dump(mode="json", exclude_unset=True), _schema())
+
+
+def test_the_schema_refuses_what_the_recipe_refuses() -> None:
+    body = {"model": {"path": "a/b"}, "data": {"path": "a/b"}, "batch": {"samples": 1}, "duration": {"steps": 1}}
+    jsonschema.validate(body, _schema())
+    for wrong in ({"batch": {"samples": 0}}, {"optimizer": {"lrr": 1}}, {"model": {"path": "a", "dtype": "fp16"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(body | wrong, _schema())
+
+
+def test_the_shipped_schema_is_current() -> None:
+    shipped = (assets.folder("recipes") / "schema.json").read_text()
+    assert shipped == commands.schema_text(), "run: galley schema > recipes/schema.json"
+
+
+def _schema() -> Any:
+    return json.loads(commands.schema_text())
+
+
+def test_show_prints_the_manual_and_every_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.show("smollm2-135m-lora", ["lr=3e-3"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("SmolLM2-135M-Instruct learns")
+    shown = build(read_yaml(out[out.index("model:") :], "show"), "show")
+    assert shown.optimizer.lr == 3e-3
+    assert shown.model_fields_set == set(Recipe.model_fields)
+
+
+def test_recipes_lists_and_searches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.recipes() == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert names == sorted(compose.recipes())
+    assert commands.recipes("QLoRA") == 0
+    assert all("qlora" in line for line in capsys.readouterr().out.splitlines()[2:])
+    with pytest.raises(UserError, match="none matches 'zzz'"):
+        commands.recipes("zzz")

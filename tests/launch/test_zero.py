@@ -1,0 +1,246 @@
+"""ZeRO presets and users' own JSON: completed, contradicted, refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from galley.errors import UserError
+from galley_launch import assets, rules, zero
+from galley_launch.facts import Facts
+from galley_launch.recipe import build, override
+from launch import deepspeed_keys
+from launch.test_recipe import LEAST
+
+PRESETS = ["zero0", "zero1", "zero2", "zero3", "zero3_offload_cpu"]
+FACTS = Facts(hidden_size=576)
+
+# transformers' own example of a ZeRO-3 configuration, as its documentation has it.
+HUGGING_FACE: dict[str, Any] = {
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
+    "bf16": {"enabled": "auto"},
+    "optimizer": {
+        "type": "AdamW",
+        "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+    },
+    "scheduler": {
+        "type": "WarmupLR",
+        "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"},
+    },
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        "offload_param": {"device": "cpu", "pin_memory": True},
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": 1e9,
+        "stage3_max_reuse_distance": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}
+
+
+def finish(config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS) -> Any:
+    recipe = build(override(LEAST, words), "x.yaml")
+    rules.check(rules.Case(recipe, device, config))
+    return zero.complete(config, "x.json", recipe, device, ranks, known)
+
+
+def refusal(config: dict[str, Any], *words: str, **how: Any) -> str:
+    with pytest.raises(UserError) as error:
+        finish(config, *words, **how)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def preset(name: str) -> dict[str, Any]:
+    return zero.find(name, None)[0]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_preset_is_finished(name: str, device: str, dtype: str) -> None:
+    done = finish(preset(name), f"dtype={dtype}", device=device)
+    assert '"auto"' not in json.dumps(done)
+    assert done["train_batch_size"] == 16
+    assert done["gradient_accumulation_steps"] == 8
+    assert done["gradient_clipping"] == 1.0
+    stage = done["zero_optimization"]["stage"]
+    half = dtype == "bfloat16"
+    assert done.get("bf16") == ({"enabled": True} if half and stage else None)
+    assert done.get("data_types") == ({"grad_accum_dtype": "fp32"} if half and stage else None)
+    autocast = {"enabled": True, "dtype": "bfloat16"}
+    assert done.get("torch_autocast") == (autocast if half and stage == 0 else None)
+    assert "fp16" not in done
+    assert done["zero_optimization"].get("overlap_comm") in (None, device == "cuda")
+
+
+def test_the_presets_are_all_there() -> None:
+    assert sorted(path.stem for path in assets.folder("ds_configs").glob("*.json")) == PRESETS
+
+
+def test_sizes_follow_the_hidden_size() -> None:
+    block = finish(preset("zero3"))["zero_optimization"]
+    assert block["reduce_bucket_size"] == 576 * 576
+    assert block["stage3_prefetch_bucket_size"] == int(0.9 * 576 * 576)
+    assert block["stage3_param_persistence_threshold"] == 5760
+
+
+def test_an_unknown_hidden_size_is_an_error() -> None:
+    line = refusal(preset("zero3"), known=Facts())
+    assert 'zero_optimization.reduce_bucket_size "auto" needs the hidden size of org/model' in line
+    assert finish(preset("zero2"), known=Facts())["zero_optimization"]["stage"] == 2
+
+
+def test_a_real_users_json_is_completed() -> None:
+    done = finish(HUGGING_FACE, device="cuda")
+    assert '"auto"' not in json.dumps(done)
+    assert "optimizer" not in done
+    assert "scheduler" not in done
+    assert done["steps_per_print"] == 2000
+    assert done["bf16"] == {"enabled": True}
+    assert HUGGING_FACE["train_batch_size"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 4, but 16 samples a step / (micro_batch 1"),
+        ({"train_batch_size": 32}, "train_batch_size 32, but batch.samples 16 makes it 16"),
+        ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu 4, but micro_batch 1 makes it 1"),
+        ({"gradient_clipping": 0.5}, "gradient_clipping 0.5, but optimizer.clip 1.0 makes it 1.0"),
+        ({"bf16": {"enabled": False}}, "bf16.enabled false, but model.dtype bfloat16 makes it true"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "but optimizer.grad_dtype float32 makes it"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "params.lr 0.001, but the recipe says 0.0002"),
+        (
+            {"optimizer": {"type": "AdamW", "parms": {}}},
+            "DeepSpeed has no key 'optimizer.parms'; did you mean 'params'?",
+        ),
+        ({"optimizer": {"type": "AdamW", "params": {"leraning_rate": 1}}}, "no parameter 'leraning_rate'"),
+        ({"optimizer": {"type": "Lamb"}}, "optimizer.type 'Lamb', but recipes train with AdamW"),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 9}}}, "set schedule.warmup in the recipe"),
+        ({"gradient_cliping": 1.0}, "DeepSpeed has no key 'gradient_cliping'; did you mean 'gradient_clipping'?"),
+        ({"zero_optimisation": {}}, "DeepSpeed has no key 'zero_optimisation'; did you mean 'zero_optimization'?"),
+        ({"activation_checkpointing": {"partition_activation": True}}, "did you mean 'partition_activations'?"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"devise": "cpu"}}}, "did you mean 'device'?"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage 4 is none of 0, 1, 2, 3"),
+        ({"zero_optimization": {"stage": 2, "sub_group_size": "auto"}}, 'sub_group_size "auto" has no rule'),
+        ({"zero_optimization": True}, "zero_optimization True is not an object; its keys: "),
+        ({"fp16": {"enabled": True}}, "fp16 does not train on the CPU"),
+        ({"amp": {"enabled": True}}, "apex amp is not used"),
+        ({"elasticity": {"enabled": True}}, "DeepSpeed has no key 'elasticity'"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "in ZeRO-3; set zero_optimization"),
+        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "in ZeRO-1, 2 or 3"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "NVMe is not supported yet"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "not implemented for the CPU"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "tensor parallelism is not supported yet"),
+        ({"sequence_parallel_size": 2}, "sequence parallelism is not supported yet"),
+    ],
+)
+def test_a_contradiction_or_a_typo_is_one_line(change: dict[str, Any], message: str) -> None:
+    assert message in refusal({"zero_optimization": {"stage": 2}} | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"gradient_accumulation_steps": 8, "train_batch_size": 16}, []),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 2e-4, "betas": [0.9, 0.95], "torch_adam": True}}}, []),
+        ({"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 9, "cos_min_ratio": 0}}}, ["steps=9"]),
+        ({"gradient_clipping": 0}, ["clip=0"]),
+        ({"bf16": {"enabled": False}}, ["dtype=float32"]),
+    ],
+)
+def test_what_agrees_with_the_recipe_is_fine(change: dict[str, Any], words: list[str]) -> None:
+    done = finish({"zero_optimization": {"stage": 2}} | change, *words)
+    assert done["zero_optimization"] == {"stage": 2}
+    assert "optimizer" not in done
+    assert "scheduler" not in done
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["grad_dtype=bfloat16", "dtype=float32"], "lose what float32 is there for"),
+        (["attention=flash_attention_2"], "flash attention needs a GPU"),
+        (["held_out=0.1", "held_out_path=x.jsonl"], "two answers to one question"),
+        (["patience=2"], "no rows are held out"),
+        (["patience=2", "held_out=0.1"], "needs evaluations along the way; set cadence.eval_every"),
+        (["model.revision=main", "model.path=./x"], "a revision is for hub models"),
+        (["data.revision=main", "data.path=/x.jsonl"], "a revision is for hub data sets"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(words: list[str], message: str) -> None:
+    assert message in refusal(preset("zero2"), *words)
+
+
+def test_zero_0_cannot_accumulate_in_bfloat16() -> None:
+    assert "ZeRO-0 always accumulates gradients in float32" in refusal(preset("zero0"), "grad_dtype=bfloat16")
+    assert finish(preset("zero1"), "grad_dtype=bfloat16")["data_types"] == {"grad_accum_dtype": "bf16"}
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 8))
+def test_the_batch_is_the_product_or_an_error_that_helps(samples: int, micro: int, ranks: int) -> None:
+    recipe = build(override(LEAST, [f"samples={samples}", f"micro_batch={micro}"]), "x.yaml")
+    if samples % (micro * ranks) == 0:
+        assert zero.accumulation(recipe, ranks) * micro * ranks == samples
+        return
+    with pytest.raises(UserError) as error:
+        zero.accumulation(recipe, ranks)
+    assert f"{samples} samples a step / (micro_batch {micro} x ranks {ranks})" in str(error.value)
+    for word in error.value.todo.removeprefix("try ").split(" or "):
+        better = build(override(recipe.model_dump(exclude_none=True), [word]), "x.yaml")
+        assert zero.accumulation(better, ranks) > 0
+
+
+def test_a_repeated_key_in_json_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"bf16": {}, "bf16": {"enabled": true}}')
+    with pytest.raises(UserError, match="'bf16' is given twice"):
+        zero.read(path)
+
+
+def test_json_that_is_not_there_or_not_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no preset 'zreo3'; did you mean 'zero3'\?"):
+        zero.find("zreo3", None)
+    with pytest.raises(UserError, match="no file x/y.json"):
+        zero.find("x/y.json", None)
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match="not readable as JSON"):
+        zero.find(str(tmp_path / "x.json"), None)
+
+
+def test_the_known_keys_are_those_of_the_installed_deepspeed() -> None:
+    code = "import deepspeed_keys, sys; sys.stdout.write('\\n==\\n' + deepspeed_keys.generate())"
+    folder = str(Path(deepspeed_keys.__file__).parent)
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {folder!r}); {code}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"DS_ACCELERATOR": "cpu"}, check=True
+    )
+    now = done.stdout.partition("\n==\n")[2]
+    assert now == deepspeed_keys.TARGET.read_text(), "run: DS_ACCELERATOR=cpu python tests/launch/deepspeed_keys.py"
