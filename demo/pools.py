@@ -1,0 +1,110 @@
+"""The values and phrases that the demo's messages are made of: one set to train on, another to be scored on.
+
+The two sets share nothing, word by word: a model that gets the held-out rows right has learnt to read an order, not
+to repeat one. ``tests/demo`` holds them to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pools:
+    """What one split draws from; numbers and days are dealt out in ``data.py``."""
+
+    first: tuple[str, ...]
+    """First names."""
+    last: tuple[str, ...]
+    """Family names."""
+    kinds: tuple[str, ...]
+    """First words of an article: ``oak``."""
+    things: tuple[str, ...]
+    """Last words of an article, in the plural: ``shelves``."""
+    phrases: tuple[str, ...]
+    """Whole messages with slots for customer, quantity, item, total and date."""
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of ``text``."""
+    return tuple(text.split())
+
+
+TRAIN = Pools(
+    first=words(
+        "Maria Jonas Aisha Pedro Linh Oskar Fatima Kenji Ruth Tomas Ingrid Samuel Priya Victor Elena Marcus Yuki Omar "
+        "Hannah Diego Leila Stefan Grace Andrei Chloe Rashid Nadia Patrick Sofia Wei Bruno Amara Felix Joanna Tariq "
+        "Monica Erik Zainab Paul Camille Nina Robert Irene Hassan Emily Carlos Sven Beatrice Kwame Alice Dmitri Lucia "
+        "Simon Naomi Gustav Helen Rafael Astrid George Mina Walter Pilar Jakub Olivia Emre Martha Hugo Selma Nelson "
+        "Vera Abdul Judith Kai Rebecca Stanley Ines Boris Audrey Jorge Edith"
+    ),
+    last=words(
+        "Lopez Lindqvist Rahman Carvalho Nguyen Weber Haddad Tanaka Goldberg Novak Larsen Okafor Sharma Dubois Petrova "
+        "Hughes Sato Farouk Schmidt Morales Nazari Keller Osei Popescu Bernard Aziz Kowalska Murphy Ricci Zhang Costa "
+        "Mensah Brandt Sikora Mahmood Silva Nilsson Bello Turner Laurent Hall Bianchi Yamada Torres Wolf Ferrari Clark "
+        "Adeyemi Kovacs Lambert Reid Barbosa Hansen Demir Fuchs Gomez Parker Qureshi Jensen Blanc Wagner Noor Evans "
+        "Ortega Pavlov Roth Byrne Suzuki Marino Foster Vega Lund Abbasi Price Hartmann Duarte Shaw Lemaire Ali "
+        "Bauer"
+    ),
+    kinds=words(
+        "desk oak wool garden steel ceramic leather cotton paper copper kitchen travel silver winter plastic canvas "
+        "bamboo rubber pocket marble bicycle folding office velvet round black fleece hotel spare baby cork birch "
+        "granite summer nylon square yellow school bronze denim outdoor tin felt wicker maple beach heavy crystal "
+        "roof blue jute hiking storage tall corner fish golden clay sports flat"
+    ),
+    things=words(
+        "lamps shelves blankets chairs bolts mugs wallets shirts folders kettles knives bags spoons coats buckets "
+        "tents trays gloves mirrors tiles helmets tables pens curtains ropes plates hats candles brushes clocks boxes "
+        "rugs pillows screws jackets frames ladders forks cables socks jars doors belts notebooks pumps crates cups "
+        "sheets handles filters boots racks bottles rings magnets aprons drawers wheels sofas fans"
+    ),
+    phrases=(
+        "Hi, this is {customer}. Please send {quantity} {item} by {date}. We agreed on {total}. Thanks!",
+        "{customer} here, I need {quantity} {item} before {date}, my budget is {total}",
+        "Hello, I would like to order {quantity} {item} for {total}. They must arrive on {date}. Regards, {customer}",
+        "pls ship {quantity} {item} to {customer}, total {total}, needed {date}, thx",
+        "Order for {customer}: {quantity} {item}, {total}, due {date}.",
+        "By {date} we want {quantity} {item}. Invoice of {total} goes to {customer}.",
+        "Good morning! My name is {customer} and I paid {total} for {quantity} {item}. Can they come on {date}?",
+        "could you get me {quantity} {item} until {date}? can spend {total}. cheers {customer}",
+        "Dear team, {total} was transferred for {quantity} {item}. Delivery date: {date}. Yours, {customer}",
+        "{quantity} {item} please, delivery {date}, price as quoted {total}. {customer}",
+        "It's {customer} again. For {total} I'll take {quantity} {item}, but only if they are here by {date}.",
+        "need {quantity} {item} asap, latest {date}!! {total} is ok. sent by {customer}",
+        "On {date} I am expecting {quantity} {item}, which cost {total}. Greetings from {customer}",
+        "{customer} called: wants {quantity} {item} for {total}, pick-up on {date}.",
+        "Following our chat, {customer} confirms {total} for {quantity} {item}, arriving {date}.",
+        "Hey, {date} works for us. {quantity} {item} at {total} all in. Bye, {customer}",
+        "{total} from {customer} came in, so reserve {quantity} {item} until {date}.",
+        "{date} is the day of our fair and we are short of {quantity} {item}. {total} at most. {customer}",
+        "Am I too late? {quantity} {item} should reach me on {date}, {total} is ready. Your customer {customer}",
+        "You have {total} of mine. In return I expect {quantity} {item} on {date}. Signed, {customer}",
+        "Hallo, {customer} asks for {quantity} {item}; pays {total}; date {date}",
+        "The {quantity} {item} can wait till {date}, says {customer}, who pays {total}.",
+        "Yesterday I saw {quantity} {item} at {total} on your site. Deliver to {customer} on {date}, please",
+        "{date}, {customer}, {quantity} {item}, {total}. Confirm please",
+    ),
+)
+
+HELD_OUT = Pools(
+    first=words(
+        "Anna Luis Mei Henrik Salma Noah Olga Kofi Clara Ivan Teresa Hiro Julia Ahmed Rosa Daniel Freya Matteo Sana "
+        "Lucas"
+    ),
+    last=words(
+        "Fischer Garcia Chen Andersen Karimi Walker Ivanova Boateng Martin Horvat Santos Mori Becker Saleh Romano "
+        "Cooper Holm Conti Malik Moreau"
+    ),
+    kinds=words("pine silk glass brass picnic wooden linen bathroom camping iron plaid striped"),
+    things=words("benches scarves vases hinges baskets stools napkins towels stoves pans printers cushions"),
+    phrases=(
+        "Greetings, {customer} speaking. I'd like {quantity} {item} delivered on {date} at a cost of {total}.",
+        "Please book {quantity} {item} for me, {total} in total, no later than {date}. Best, {customer}",
+        "New purchase from {customer}: {quantity} {item} worth {total}, wanted on {date}",
+        "We have {total} to spend on {quantity} {item} and must get them by {date}. Kind regards, {customer}",
+        "{date} is our deadline for {quantity} {item}. {customer} will pay {total}.",
+        "hi there, {customer} wants to buy {quantity} {item}, offered {total}, deadline {date}",
+        "For {customer}, please put aside {quantity} {item}. Collection on {date}, paying {total}.",
+        "Send me {quantity} {item}. I have set aside {total}. Arrival {date} is fine. Many thanks, {customer}",
+    ),
+)
