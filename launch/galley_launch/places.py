@@ -59,9 +59,8 @@ def _data(path: str, key: str, name: str, search: Search) -> str:
         raise UserError(key, f"{found} is a folder", "give a .jsonl file, or a hub id such as org/name")
     if not is_file_path(path) and "/" not in path:
         raise UserError(key, f"{path!r} is neither a .jsonl file nor a hub id", "write data.jsonl or org/name")
-    tried = " nor ".join(str(place) for place in search.tried(path))
-    word = "neither " if " nor " in tried else ""
-    raise UserError(key, f"no such file: {word}{tried} exists".replace("file: /", "file: /"), "give the path to it")
+    tried = ", nor at ".join(str(place) for place in search.tried(path))
+    raise UserError(key, f"no file at {tried}", "give the path to it")
 
 
 def _model(path: str, search: Search) -> str:

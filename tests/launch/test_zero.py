@@ -228,7 +228,7 @@ def test_a_repeated_key_in_json_is_refused(tmp_path: Path) -> None:
 def test_json_that_is_not_there_or_not_json(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no preset 'zreo3'; did you mean 'zero3'\?"):
         zero.find("zreo3", None)
-    with pytest.raises(UserError, match="no file x/y.json"):
+    with pytest.raises(UserError, match=r"no file x/y\.json"):
         zero.find("x/y.json", None)
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match="not readable as JSON"):
