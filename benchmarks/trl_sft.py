@@ -1,0 +1,106 @@
+"""TRL's SFTTrainer on the benchmark's rows; runs under torchrun in an environment with TRL (see README.md).
+
+Rows become prompt and completion, so that the loss is on the assistant's tokens, as Galley's is. Each step appends
+``{"step", "tokens"}`` to ``--steps-file``: tokens that are not padding, over all ranks, as TRL itself counts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+ZERO2 = {
+    "bf16": {"enabled": True},
+    "zero_optimization": {"stage": 2},
+    "zero_allow_untested_optimizer": True,
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "packed": {"packing": True, "packing_strategy": "bfd", "gradient_checkpointing": False},
+    "unpadded": {"padding_free": True, "gradient_checkpointing": False},
+}
+"""As it comes (padded, activations recomputed), and what makes it faster: README.md says why these."""
+
+
+class StepLog(TrainerCallback):  # type: ignore[misc]
+    """Appends a line when TRL logs a step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.before = path, 0.0
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs or "num_tokens" not in logs or "loss" not in logs:
+            return
+        row = {"step": state.global_step, "tokens": logs["num_tokens"] - self.before, "loss": float(logs["loss"])}
+        self.before = logs["num_tokens"]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--method", choices=("lora", "full"), required=True)
+    parser.add_argument("--setting", choices=tuple(SETTINGS), required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--micro", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps-file", type=Path, required=True)
+    return parser.parse_args()
+
+
+def read_rows(path: Path) -> Dataset:
+    rows = [json.loads(line)["messages"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return Dataset.from_list([{"prompt": row[:-1], "completion": row[-1:]} for row in rows])
+
+
+def settings(given: argparse.Namespace) -> SFTConfig:
+    return SFTConfig(
+        output_dir=str(given.out),
+        max_steps=given.steps,
+        max_length=given.length,
+        per_device_train_batch_size=given.micro,
+        gradient_accumulation_steps=1,
+        learning_rate=2e-4 if given.method == "lora" else 2e-5,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        deepspeed=ZERO2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=7,
+        **SETTINGS[given.setting],
+    )
+
+
+def main() -> None:
+    given = arguments()
+    config = settings(given)
+    adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.bfloat16),
+        args=config,
+        train_dataset=read_rows(given.rows),
+        processing_class=AutoTokenizer.from_pretrained(given.model),
+        peft_config=adapter if given.method == "lora" else None,
+        callbacks=[StepLog(given.steps_file)],
+    )
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()
