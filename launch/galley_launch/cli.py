@@ -6,6 +6,7 @@ So nothing has happened when Fire finds a word that it cannot use. ``arguments.p
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,6 +126,8 @@ _FUNCTIONS: dict[str, Callable[..., Todo]] = {
 
 def _commands() -> ModuleType:
     """The verbs' work, imported when it is to be done: help and mistakes cost nothing."""
+    # Looking for plugins of pydantic's reads the metadata of every installed package: slow on a network disk.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from galley_launch import commands
 
     return commands

@@ -7,7 +7,6 @@ import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +201,8 @@ def _run_dir(source: Source, ours: dict[str, str]) -> RunDir:
 
 def version() -> str:
     """Galley's version; a checkout that is not installed has that of its pyproject."""
+    from importlib import metadata  # Slow to import, and few verbs need it.
+
     try:
         return metadata.version("galley-tune")
     except metadata.PackageNotFoundError:

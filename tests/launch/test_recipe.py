@@ -172,9 +172,9 @@ def test_show_prints_the_manual_and_every_default(capsys: pytest.CaptureFixture[
 
 def test_recipes_lists_and_searches(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.recipes() == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
     assert names == sorted(compose.recipes())
     assert commands.recipes("QLoRA") == 0
-    assert all("qlora" in line for line in capsys.readouterr().out.splitlines()[2:])
+    assert all("qlora" in line for line in capsys.readouterr().out.splitlines()[1:])
     with pytest.raises(UserError, match="none matches 'zzz'"):
         commands.recipes("zzz")

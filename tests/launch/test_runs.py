@@ -52,7 +52,7 @@ def _let_go() -> object:
 
 def test_status_shows_the_newest_step_and_the_verdict(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.status("", []) == 0
-    words = capsys.readouterr().out.splitlines()[2].split()
+    words = capsys.readouterr().out.splitlines()[1].split()
     assert words == ["x", "failed", "3/9", "1.6250", "1,234", "1", "step", "2"]
 
 
