@@ -98,7 +98,7 @@ class Ranks:
     def __post_init__(self) -> None:
         root = Path(__file__).resolve().parents[1]
         env = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root / "launch"), str(root / "tests")]),
+            "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root / "launch"), str(root / "tests"), str(root / "tests" / "train")]),
             "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         } | self.extra_env  # fmt: skip

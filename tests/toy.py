@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from galley.rundir import RunDir
 from galley.spec import RunSpec
 
 VOCAB = 256
+
+Train = Callable[[RunDir, RunSpec], None]
+"""The ``train`` fixture: train a run whose data and spec are written."""
 
 
 def make_model(folder: Path, layers: int = 2, hidden: int = 64, seed: int = 0, **settings: Any) -> Path:
@@ -73,6 +77,16 @@ def write_split(folder: Path, samples: list[list[Document]]) -> SplitFacts:
         rows=len(samples), samples=len(samples), documents=len(arrays["sources"]), tokens=len(arrays["tokens"]),
         supervised=sum(arrays["supervised"]), longest=int(lengths.max()),
     )  # fmt: skip
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer with one token for each id, for what an export copies and a generation needs."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="w1", pad_token="w0").save_pretrained(folder)
 
 
 def write_data(
@@ -140,3 +154,8 @@ def metrics(run: RunDir, key: str = "loss") -> list[float]:
     """One value a step."""
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [row[key] for row in rows if key in row]
+
+
+def rank_logs(run: RunDir) -> str:
+    logs = sorted(run.root.glob("attempts/*/logs/rank-*.log"))
+    return "\n".join(f"{path}:\n{path.read_text()[-3000:]}" for path in logs)

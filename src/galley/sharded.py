@@ -14,6 +14,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from accelerate import init_empty_weights
 from safetensors import safe_open
 from transformers.initialization import no_init_weights
 
@@ -51,7 +52,23 @@ def load(folder: str, build: Callable[[], Any], config: dict[str, Any]) -> Any:
             "use deepspeed=zero2, or save the model once with transformers' save_pretrained",
         )
     _fill(model, files)
+    _restore_buffers(model, build)
     return model
+
+
+def _restore_buffers(model: Any, build: Callable[[], Any]) -> None:
+    """Give the model its buffers in the precision that it computes them in.
+
+    ``zero.Init`` rounds every floating tensor made under it to bf16 or fp16, rotary frequencies among them: at
+    position 4,000 that turns angles by whole radians, in silence.
+    """
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        exact = build()
+    for name, module in exact.named_modules():
+        for key, buffer in module.named_buffers(recurse=False):
+            persistent = key not in module._non_persistent_buffers_set
+            home = model.get_submodule(name)
+            home.register_buffer(key, buffer.to(getattr(home, key).device), persistent=persistent)
 
 
 def _fill(model: Any, files: dict[str, Path]) -> None:

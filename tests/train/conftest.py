@@ -1,0 +1,38 @@
+"""One rank server and a few small models for all training tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import toy
+from ranks import Ranks
+
+from galley.rundir import RunDir
+from galley.spec import RunSpec
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    server = Ranks()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, tied embeddings, as small models are."""
+    return toy.make_model(tmp_path_factory.mktemp("llama"), tie_word_embeddings=True)
+
+
+@pytest.fixture
+def train(ranks: Ranks) -> toy.Train:
+    """Train a run whose data and spec are written; fails with rank 0's log."""
+
+    def run_it(run: RunDir, spec: RunSpec) -> None:
+        world = spec.placement.data_parallel
+        statuses = ranks.run("galley.train:main", [str(run.spec)], world, run.root / "ranks.log")
+        assert statuses == [0] * world, toy.rank_logs(run)
+
+    return run_it

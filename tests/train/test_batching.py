@@ -1,0 +1,115 @@
+"""The same global batch gives the same loss and gradient however it is split, packed or ordered over ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from toy import Train, make_documents, make_spec, metrics, write_data
+
+from galley.batches import IGNORE, NOBODY, Order, collate, share
+from galley.data import Split
+from galley.rundir import RunDir
+from galley.spec import Placement
+
+SAMPLES = [[document] for document in make_documents(20, longest=40)]
+SPLITS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4), (4, 1), (4, 2)]
+"""Ranks and micro-batch; accumulation is what is left of 8."""
+
+
+def test_splitting_the_batch_changes_neither_loss_nor_gradient(tmp_path: Path, llama: Path, train: Train) -> None:
+    found = {}
+    for world, micro in SPLITS:
+        run = RunDir(tmp_path / f"{world}x{micro}")
+        # 20 samples in batches of 8: the last batch is half empty, and some ranks get nothing of it.
+        spec = make_spec(run, llama, world=world, micro=micro, stage=2, duration={"epochs": 1.0})
+        write_data(run, llama, SAMPLES, None, packed=False)
+        train(run, spec)
+        found[world, micro] = metrics(run), metrics(run, "grad_norm"), metrics(run, "supervised_tokens")
+    losses, norms, supervised = found[1, 1]
+    assert len(losses) == 3
+    assert sum(supervised) == sum(learnt for [(_, learnt)] in SAMPLES)
+    for split in SPLITS[1:]:
+        assert found[split][0] == pytest.approx(losses, rel=1e-5), split
+        assert found[split][1] == pytest.approx(norms, rel=1e-5), split
+        assert found[split][2] == supervised, split
+
+
+def test_packed_and_separate_documents_have_the_same_loss(tmp_path: Path, llama: Path) -> None:
+    from galley.model import load_plain
+    from galley.objective import output_head, sft_loss_sum
+    from galley.spec import Model
+
+    documents = make_documents(12, seed=3, longest=40)
+    packed = [documents[0:5], documents[5:9], documents[9:12]]
+    for name, samples, flag in (("packed", packed, True), ("separate", [[each] for each in documents], False)):
+        write_data(RunDir(tmp_path / name), llama, samples, None, packed=flag)
+    model = load_plain(str(llama), Model(path=str(llama), dtype="float32"), torch.float32)
+    head, cpu = output_head(model), torch.device("cpu")
+
+    def losses(name: str, ids: list[int], flag: bool) -> float:
+        return float(sft_loss_sum(model, head, collate(Split.open(tmp_path / name / "data/train"), ids, flag, cpu)))
+
+    for sample, rows in enumerate(([0, 1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11])):
+        one_by_one = sum(losses("separate", [row], False) for row in rows)
+        assert losses("packed", [sample], True) == pytest.approx(one_by_one, rel=1e-5)
+        assert losses("separate", rows, False) == pytest.approx(one_by_one, rel=1e-5)
+    assert losses("packed", [0, 1, 2], True) == pytest.approx(losses("separate", list(range(12)), False), rel=1e-5)
+    assert losses("packed", [0, NOBODY], True) == pytest.approx(losses("packed", [0], True), rel=1e-5)
+    assert losses("packed", [NOBODY, NOBODY], True) == 0.0
+
+
+def test_only_supervised_places_reach_the_output_head(llama: Path, tmp_path: Path) -> None:
+    from galley.model import load_plain
+    from galley.objective import output_head, sft_loss_sum
+    from galley.spec import Model
+
+    write_data(RunDir(tmp_path), llama, SAMPLES, None, packed=False)
+    model = load_plain(str(llama), Model(path=str(llama), dtype="float32"), torch.float32)
+    batch = collate(Split.open(tmp_path / "data/train"), [0, 1, 2], False, torch.device("cpu"))
+    rows: list[int] = []
+    output_head(model).register_forward_hook(lambda _m, _a, out: rows.append(out.shape[1]))
+    sft_loss_sum(model, output_head(model), batch)
+    assert rows == [batch.supervised]
+    assert batch.supervised == sum(SAMPLES[i][0][1] for i in range(3))
+
+
+@given(
+    samples=st.integers(1, 200), per_step=st.integers(1, 64), epochs=st.floats(0.1, 3), seed=st.integers(0, 2**31 - 1)
+)
+def test_every_epoch_visits_every_sample_once(samples: int, per_step: int, epochs: float, seed: int) -> None:
+    order = Order(samples, per_step, max(1, round(epochs * samples)), seed)
+    seen = [i for step in range(1, order.steps + 1) for i in order.batch(step)]
+    assert len(seen) == order.total
+    for start in range(0, order.total - samples + 1, samples):
+        assert sorted(seen[start : start + samples]) == list(range(samples))
+    assert order.epoch(order.steps) == pytest.approx(order.total / samples)
+
+
+@given(world=st.sampled_from([1, 2, 4]), micro=st.integers(1, 4), accumulation=st.integers(1, 4), missing=st.integers(0, 7))
+def test_ranks_share_a_batch_without_loss_or_repeat(world: int, micro: int, accumulation: int, missing: int) -> None:
+    whole = world * micro * accumulation
+    ids = list(range(max(1, whole - missing)))
+    placement = Placement.model_construct(
+        nodes=1, ranks_per_node=world, sequence=1, tensor=1, micro_batch=micro, accumulation=accumulation
+    )
+    shares = [share(ids, placement, rank) for rank in range(world)]
+    assert all(len(each) == accumulation and all(len(m) == micro for m in each) for each in shares)
+    assert sorted(i for each in shares for m in each for i in m if i != NOBODY) == ids
+
+
+def test_targets_are_the_next_token_and_padding_is_not_learnt(tmp_path: Path) -> None:
+    from toy import write_split
+
+    write_split(tmp_path, [[([5, 6, 7, 8], 2), ([9, 10], 1)], [([11, 12, 13], 1)]])
+    batch = collate(Split.open(tmp_path), [0, 1], True, torch.device("cpu"))
+    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]]
+    expected = [[IGNORE, 7, 8, IGNORE, 10, IGNORE], [IGNORE, 13, IGNORE, IGNORE, IGNORE, IGNORE]]
+    assert batch.targets.tolist() == expected
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 0, 0, 0]]
+    assert np.all(batch.tokens.numpy() >= 0)
+    assert batch.token_count == 9

@@ -1,0 +1,114 @@
+"""What is exported is what was trained, by the numbers, and anybody's libraries can load it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+import torch
+from ranks import Ranks
+from toy import Train, make_documents, make_spec, write_data, write_tokenizer
+
+from galley.errors import UserError
+from galley.export import choose
+from galley.rundir import RunDir
+
+SAMPLES = [[document] for document in make_documents(24)]
+TOKENS = torch.tensor([SAMPLES[0][0][0]])
+
+
+def trained_run(root: Path, model: Path, train: Train, **settings: Any) -> RunDir:
+    run = RunDir(root)
+    spec = make_spec(run, model, **{"steps": 6, "cadence": {"save_every": 2, "keep": 3}} | settings)
+    write_data(run, model, SAMPLES, SAMPLES[:5], packed=False)
+    write_tokenizer(run.data / "tokenizer")
+    train(run, spec)
+    return run
+
+
+def export(ranks: Ranks, run: RunDir, step: str = "last") -> int:
+    env = {"GALLEY_EXPORT_STEP": step}
+    return ranks.run("galley.export:main", [str(run.spec)], 1, run.root / "export.log", env)[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "dtype", "world"),
+    [
+        ("full", 0, "float32", 1), ("full", 3, "bfloat16", 2), ("full", 2, "bfloat16", 2), ("full", 0, "bfloat16", 1),
+        ("lora", 3, "bfloat16", 2), ("lora", 2, "float32", 1), ("qlora", 2, "bfloat16", 1), ("qlora", 3, "float32", 2),
+    ],
+)  # fmt: skip
+def test_an_export_computes_what_was_trained(
+    tmp_path: Path, llama: Path, ranks: Ranks, train: Train, method: str, stage: int, dtype: str, world: int
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = trained_run(tmp_path, llama, train, method=method, stage=stage, dtype=dtype, world=world)
+    assert export(ranks, run) == 0, (run.root / "export.log").read_text()
+    facts = json.loads((run.export / "export.json").read_text())
+    assert [check["what"] for check in facts["checks"]] == (
+        ["model"] if method == "full" else ["adapter", "model (merged)"]
+    )
+    assert all(check["difference"] <= check["tolerance"] for check in facts["checks"])
+    model = AutoModelForCausalLM.from_pretrained(run.export / "model")
+    base = AutoModelForCausalLM.from_pretrained(llama, dtype=model.dtype)
+    assert str(model.dtype) == f"torch.{dtype}"
+    assert not hasattr(model.config, "quantization_config")
+    assert (model(TOKENS).logits - base(TOKENS).logits).abs().max() > 0.05, "the base, unchanged"
+    assert AutoTokenizer.from_pretrained(run.export / "model").eos_token == "w1"
+    assert "loss on assistant tokens only" in (run.export / "model" / "README.md").read_text()
+    assert (run.export / "model" / "generation_config.json").exists()
+
+
+def test_the_adapter_loads_with_peft_on_the_base(tmp_path: Path, llama: Path, ranks: Ranks, train: Train) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = trained_run(tmp_path, llama, train, method="lora", stage=2, world=2)
+    assert export(ranks, run) == 0
+    with_adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), run.export / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(run.export / "model")
+    torch.testing.assert_close(with_adapter(TOKENS).logits, merged(TOKENS).logits, rtol=1e-4, atol=1e-4)
+    assert {path.name for path in (run.export / "adapter").iterdir()} >= {
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md",
+    }  # fmt: skip
+
+
+def test_a_sharded_base_keeps_its_files_and_its_index(tmp_path: Path, ranks: Ranks, train: Train) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = toy.make_model(tmp_path / "plain", tie_word_embeddings=False)
+    AutoModelForCausalLM.from_pretrained(model).save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    run = trained_run(tmp_path / "run", tmp_path / "shards", train, stage=3, world=2)
+    assert export(ranks, run) == 0
+    names = {path.name for path in (tmp_path / "shards").glob("*.safetensors*")}
+    assert len(names) > 2
+    assert {path.name for path in (run.export / "model").glob("*.safetensors*")} == names
+
+
+def test_steps_to_choose_from(tmp_path: Path, llama: Path, ranks: Ranks, train: Train) -> None:
+    run = trained_run(tmp_path, llama, train, method="lora", cadence={"eval_every": 2, "keep": 3})
+    assert [each.step for each in run.checkpoints()] == [2, 4, 6]
+    assert choose(run, "last").step == 6
+    assert choose(run, "2").step == 2
+    losses = toy.metrics(run, "held_out_loss")
+    assert choose(run, "best").step == 2 * (losses.index(min(losses)) + 1)
+    for wrong in ("3", "newest"):
+        with pytest.raises(UserError, match="use last, or one of 2, 4, 6"):
+            choose(run, wrong)
+    assert export(ranks, run, "2") == 0
+    assert json.loads((run.export / "export.json").read_text())["step"] == 2
+
+
+def test_an_export_that_differs_is_not_claimed(tmp_path: Path, llama: Path, ranks: Ranks, train: Train) -> None:
+    """The base is swapped between training and export: what would be exported is not what was trained."""
+    model = shutil.copytree(llama, tmp_path / "model")
+    run = trained_run(tmp_path / "run", model, train, method="lora")
+    toy.make_model(model, seed=1, tie_word_embeddings=True)
+    assert export(ranks, run) == 2
+    assert "does not compute what was trained" in run.attempt(1).errors()[0]["message"]
+    assert not run.export.exists()

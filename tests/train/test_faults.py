@@ -1,0 +1,94 @@
+"""SIGKILL at every file operation of a save, and a disk that fills up during it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ranks import Ranks
+from toy import make_documents, make_spec, metrics, write_data
+
+from galley.rundir import RunDir
+from galley.spec import RunSpec
+
+SAMPLES = [[document] for document in make_documents(16)]
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Ranks whose file operations can be counted, and made to kill them or to fail."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    shim = tmp_path_factory.mktemp("shim") / "faults.so"
+    source = Path(__file__).parents[1] / "faults" / "faults.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(shim), str(source), "-ldl"], check=True)
+    server = Ranks({"LD_PRELOAD": str(shim)})
+    yield server
+    server.close()
+
+
+def make_run(root: Path, model: Path) -> tuple[RunDir, RunSpec]:
+    """Two steps, each saved, the first pruned after the second: every operation that a save can do."""
+    run = RunDir(root)
+    spec = make_spec(run, model, stage=2, steps=STEPS, cadence={"save_every": 1, "keep": 1})
+    write_data(run, model, SAMPLES, None, packed=False)
+    return run, spec
+
+
+def go(ranks: Ranks, run: RunDir, **fault: str) -> int:
+    env = {f"GALLEY_FAULT_{key.upper()}": value for key, value in fault.items()}
+    if fault:
+        env["GALLEY_FAULT_DIR"] = "/checkpoints"
+    return ranks.run("galley.train:main", [str(run.spec)], 1, run.root / "log", env)[0]
+
+
+def newest(run: RunDir) -> int:
+    return max((each.step for each in run.checkpoints()), default=0)
+
+
+def test_sigkill_at_every_file_operation(tmp_path: Path, llama: Path, faulty: Ranks) -> None:
+    """Before each operation; after one is before the next, since nothing but memory changes in between."""
+    whole, _ = make_run(tmp_path / "whole", llama)
+    assert go(faulty, whole, count=str(tmp_path / "count")) == 0
+    operations = (tmp_path / "count").stat().st_size
+    assert operations > 20, "the shim saw too little"
+    seen = set()
+    for number in range(1, operations + 2):
+        run, _ = make_run(tmp_path / f"killed-{number}", llama)
+        status = go(faulty, run, at=str(number))
+        assert status == (-signal.SIGKILL if number <= operations else 0)
+        stood, taken = newest(run), len(metrics(run)) if run.metrics.exists() else 0
+        seen.add((stood, taken))
+        assert go(faulty, run) == 0, f"operation {number}"
+        log = run.attempt(1).log("rank-0").read_text()
+        assert (f"resuming after step {stood}" in log) == (stood > 0)
+        assert metrics(run) == metrics(whole), f"operation {number}"
+        assert [each.step for each in run.checkpoints()] == [STEPS]
+        shutil.rmtree(run.root)
+    assert seen == {(0, 1), (1, 1), (1, 2), (2, 2)}, "a kill before, between and after the two saves"
+
+
+def test_a_full_disk_ends_with_one_line_and_the_previous_checkpoint_intact(
+    tmp_path: Path, llama: Path, faulty: Ranks
+) -> None:
+    whole, _ = make_run(tmp_path / "whole", llama)
+    assert go(faulty, whole, count=str(tmp_path / "count")) == 0
+    first_save = (tmp_path / "count").stat().st_size // 2
+    for number in (1, first_save + 6, first_save + 9):
+        run, _ = make_run(tmp_path / f"full-{number}", llama)
+        assert go(faulty, run, at=f"{number}-full") == 2
+        stood = newest(run)
+        message = run.attempt(1).errors()[0]["message"]
+        assert "the disk is full" in message
+        assert ("the checkpoint of step 1 is intact" in message) == (stood == 1)
+        assert len(message.splitlines()) == 1
+        assert go(faulty, run) == 0
+        assert metrics(run) == metrics(whole)
+    assert os.listdir(whole.root / "checkpoints") == ["step-000002"]  # noqa: PTH208

@@ -1,0 +1,148 @@
+"""The loop's promises: stop when asked, say when it goes wrong, keep the right checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+from ranks import Ranks
+from toy import Train, make_documents, make_spec, metrics, write_data
+
+from galley.rundir import RunDir, read_json
+from galley.schedule import learning_rate
+from galley.spec import Schedule
+
+SAMPLES = [[document] for document in make_documents(24)]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stop_request_saves_and_ends(tmp_path: Path, llama: Path, ranks: Ranks, world: int) -> None:
+    run = RunDir(tmp_path)
+    spec = make_spec(run, llama, world=world, steps=100_000)
+    write_data(run, llama, SAMPLES, None, packed=False)
+    ranks.start("galley.train:main", [str(run.spec)], world, tmp_path / "log")
+    while not run.metrics.exists() or not metrics(run):
+        time.sleep(0.01)
+    run.attempt(1).request_stop("walltime")
+    assert ranks.wait() == [0] * world
+    ending = read_json(run.attempt(1).exit)
+    assert ending is not None
+    assert (ending["verdict"], ending["reason"], ending["step"]) == ("stopped", "walltime", len(metrics(run)))
+    assert [each.step for each in run.checkpoints()] == [ending["step"]]
+
+
+def test_a_stop_request_is_heeded_during_evaluation(tmp_path: Path, llama: Path, ranks: Ranks) -> None:
+    run = RunDir(tmp_path)
+    spec = make_spec(run, llama, steps=4, cadence={"eval_every": 2})
+    write_data(run, llama, SAMPLES, [[document] for document in make_documents(20_000)], packed=False)
+    stopper = threading.Thread(target=stop_at_step, args=(run, 2))
+    stopper.start()
+    started = time.monotonic()
+    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [0]
+    stopper.join()
+    ending = read_json(run.attempt(1).exit) or {}
+    assert (ending["verdict"], ending["step"], spec.task.duration.steps) == ("stopped", 2, 4)
+    assert metrics(run, "held_out_loss") == []
+    assert time.monotonic() - started < 30
+
+
+def stop_at_step(run: RunDir, step: int) -> None:
+    while not run.metrics.exists() or len(metrics(run)) < step:
+        time.sleep(0.005)
+    time.sleep(0.2)
+    run.attempt(1).request_stop("user")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_rows(tmp_path: Path, ranks: Ranks) -> None:
+    model = toy.make_model(tmp_path / "model")
+    run = RunDir(tmp_path / "run")
+    make_spec(run, model, world=2, steps=4, duration={"epochs": 1.0})
+    write_data(run, model, SAMPLES, None, packed=False)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"][SAMPLES[5][0][0][0]] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    assert ranks.run("galley.train:main", [str(run.spec)], 2, tmp_path / "log") == [2, 2]
+    message = run.attempt(1).errors()[0]["message"]
+    affected = [row for row, [(tokens, _)] in enumerate(SAMPLES) if SAMPLES[5][0][0][0] in tokens]
+    named = json.loads(message.split("from data rows ")[1].split(";")[0])
+    assert "is not finite" in message
+    assert "optimizer.lr" in message
+    assert named
+    assert {row - 1 for row in named} <= set(affected)
+    assert run.checkpoints() == []
+
+
+def test_the_best_checkpoint_outlives_newer_ones_and_patience_ends_the_run(
+    tmp_path: Path, llama: Path, train: Train
+) -> None:
+    run = RunDir(tmp_path)
+    spec = make_spec(
+        run, llama, cadence={"eval_every": 2, "save_every": 1, "keep": 2}, duration={"steps": 60, "patience": 3},
+        task={"optimizer": {"lr": 0.05}, "schedule": {"kind": "constant", "warmup": 0.0}},
+    )  # fmt: skip
+    write_data(run, llama, SAMPLES[:8], SAMPLES[12:], packed=False)
+    train(run, spec)
+    ending = read_json(run.attempt(1).exit) or {}
+    losses = metrics(run, "held_out_loss")
+    best = 2 * (losses.index(min(losses)) + 1)
+    assert (ending["verdict"], ending["reason"]) == ("done", "early stopping")
+    assert ending["step"] == best + 6 < 60
+    assert [each.step for each in run.checkpoints()] == [best, ending["step"] - 1, ending["step"]]
+
+
+def test_a_lora_checkpoint_holds_the_adapter_and_nothing_else(tmp_path: Path, llama: Path, train: Train) -> None:
+    run = RunDir(tmp_path)
+    spec = make_spec(run, llama, method="lora", world=2, stage=3, dtype="bfloat16")
+    write_data(run, llama, SAMPLES, None, packed=False)
+    train(run, spec)
+    adapter = 2 * 4 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)  # layers x rank x (in + out) of q o, k v, MLP
+    size = sum(path.stat().st_size for path in run.checkpoints()[-1].root.glob("rank-*"))
+    assert 12 * adapter <= size <= 12 * adapter + 40_000  # a weight and two moments in fp32, and two headers
+
+
+def test_the_world_must_be_the_one_that_was_planned(tmp_path: Path, llama: Path, ranks: Ranks) -> None:
+    run = RunDir(tmp_path)
+    make_spec(run, llama, world=2)
+    write_data(run, llama, SAMPLES, None, packed=False)
+    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
+    assert "run.json is for 2 ranks, but 1 started" in run.attempt(1).errors()[0]["message"]
+
+
+def test_what_each_step_records(tmp_path: Path, llama: Path, train: Train) -> None:
+    run = RunDir(tmp_path)
+    spec = make_spec(run, llama, steps=3)
+    write_data(run, llama, SAMPLES, None, packed=False)
+    train(run, spec)
+    row = json.loads(run.metrics.read_text().splitlines()[-1])
+    assert set(row) == {
+        "step", "steps", "epoch", "loss", "lr", "grad_norm", "supervised_tokens", "tokens", "tokens_per_s", "mfu",
+        "peak_memory_gb", "step_s", "left_s",
+    }  # fmt: skip
+    assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["step_s"], rel=0.05)
+    assert 0 < row["mfu"] < 1
+    assert row["left_s"] == 0
+    assert any(run.tensorboard.iterdir())
+    assert "step 3/3  loss" in run.attempt(1).log("rank-0").read_text()
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_schedules_are_those_of_transformers(kind: str) -> None:
+    from transformers import get_scheduler
+
+    schedule, steps, peak = Schedule(kind=kind, warmup=0.2), 20, 3e-4  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    name = "constant_with_warmup" if kind == "constant" else kind
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=steps)
+    for step in range(1, steps + 1):
+        optimizer.step()
+        theirs.step()  # theirs counts from 0 and wastes its first step on a rate of 0; ours starts one later
+        assert learning_rate(schedule, peak, step, steps) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+    assert math.isclose(learning_rate(Schedule(warmup=0, min_lr_ratio=0.1), peak, steps, steps), 0.1 * peak)

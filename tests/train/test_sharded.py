@@ -1,0 +1,103 @@
+"""Loading under ZeRO-3: no rank holds the whole model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import Ranks
+from toy import make_documents, make_model, make_spec, write_data
+
+from galley.rundir import RunDir
+from galley.spec import RunSpec
+
+
+def anonymous() -> int:
+    """This process's own resident memory in bytes: mapped files, which the kernel can drop, do not count."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def load_and_measure(argv: list[str]) -> int:
+    """Run on each rank: load the model, writing how much memory that took at its worst."""
+    from galley import model
+    from galley.data import read_manifest
+    from galley.world import join
+
+    run = RunDir(Path(argv[0]).parent)
+    spec = RunSpec.read(argv[0])
+    world = join(spec.placement)
+    before, worst, done = anonymous(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal worst
+        while not done.is_set():
+            worst = max(worst, anonymous())
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    loaded: Any = model.load(spec, read_manifest(run), world.device)
+    done.set()
+    watcher.join()
+    own = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in loaded.parameters())
+    (run.root / f"memory-{world.rank}.json").write_text(json.dumps({"peak": worst - before, "own": own}))
+    return 0
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_each_rank_reads_only_its_own_slice(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, ranks: Ranks, big_model: Path, method: str
+) -> None:
+    shards = sorted(big_model.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in shards)
+    assert len(shards) == 4
+    run = RunDir(tmp_path)
+    make_spec(run, big_model, method=method, stage=3, world=2, dtype="bfloat16")
+    write_data(run, big_model, [[document] for document in make_documents(8)], None, packed=False)
+    assert ranks.run("test_sharded:load_and_measure", [str(run.spec)], 2, tmp_path / "log") == [0, 0], (
+        tmp_path / "log"
+    ).read_text()
+    for rank in range(2):
+        found = json.loads((tmp_path / f"memory-{rank}.json").read_text())
+        print(f"{method}, rank {rank}: peak {found['peak'] / size:.2f} of the model's size", file=sys.stderr)
+        assert 0.45 * size < found["own"] < 0.55 * size
+        assert found["peak"] < 0.6 * size
+
+
+@pytest.fixture(scope="module")
+def big_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 500 MB in four shards: big enough that what libraries allocate on the side does not count."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("big")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        config = LlamaConfig(
+            vocab_size=4096, hidden_size=1024, intermediate_size=2816, num_hidden_layers=20, num_attention_heads=16,
+            num_key_value_heads=8, tie_word_embeddings=False,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="130MB")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return folder
+
+
+def test_names_that_are_not_the_models_are_refused(tmp_path: Path, ranks: Ranks) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = make_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.odd.weight"] = weights.pop("model.norm.weight")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    run = RunDir(tmp_path / "run")
+    make_spec(run, model, stage=3)
+    write_data(run, model, [[document] for document in make_documents(8)], None, packed=False)
+    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
+    assert "'model.norm.weight' are stored under other names" in run.attempt(1).errors()[0]["message"]
