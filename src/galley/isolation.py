@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from galley.cache import digest
+from galley.errors import UserError
 from galley.rundir import read_json, write_atomic
 from galley.spec import Model
 
@@ -42,35 +43,40 @@ SMALL = {
 def packing_refused(folder: Path, model: Model, cache: Path) -> str | None:
     """Why the model in ``folder`` must not be packed; None where packed and separate logits agree to 1e-4.
 
-    The answer is remembered in ``cache`` for each architecture, attention and version of torch and transformers.
+    The answer is remembered in ``cache`` for each configuration, attention and version of torch and transformers.
+    Raises :class:`UserError` where the architecture has no such attention at all.
     """
     from transformers import AutoConfig
 
     attention = "eager" if model.attention == "eager" else "sdpa"  # others need a GPU
-    try:
-        config = shrink(AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code))
-    except Exception as error:
-        return f"its architecture could not be shrunk for the check ({_line(error)})"
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
-    note = cache / "isolation" / f"{digest([VERSION, versions, attention, config.to_dict()])}.json"
+    note = cache / "isolation" / f"{digest([VERSION, versions, attention, repr(config)])}.json"
     known = read_json(note)
     if known is None:
         known = {"architecture": config.model_type, "attention": attention}
-        known |= _try(config, attention, model.trust_remote_code)
+        known |= _verdict(config, attention, model.trust_remote_code)
         note.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(note, json.dumps(known, indent=2) + "\n")
     reason: str | None = known["reason"]
     return reason
 
 
-def _try(config: Any, attention: str, trust: bool) -> dict[str, Any]:
-    try:
-        error = measure(config, attention, trust)
-    except Exception as failure:  # whatever third-party modelling code raises, the answer is the same: do not pack
-        return {"error": None, "reason": f"its architecture could not be checked ({_line(failure)})"}
-    apart = error <= TOLERANCE
-    reason = f"packed and separate documents differ by {error:.0e} in a {config.model_type} model, above {TOLERANCE:g}"
-    return {"error": error, "reason": None if apart else reason}
+def _verdict(config: Any, attention: str, trust: bool) -> dict[str, Any]:
+    """``{error, reason}`` of the narrow twin, or of a wide one where an architecture cannot be made narrow."""
+    reason = ""
+    for narrow in (True, False):
+        try:
+            error = measure(shrink(config, narrow), attention, trust)
+        except Exception as failure:  # third-party modelling code may raise anything; the answer is: do not pack
+            if "does not support an attention implementation" in str(failure):
+                what = f"a {config.model_type} model has no {attention} attention"
+                raise UserError("model.attention", what, "say model.attention=eager") from None
+            reason = f"its architecture could not be checked ({_line(failure)})"
+            continue
+        reason = f"packed and separate documents differ by {error:.0e} in a {config.model_type} model"
+        return {"error": error, "reason": reason if error > TOLERANCE else None}
+    return {"error": None, "reason": reason}
 
 
 def _line(error: Exception) -> str:
@@ -159,10 +165,17 @@ def measure(config: Any, attention: str, trust: bool) -> float:
         documents = [torch.randint(VOCABULARY, (1, length)) for length in LENGTHS]
         positions = [torch.arange(length)[None] for length in LENGTHS]
         apart = [_logits(model, *pair) for pair in zip(documents, positions, strict=True)]
-        packed = _logits(model, torch.cat(documents, 1), torch.cat(positions, 1))
-    alone = torch.cat(apart, 1)
+        # Two rows, with the boundary in two places, as a micro-batch of packed samples has it.
+        packed = _logits(model, *(_both_orders(each) for each in (documents, positions)))
+    alone = _both_orders(apart)
     difference = (packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-12)
     return float(difference.max())
+
+
+def _both_orders(pieces: list[Any]) -> Any:
+    import torch
+
+    return torch.cat([torch.cat(pieces, 1), torch.cat(pieces[::-1], 1)])
 
 
 def _logits(model: Any, tokens: Any, positions: Any) -> Any:

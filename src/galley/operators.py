@@ -1,10 +1,136 @@
-"""DeepSpeed's native operators, compiled here once, so that ranks never compile (all at once, in silence, a minute)."""
+"""DeepSpeed's native operators, compiled here once, so that ranks never do it all at once and in silence.
+
+Each is compiled by a child process, ``python -m galley.operators NAME``: a compiler's failure stays its own, and
+prepare itself need not import DeepSpeed. Libraries land where torch looks for them (``TORCH_EXTENSIONS_DIR``).
+"""
 
 from __future__ import annotations
 
-from galley.spec import RunSpec
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from galley.cache import digest, locked
+from galley.errors import UserError
+from galley.rundir import read_json, write_atomic
+from galley.spec import Placement, RunSpec
+
+SHARED_MEMORY, ADAM = "deepspeed_shm_comm", "cpu_adam"
+TITLES = {SHARED_MEMORY: "shared-memory communication", ADAM: "CPU Adam"}
+NOTICE, RESULT = "compiling", "library "
+# Seconds after which torch's lock file is taken for that of a killed process: compilers that can be seen at work in
+# the folder get the longer time (nobody's takes as long), those that could only be on another host the shorter one.
+PATIENCE, DOUBT = 600.0, 30.0
 
 
 def build_operators(spec: RunSpec) -> None:
-    """Compile what this placement's ranks will load."""
-    del spec
+    """Compile what this placement's ranks will load and is not there yet.
+
+    Raises :class:`UserError` where the offloaded optimizer cannot be compiled. Ranks do without shared memory.
+    """
+    cache, device = Path(spec.placement.paths.cache), spec.placement.device
+    for name in wanted(spec.placement):
+        versions = [importlib.metadata.version(package) for package in ("torch", "deepspeed")]
+        note = cache / "operators" / f"{digest([name, device, versions, sys.version, platform.machine()])}.json"
+        known = read_json(note)
+        if known and Path(str(known.get("library"))).is_file():
+            continue
+        library = _compile(name, device)
+        if library is None and name == ADAM:
+            what = "DeepSpeed's CPU Adam, which the optimizer's offload to the CPU needs, cannot be compiled here"
+            todo = "install g++ and ninja (the compiler's messages are above), or take a ZeRO config without offload"
+            raise UserError("deepspeed", what, todo)
+        if library:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(note, f'{{"library": "{library}"}}\n')
+
+
+def wanted(placement: Placement) -> list[str]:
+    """Names of the operators that ranks of ``placement`` will load."""
+    zero = placement.deepspeed.get("zero_optimization", {})
+    offloads = (zero.get("offload_optimizer") or {}).get("device") == "cpu"
+    talks = placement.device == "cpu" and placement.ranks_per_node > 1
+    return [SHARED_MEMORY] * talks + [ADAM] * offloads
+
+
+def _compile(name: str, device: str) -> str | None:
+    """The library's path, or None where it could not be compiled; then the compiler's last messages are printed."""
+    environment = {**os.environ, **({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})}
+    command = [sys.executable, "-m", "galley.operators", name]
+    library = None
+    with (
+        tempfile.TemporaryFile("w+") as messages,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=messages, text=True) as child,
+    ):
+        for line in child.stdout or ():
+            if line.startswith(NOTICE):
+                print(line, end="", flush=True)
+            elif line.startswith(RESULT):
+                library = line.removeprefix(RESULT).strip()
+        if child.wait() == 0 and library:
+            return library
+        messages.seek(0)
+        print(f"DeepSpeed's {TITLES[name]} could not be compiled:", *messages.readlines()[-15:], sep="\n", flush=True)
+    return None
+
+
+def main(name: str) -> None:
+    """Compile ``name`` unless it is there, and print the library's path as the last line."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    folder = Path(_get_build_directory(name, False))
+    library = folder / f"{name}.so"
+    mark = folder / ".galley"
+    with locked(folder.with_name(f".galley-{name}.lock")):
+        _clear_lock(folder / "lock", sure=mark.exists())
+        if not library.is_file():
+            print(f"{NOTICE} DeepSpeed's {TITLES[name]} (about a minute, once)", flush=True)
+        mark.touch()
+        _load(name)
+        mark.unlink()
+    print(f"{RESULT}{library}")
+
+
+def _clear_lock(lock: Path, sure: bool) -> None:
+    """Remove the lock file that a killed compilation left, on which torch would wait for ever.
+
+    ``sure``: it is ours, for we hold our own lock and a mark of ours is there. Otherwise it may be a program that
+    knows nothing of us, and gets time to finish.
+    """
+    while lock.exists() and not sure:
+        patience = PATIENCE if _at_work(lock.parent) else DOUBT
+        if time.time() - lock.stat().st_mtime > patience:
+            break
+        time.sleep(1)
+    lock.unlink(missing_ok=True)
+
+
+def _at_work(folder: Path) -> bool:
+    """Whether some process of this host works in ``folder``, as ninja and the compilers that it starts do."""
+    links = Path("/proc").glob("[0-9]*/cwd")
+    found = set()
+    for link in links:
+        with contextlib.suppress(OSError):  # gone, or somebody else's
+            found.add(link.readlink())
+    return folder.resolve() in found
+
+
+def _load(name: str) -> None:
+    if name == ADAM:
+        from deepspeed.ops.op_builder import CPUAdamBuilder
+
+        CPUAdamBuilder().load()
+    else:
+        from deepspeed.ops.op_builder.cpu.comm import ShareMemCommBuilder
+
+        ShareMemCommBuilder().load()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -91,7 +91,8 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
     fetched = fetch_model(spec, cache)
     tokens = load_tokens(spec, fetched.folder)
     model = describe_model(spec, fetched, tokens, cache)
-    reason = packing_refused(fetched.folder, spec.task.model, cache) if data.packing else None
+    refused = packing_refused(fetched.folder, spec.task.model, cache)
+    reason = refused if data.packing else None
     if reason:
         print(f"warning: not packed, every sample is one document: {reason}", flush=True)
     job = Job(spec, sources, tokens, packed=data.packing and reason is None)
