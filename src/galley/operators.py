@@ -1,13 +1,14 @@
 """DeepSpeed's native operators, compiled here once, so that ranks never do it all at once and in silence.
 
 Each is compiled by a child process, ``python -m galley.operators NAME``: a compiler's failure stays its own, and
-prepare itself need not import DeepSpeed. Libraries land where torch looks for them (``TORCH_EXTENSIONS_DIR``).
+prepare itself need not import DeepSpeed. Whoever loads them calls :func:`adopt` before importing DeepSpeed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -34,21 +35,40 @@ def build_operators(spec: RunSpec) -> None:
 
     Raises :class:`UserError` where the offloaded optimizer cannot be compiled. Ranks do without shared memory.
     """
-    cache, device = Path(spec.placement.paths.cache), spec.placement.device
     for name in wanted(spec.placement):
-        versions = [importlib.metadata.version(package) for package in ("torch", "deepspeed")]
-        note = cache / "operators" / f"{digest([name, device, versions, sys.version, platform.machine()])}.json"
+        folder = Path(environment()["TORCH_EXTENSIONS_DIR"])
+        note = folder / f".galley-{name}-{spec.placement.device}.json"
         known = read_json(note)
         if known and Path(str(known.get("library"))).is_file():
             continue
-        library = _compile(name, device)
+        library = _compile(name, spec.placement.device)
         if library is None and name == ADAM:
             what = "DeepSpeed's CPU Adam, which the optimizer's offload to the CPU needs, cannot be compiled here"
             todo = "install g++ and ninja (the compiler's messages are above), or take a ZeRO config without offload"
             raise UserError("deepspeed", what, todo)
         if library:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(note, f'{{"library": "{library}"}}\n')
+            write_atomic(note, json.dumps({"library": library}) + "\n")
+
+
+def environment() -> dict[str, str]:
+    """Variables with which torch finds, or compiles, the same libraries in every process of this installation.
+
+    torch keeps them in one folder for each user. Two installations, or two versions of ninja on ``PATH`` (with and
+    without the virtual environment's), take turns there in compiling all of it anew. So each installation gets its
+    own folder, unless ``TORCH_EXTENSIONS_DIR`` is set, and the ninja beside its interpreter comes first.
+    """
+    versions = [importlib.metadata.version(package) for package in ("torch", "deepspeed")]
+    own = digest([sys.prefix, sys.version, platform.machine(), versions])
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR") or str(caches / "galley" / "operators" / own)
+    beside, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+    path = path if path.split(os.pathsep)[0] == beside else os.pathsep.join([beside, path])
+    return {"TORCH_EXTENSIONS_DIR": folder, "PATH": path}
+
+
+def adopt() -> None:
+    """Use the libraries that prepare compiled; to be called before DeepSpeed is imported."""
+    os.environ.update(environment())
 
 
 def wanted(placement: Placement) -> list[str]:
@@ -61,12 +81,12 @@ def wanted(placement: Placement) -> list[str]:
 
 def _compile(name: str, device: str) -> str | None:
     """The library's path, or None where it could not be compiled; then the compiler's last messages are printed."""
-    environment = {**os.environ, **({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})}
+    variables = {**os.environ, **environment(), **({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})}
     command = [sys.executable, "-m", "galley.operators", name]
     library = None
     with (
         tempfile.TemporaryFile("w+") as messages,
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=messages, text=True) as child,
+        subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=messages, text=True) as child,
     ):
         for line in child.stdout or ():
             if line.startswith(NOTICE):
