@@ -70,7 +70,7 @@ def orders(pools: Pools, numbers: list[int], amounts: list[int], days: list[date
         order = Order(rng.choice(names), rng.choice(items), rng.choice(numbers), total, day.isoformat())
         said = {"total": rng.choice(CURRENCIES[currency]).format(amount), "date": rng.choice(DATES)(day)}
         message = rng.choice(pools.phrases).format(**{**asdict(order), **said})
-        yield conversation(message, json.dumps(asdict(order)))
+        yield conversation(message, json.dumps(asdict(order), ensure_ascii=False))
 
 
 def conversation(message: str, answer: str) -> Row:
