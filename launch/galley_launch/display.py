@@ -155,5 +155,5 @@ def screen(stage: str, run: RunDir, attempt: Attempt) -> Screen:
     """How ``stage`` is shown here: call before it starts."""
     if stage == "train" and sys.stdout.isatty():
         return Bar(Tail(run.metrics).skip())
-    logs = [Tail(attempt.log(stage)).skip()]
-    return Lines([*logs, Tail(attempt.log("rank-0")).skip()] if stage == "train" else logs)
+    # Ranks write logs of their own; train's is torchrun's, which repeats a failed rank's traceback and adds to it.
+    return Lines([Tail(attempt.log("rank-0" if stage == "train" else stage)).skip()])

@@ -46,6 +46,7 @@ def _env(spec: RunSpec, attempt: int, python_path: str | None, processes: int) -
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),
         "CUDA_VISIBLE_DEVICES": ",".join(place.gpus or []),
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # Of one library about another: nothing that a user can mend.
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "GALLEY_ATTEMPT": str(attempt),
     }

@@ -74,9 +74,14 @@ def _outcome(stage: Stage, code: int, attempt: Attempt, now: bool) -> Outcome:
     return Outcome(stage.name, 1, _failure(stage, errors, attempt))
 
 
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it left no word")
+
+
 def _failure(stage: Stage, errors: list[dict[str, object]], attempt: Attempt) -> str:
     if not errors:
-        return f"{stage.name} failed; see {attempt.log(stage.name)}"
+        return f"{stage.name} failed: {_last_line(attempt.log(stage.name))}; see {attempt.log(stage.name)}"
     who = str(errors[0].get("who"))
     log = attempt.log(who) if attempt.log(who).exists() else attempt.log(stage.name)
     place = f" in {who}" if who != stage.name else ""

@@ -12,7 +12,7 @@ from launch import fakes
 
 # Trains until it is asked to stop, then saves.
 POLITE = """
-step(1); print('step 1', flush=True)
+step(1); (attempt / 'logs' / 'rank-0.log').write_text('step 1\\n')
 wait(lambda: (attempt / 'ctl' / 'stop').exists())
 leave('stopped', 1, json.loads((attempt / 'ctl' / 'stop').read_text())['reason'])
 """
@@ -58,6 +58,7 @@ def test_the_first_interrupt_saves_and_stops(run: RunDir, number: int) -> None:
     launcher.send_signal(number)
     out, err = launcher.communicate(timeout=60)
     assert (launcher.returncode, err) == (0, "")
+    assert "\nstep 1\n" in out
     assert "saving and stopping; Ctrl-C again to end now" in out
     assert "stopped at step 1 (user); run the same command again to go on" in out
     assert not run.export.exists()
