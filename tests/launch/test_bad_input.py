@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from launch.test_grammar import nothing_happened
 
 from galley.rundir import RunDir
 from galley_launch import cli, devices
 from launch import fakes
-from launch.test_grammar import nothing_happened
 
 ON_CPU = ["device=cpu", "ranks=2"]
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launch.test_recipe import LEAST
 
 from galley.errors import UserError
 from galley_launch import assets, rules, zero
 from galley_launch.facts import Facts
 from galley_launch.recipe import build, override
 from launch import deepspeed_keys
-from launch.test_recipe import LEAST
 
 PRESETS = ["zero0", "zero1", "zero2", "zero3", "zero3_offload_cpu"]
 FACTS = Facts(hidden_size=576)
