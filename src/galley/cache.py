@@ -8,6 +8,7 @@ twice; where the file system has no locks, both do it and the first rename wins.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -50,6 +51,11 @@ def entry(cache: Path, kind: str, key: str, build: Callable[[Path], None], notic
                 _build(final, build)
     except PermissionError as error:
         raise UserError(str(cache), f"cannot be written ({error.strerror})", "set another cache folder") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        what = f"{error.strerror} while making {kind}/{key}"
+        raise UserError(str(cache), what, "free some space, or set another cache folder") from None
     return final
 
 
@@ -63,7 +69,7 @@ def _build(final: Path, build: Callable[[Path], None]) -> None:
     beside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
     try:
         build(beside)
-        beside.chmod(0o755)
+        _open_to_all(beside)
         fsync_tree(beside)
         with contextlib.suppress(OSError):  # another machine without locks was first: its entry is as good
             beside.rename(final)
@@ -72,6 +78,16 @@ def _build(final: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(beside, ignore_errors=True)
     if not final.is_dir():
         raise OSError(f"{final} could not be made")
+
+
+def _open_to_all(root: Path) -> None:
+    """Give files the permissions that the user's umask allows: libraries make some through private temporary files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for folder, _, names in os.walk(root):
+        Path(folder).chmod(0o777 & ~mask)
+        for name in names:
+            (Path(folder) / name).chmod(0o666 & ~mask)
 
 
 @contextlib.contextmanager
