@@ -6,6 +6,7 @@ So nothing has happened when Fire finds a word that it cannot use. ``arguments.p
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -168,9 +169,17 @@ def _dispatch(command: Command) -> Todo:
     return todo
 
 
+def _never_fail_to_print() -> None:
+    """A terminal of another alphabet shows ``?`` for what it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run ``galley`` with ``argv`` (default: the process's own). Returns the exit status."""
     try:
+        _never_fail_to_print()
         words = sys.argv[1:] if argv is None else argv
         if words in (["--version"], ["version"]):
             from galley_launch.compose import version

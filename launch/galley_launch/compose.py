@@ -23,9 +23,6 @@ from galley_launch.strings import Tree, read_names, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # As RunSpec.name; it is a folder's name too.
 
-# Values of a finished configuration that another placement changes.
-_BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-
 
 @dataclass(frozen=True)
 class Source:
@@ -155,12 +152,12 @@ def _refuse_what_comes_later(ours: dict[str, str]) -> None:
         raise UserError("force", "nothing here can be forced", "leave it out")
 
 
-def _deepspeed(source: Source, ours: dict[str, str], recipe: Recipe) -> tuple[dict[str, Any], str]:
-    """The configuration to complete; a run that is continued keeps its own, but for the batch."""
+def _deepspeed(source: Source, ours: dict[str, str], recipe: Recipe, device: str) -> tuple[dict[str, Any], str]:
+    """The configuration to complete; a run that is continued keeps its own, as far as it may."""
     if source.run is None or "deepspeed" in ours:
         return zero.find(recipe.deepspeed, source.folder)
-    config = dict(read_spec(source.run).placement.deepspeed)
-    return config | dict.fromkeys(_BATCH_KEYS, "auto"), f"of {source.run.root}"
+    before = read_spec(source.run).placement
+    return zero.reopen(before.deepspeed, before.device != device), f"of {source.run.root}"
 
 
 def _threads(recipe: Recipe, ranks: int) -> int:
@@ -168,7 +165,7 @@ def _threads(recipe: Recipe, ranks: int) -> int:
 
 
 def _place(source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, where: devices.Devices) -> Placement:
-    config, label = _deepspeed(source, ours, recipe)
+    config, label = _deepspeed(source, ours, recipe, where.kind)
     found = places.paths(recipe, run, source.folder)
     check_keys(config, label)
     rules.check(rules.Case(recipe, where.kind, config))

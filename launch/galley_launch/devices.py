@@ -116,7 +116,10 @@ def on_cpu(ranks: int | None, gpus: list[str]) -> Devices:
 
 def on_gpus(ranks: int | None, gpus: list[str]) -> Devices:
     """All visible GPUs, or those that are asked for. Raises ``UserError`` where they are not there."""
-    present = visible()
+    return _take(visible(), ranks, gpus)
+
+
+def _take(present: list[Gpu], ranks: int | None, gpus: list[str]) -> Devices:
     if not present:
         todo = f"say device=cpu ranks={ranks or 1} to train on the CPU"
         raise UserError("device", "no GPU is visible here", todo)
@@ -126,8 +129,9 @@ def on_gpus(ranks: int | None, gpus: list[str]) -> Devices:
 
 def imagined(ranks: int | None, gpus: list[str]) -> Devices:
     """For ``plan`` where there is no GPU: the GPUs that were asked for, or one."""
-    if visible():
-        return on_gpus(ranks, gpus)
+    present = visible()
+    if present:
+        return _take(present, ranks, gpus)
     count = ranks or len(gpus) or 1
     names = tuple(gpus[:count]) or tuple(str(index) for index in range(count))
     if len(names) < count:

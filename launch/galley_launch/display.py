@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -40,6 +41,8 @@ class Tail:
         """The whole lines that have come since the last call."""
         try:
             with self.path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self.position:
+                    self.position, self.rest = 0, b""  # Rows after the checkpoint were dropped: read it again.
                 file.seek(self.position)
                 data = file.read()
         except OSError:
@@ -91,44 +94,34 @@ class Bar:
     _last: dict[str, Any] = field(default_factory=dict)
 
     def show(self) -> None:
-        """Redraw where there is a new row."""
+        """Draw the newest row; a start without rows is drawn too, for loading a model takes a while."""
         for line in self.metrics.lines():
-            self._take(line)
-
-    def _take(self, line: str) -> None:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            return
-        self._last |= row
-        if "step" in row and "steps" in self._last:
-            self._draw()
-
-    def _draw(self) -> None:
-        row = self._last
+            with contextlib.suppress(ValueError):
+                self._last |= json.loads(line)
         try:
             if self._progress is None:
-                self._open(row)
-            self._progress.update(self._task, completed=row["step"], total=row["steps"], status=status(row))
+                self._open()
+            if "steps" in self._last:
+                row = self._last
+                self._progress.update(self._task, completed=row["step"], total=row["steps"], status=status(row))
         except OSError:
             _silence()
 
-    def _open(self, row: dict[str, Any]) -> None:
+    def _open(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = (TextColumn("train"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
         self._progress = Progress(*columns, refresh_per_second=4)
         self._progress.start()
-        self._task = self._progress.add_task("train", total=row["steps"], status="")
+        self._task = self._progress.add_task("train", total=None, status="loading")
 
     def close(self) -> None:
         """Leave the last line on the screen."""
         self.show()
-        if self._progress is not None:
-            try:
-                self._progress.stop()
-            except OSError:
-                _silence()
+        try:
+            self._progress.stop()
+        except OSError:
+            _silence()
 
 
 def duration(seconds: float) -> str:

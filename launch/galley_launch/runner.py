@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -104,7 +105,16 @@ def run_stage(stage: Stage, run: RunDir, attempt: Attempt, interrupts: supervise
 
 
 def write(plan: Plan, run: RunDir, attempt: Attempt) -> None:
-    """Write the plan's files."""
+    """Write the plan's files. Raises ``UserError`` where that fails."""
+    try:
+        _write(plan, run, attempt)
+    except OSError as error:
+        raise UserError(
+            str(run.root), f"cannot be written to ({error.strerror})", "make room, or runs=DIRECTORY"
+        ) from None
+
+
+def _write(plan: Plan, run: RunDir, attempt: Attempt) -> None:
     for place in (attempt.root, attempt.stop.parent, attempt.logs, attempt.root / "errors"):
         place.mkdir(parents=True, exist_ok=True)
     for name, text in plan.files.items():
@@ -118,7 +128,15 @@ def _record(attempt: Attempt, verdict: str, outcome: Outcome) -> None:
         return
     reason = (read_json(attempt.stop) or {}).get("reason") if outcome.stopped else outcome.stage
     body = {"verdict": verdict, "reason": reason, "step": None, "message": outcome.message, "status": outcome.status}
-    write_atomic(attempt.exit, json.dumps(body))
+    with contextlib.suppress(OSError):  # A full disk is what may have failed; the message is printed all the same.
+        write_atomic(attempt.exit, json.dumps(body))
+
+
+def _reopen(attempt: Attempt) -> None:
+    """Forget why an earlier export in ``attempt`` stopped or failed."""
+    attempt.stop.unlink(missing_ok=True)
+    for error in (attempt.root / "errors").glob("*.json"):
+        error.unlink()
 
 
 def attempt_stages(plan: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
@@ -176,7 +194,7 @@ def _finish(run: RunDir, attempt: Attempt, make_plan: MakePlan, lock: int) -> in
     if resume.is_exported(run):
         say(f"run {run.root.name} is finished: {_where(run)}")
         return 0
-    attempt.stop.unlink(missing_ok=True)
+    _reopen(attempt)
     export = tuple(stage for stage in make_plan(attempt.number).stages if stage.name == "export")
     return attempt_stages(Plan({}, export), run, attempt, lock)
 
@@ -196,7 +214,5 @@ def export(run: RunDir, make_stage: Callable[[int], Stage]) -> int:
         if not attempts or not run.checkpoints():
             raise UserError(str(run.root), "has no checkpoint yet", "train it first: galley run")
         attempt = attempts[-1]
-        attempt.stop.unlink(missing_ok=True)
-        for error in (attempt.root / "errors").glob("*.json"):
-            error.unlink()
+        _reopen(attempt)
         return attempt_stages(Plan({}, (make_stage(attempt.number),)), run, attempt, lock)

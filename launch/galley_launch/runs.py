@@ -93,7 +93,9 @@ def log_path(run: RunDir, rank: int | None, number: int | None) -> tuple[Attempt
     if not attempt.root.is_dir():
         raise UserError("attempt", f"{number} is not there", f"choose from 1 to {attempts[-1].number}")
     if rank is None:
-        return attempt, [attempt.log(name) for name in ("prepare", "train", "rank-0", "export")]
+        # torchrun's own log repeats what ranks say; it is all there is where no rank came up.
+        middle = "train" if attempt.log("train").exists() and not attempt.log("rank-0").exists() else "rank-0"
+        return attempt, [attempt.log(name) for name in ("prepare", middle, "export")]
     if not attempt.log(f"rank-{rank}").is_file():
         found = sorted(path.stem.removeprefix("rank-") for path in attempt.logs.glob("rank-*.log"))
         todo = f"choose from {', '.join(found)}" if found else "the ranks have not started"

@@ -20,6 +20,7 @@ from galley_launch.facts import Facts
 from galley_launch.recipe import Recipe
 
 Config = dict[str, Any]
+_BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _NEVER = 10**9  # steps_per_print: DeepSpeed's own lines would only repeat the loop's.
 
 
@@ -72,6 +73,16 @@ def accumulation(recipe: Recipe, ranks: int) -> int:
         "which is not a whole number of micro-batches"
     )
     raise UserError("batch", what, f"try {' or '.join(near)}")
+
+
+def reopen(config: Config, other_device: bool) -> Config:
+    """A finished configuration with everything ``"auto"`` that another placement may change."""
+    config = copy.deepcopy(config)
+    device_keys = tuple(_autos(Facts(), "cpu")) if other_device else ()
+    for path in (*_BATCH_KEYS, *device_keys):
+        if path in _BATCH_KEYS or isinstance(_at(config, path), bool):
+            _put(config, path, "auto")
+    return config
 
 
 def _at(config: Config, path: str) -> Any:

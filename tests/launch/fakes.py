@@ -81,17 +81,27 @@ def make(made: RunSpec, run: RunDir, **scripts: str) -> Callable[[int], Plan]:
     return lambda attempt: plan(made, run, attempt, **scripts)
 
 
+LAUNCHER = """
+import json, sys
+from pathlib import Path
+from galley.errors import UserError
+from galley.rundir import RunDir
+from galley_launch import runner
+from launch import fakes
+run = RunDir(Path(sys.argv[1]))
+made = fakes.spec(run.root)
+try:
+    sys.exit(runner.start(made, run, fakes.make(made, run, **json.loads(sys.argv[2]))))
+except UserError as error:
+    print(f"galley: {error}", file=sys.stderr)
+    sys.exit(2)
+"""
+
+
 def launch(root: Path, **scripts: str) -> "subprocess.Popen[str]":
     """A launcher in a process of its own, on a run of fake stages."""
-    code = (
-        "import json, sys; from pathlib import Path; from launch import fakes; from galley.rundir import RunDir;"
-        "from galley_launch import runner; root = Path(sys.argv[1]); made = fakes.spec(root); run = RunDir(root)\n"
-        "from galley.errors import UserError\n"
-        "try: sys.exit(runner.start(made, run, fakes.make(made, run, **json.loads(sys.argv[2]))))\n"
-        "except UserError as error: sys.exit(print(f'galley: {error}', file=sys.stderr) or 2)"
-    )
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(root), json.dumps(scripts)],
+        [sys.executable, "-c", LAUNCHER, str(root), json.dumps(scripts)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

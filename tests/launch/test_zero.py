@@ -244,3 +244,10 @@ def test_the_known_keys_are_those_of_the_installed_deepspeed() -> None:
     )
     now = done.stdout.partition("\n==\n")[2]
     assert now == deepspeed_keys.TARGET.read_text(), "run: DS_ACCELERATOR=cpu python tests/launch/deepspeed_keys.py"
+
+
+def test_a_finished_configuration_can_move(tmp_path: Path) -> None:
+    on_gpu = finish(preset("zero3_offload_cpu"), device="cuda", ranks=2)
+    moved = finish(zero.reopen(on_gpu, other_device=True), device="cpu", ranks=4)
+    assert moved == finish(preset("zero3_offload_cpu"), device="cpu", ranks=4)
+    assert zero.reopen(on_gpu, other_device=False)["zero_optimization"] == on_gpu["zero_optimization"]
