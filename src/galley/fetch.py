@@ -6,7 +6,12 @@ Only this module speaks to a hub, and only prepare calls it. Credentials are hug
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +25,7 @@ from galley.weights import check_folder, fingerprint
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 CODE = ["*.py"]
 UNWANTED = ["*/*", "consolidated*", "*.onnx.json"]
+LOGIN = "`hf auth login` or set HF_TOKEN"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Answer = TypeVar("Answer")
@@ -61,18 +67,43 @@ def fetch_model(spec: RunSpec, cache: Path, commit: str | None = None) -> Fetche
 
 
 def _download(spec: RunSpec, commit: str | None) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-
+    no_bars()
     name, model = spec.placement.paths.model, spec.task.model
     wanted = WANTED + (CODE if model.trust_remote_code else [])
     revision = commit or model.revision
 
     def download() -> str:
+        from huggingface_hub import snapshot_download
+
         return str(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=UNWANTED))
 
-    print(f"model: fetching {name}{f' at {revision}' if revision else ''}", flush=True)
-    folder = Path(ask_hub("model.path", name, revision, download))
+    with telling(f"model: fetching {name}{f' at {revision}' if revision else ''}"):
+        folder = Path(ask_hub("model.path", name, revision, download))
     return folder, folder.name
+
+
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Say ``what`` now, and every minute that it is still going on: bars are for terminals, and this goes to a log."""
+    over, began = threading.Event(), time.monotonic()
+
+    def repeat() -> None:
+        while not over.wait(60):
+            print(f"{what}, {(time.monotonic() - began) / 60:.0f} min", flush=True)
+
+    print(what, flush=True)
+    teller = threading.Thread(target=repeat, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def no_bars() -> None:
+    """No progress bars in a file, where they are one endless line; before huggingface_hub is imported."""
+    if not sys.stderr.isatty():
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def ask_hub(where: str, name: str, revision: str | None, question: Callable[[], Answer]) -> Answer:
@@ -80,17 +111,14 @@ def ask_hub(where: str, name: str, revision: str | None, question: Callable[[], 
     from huggingface_hub import errors
 
     at = f" at '{revision}'" if revision else ""
-    login = "then `hf auth login` or set HF_TOKEN"
     try:
         return question()
     except errors.GatedRepoError:
-        what = f"'{name}' is gated and this account has no access"
-        raise UserError(where, what, f"ask for access on its page, {login}") from None
+        raise _gated(where, name) from None
     except errors.RevisionNotFoundError:
         raise UserError(where, f"'{name}' has no revision '{revision}'", "give a branch, tag or commit of it") from None
     except errors.RepositoryNotFoundError:
-        what = f"'{name}' is no file or folder here, and the hub has none of that name for this account"
-        raise UserError(where, what, f"check the name; if it is private, {login.removeprefix('then ')}") from None
+        raise _missing(where, name) from None
     except errors.HFValidationError:
         raise UserError(where, f"'{name}' is no file or folder here, and no hub id", "check the name") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError) as error:
@@ -98,7 +126,17 @@ def ask_hub(where: str, name: str, revision: str | None, question: Callable[[], 
         raise UserError(where, what, "fetch it once where there is a network, or give a folder") from error
     except errors.HfHubHTTPError as error:
         what = f"the hub refuses '{name}'{at}: {str(error).splitlines()[0]}"
-        raise UserError(where, what, f"check your access, {login}") from None
+        raise UserError(where, what, f"check your access, then {LOGIN}") from None
+
+
+def _gated(where: str, name: str) -> UserError:
+    what = f"'{name}' is gated and this account has no access"
+    return UserError(where, what, f"ask for access on its page, then {LOGIN}")
+
+
+def _missing(where: str, name: str) -> UserError:
+    what = f"'{name}' is no file or folder here, and the hub has none of that name for this account"
+    return UserError(where, what, f"check the name; if it is private, {LOGIN}")
 
 
 def check_architecture(folder: Path, trust: bool) -> None:
@@ -121,6 +159,7 @@ def check_architecture(folder: Path, trust: bool) -> None:
 
 def pin_data(name: str, revision: str | None) -> str | None:
     """The commit of a hub data set; None where only an offline cache is at hand."""
+    no_bars()
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -132,20 +171,17 @@ def pin_data(name: str, revision: str | None) -> str | None:
 
 def load_data(name: str, revision: str | None, split: str) -> Iterator[Mapping[str, Any]]:
     """Records of a hub data set at a commit. Raises :class:`UserError` for a missing set or split."""
+    no_bars()
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    print(f"data: fetching {name}{f' at {revision}' if revision else ''}", flush=True)
     try:
-        records = ask_hub(
-            "data.path", name, revision, lambda: datasets.load_dataset(name, revision=revision, split=split)
-        )
+        with telling(f"data: fetching {name}{f' at {revision}' if revision else ''}"):
+            records = ask_hub(
+                "data.path", name, revision, lambda: datasets.load_dataset(name, revision=revision, split=split)
+            )
     except DatasetNotFoundError as error:
-        gated = "gated" in str(error)
-        what = f"'{name}' is gated and this account has no access" if gated else f"no data set '{name}' can be reached"
-        todo = "ask for access on its page, then `hf auth login` or set HF_TOKEN" if gated else "check the name"
-        raise UserError("data.path", what, todo) from None
+        raise _gated("data.path", name) if "gated" in str(error) else _missing("data.path", name) from None
     except ValueError as error:
-        raise UserError("data.split", f"{str(error).splitlines()[0]}", "say another data.split") from None
-    records = records.select_columns([column for column in records.column_names if column in ("messages", "tools")])
-    return iter(records)
+        raise UserError("data.split", str(error).splitlines()[0], "say another data.split") from None
+    return iter(records.select_columns([column for column in records.column_names if column in ("messages", "tools")]))

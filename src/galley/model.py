@@ -42,8 +42,12 @@ def load_plain(folder: str, model: Model, dtype: torch.dtype, device: str = "cpu
 
 
 def load_quantised(folder: str, model: Model, device: torch.device) -> Any:
-    """Load ``folder`` with its linear layers in NF4."""
-    return AutoModelForCausalLM.from_pretrained(
+    """Load ``folder`` with its linear layers in NF4.
+
+    On a CPU, bitsandbytes repacks weights in place (and not without loss) the first time that a layer runs in
+    evaluation mode: measuring would change what is trained, and break what ZeRO-3 has sharded. That is turned off.
+    """
+    loaded = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[model.dtype],
         attn_implementation=model.attention,
@@ -51,6 +55,10 @@ def load_quantised(folder: str, model: Model, device: torch.device) -> Any:
         quantization_config=nf4(model),
         device_map={"": str(device)},
     )
+    for module in loaded.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return loaded
 
 
 def _load_sharded(folder: str, spec: RunSpec) -> Any:

@@ -7,7 +7,6 @@ process: ranks never tokenise and never reach a hub. Doing it again costs nothin
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -87,7 +86,6 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
     from galley.sources import find_sources
     from galley.tokens import load_tokens
 
-    quiet_bars()
     cache, data = Path(spec.placement.paths.cache), spec.task.data
     sources = find_sources(spec)
     fetched = fetch_model(spec, cache)
@@ -116,16 +114,6 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
     )
     install(folder, run, manifest)
     return manifest
-
-
-def quiet_bars() -> None:
-    """No progress bars in a file: they are one endless line there."""
-    if sys.stderr.isatty():
-        return
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def install(folder: Path, run: RunDir, manifest: Manifest) -> None:

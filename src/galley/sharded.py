@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def load(folder: str, build: Callable[[], Any], config: dict[str, Any]) -> Any:
     while loading, which needs the whole model in memory.
     """
     # No dtype argument: on a CPU zero.Init ignores it (0.19.8) and follows the configuration only when it is absent.
-    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=config):
+    partitioned = deepspeed.zero.Init(config_dict_or_path=config)
+    partitioned._zero_init_param = partial(_partition_empty, partitioned)
+    with no_init_weights(), partitioned:
         model = build()
     model.tie_weights()
     files = weight_files(folder)
@@ -54,6 +57,12 @@ def load(folder: str, build: Callable[[], Any], config: dict[str, Any]) -> Any:
     _fill(model, files)
     _restore_buffers(model, build)
     return model
+
+
+def _partition_empty(partitioned: Any, parameter: Any) -> None:
+    """What zero.Init does with a new parameter, without sending rank 0's (uninitialised) copy of it to all others."""
+    partitioned._convert_to_deepspeed_param(parameter)
+    parameter.partition()
 
 
 def _restore_buffers(model: Any, build: Callable[[], Any]) -> None:

@@ -45,7 +45,7 @@ def load_and_measure(argv: list[str]) -> int:
     loaded: Any = model.load(spec, read_manifest(run), world.device)
     done.set()
     watcher.join()
-    own = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in loaded.parameters())
+    own = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in loaded.parameters() if hasattr(p, "ds_tensor"))
     (run.root / f"memory-{world.rank}.json").write_text(json.dumps({"peak": worst - before, "own": own}))
     return 0
 
