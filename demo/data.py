@@ -16,7 +16,7 @@ from typing import Any
 
 from pools import HELD_OUT, TRAIN, Pools
 
-SYSTEM = "Turn the order into JSON with the keys customer, item, quantity, total and date."
+SYSTEM = "Turn the order into JSON with the keys customer, order, total and date."
 SEED = 20
 FOLDER = Path(__file__).resolve().parent.parent / "recipes" / "data" / "orders"
 TRAIN_FILE, HELD_OUT_FILE = FOLDER / "train.jsonl", FOLDER / "held-out.jsonl"
@@ -30,8 +30,8 @@ class Order:
     """What a message says; its JSON is the answer."""
 
     customer: str
-    item: str
-    quantity: int
+    order: str
+    """How many of what: ``12 brass pans``."""
     total: str
     """Currency and amount: ``EUR 240``, however the message writes it."""
     date: str
@@ -67,7 +67,7 @@ def orders(pools: Pools, numbers: list[int], amounts: list[int], days: list[date
     while True:
         currency, amount, day = rng.choice(list(CURRENCIES)), rng.choice(amounts), rng.choice(days)
         total = f"{currency} {amount}"
-        order = Order(rng.choice(names), rng.choice(items), rng.choice(numbers), total, day.isoformat())
+        order = Order(rng.choice(names), f"{rng.choice(numbers)} {rng.choice(items)}", total, day.isoformat())
         said = {"total": rng.choice(CURRENCIES[currency]).format(amount), "date": rng.choice(DATES)(day)}
         message = rng.choice(pools.phrases).format(**{**asdict(order), **said})
         yield conversation(message, json.dumps(asdict(order), ensure_ascii=False))

@@ -22,7 +22,7 @@ class Pools:
     things: tuple[str, ...]
     """Last words of an article, in the plural: ``shelves``."""
     phrases: tuple[str, ...]
-    """Whole messages with slots for customer, quantity, item, total and date."""
+    """Whole messages with slots for customer, order, total and date."""
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -81,30 +81,30 @@ TRAIN = Pools(
         "wardrobes mattresses duvets rackets skates paddles saddles"
     ),
     phrases=(
-        "Hi, this is {customer}. Please send {quantity} {item} by {date}. We agreed on {total}. Thanks!",
-        "{customer} here, I need {quantity} {item} before {date}, my budget is {total}",
-        "Hello, I would like to order {quantity} {item} for {total}. They must arrive on {date}. Regards, {customer}",
-        "pls ship {quantity} {item} to {customer}, total {total}, needed {date}, thx",
-        "Order for {customer}: {quantity} {item}, {total}, due {date}.",
-        "By {date} we want {quantity} {item}. Invoice of {total} goes to {customer}.",
-        "Good morning! My name is {customer} and I paid {total} for {quantity} {item}. Can they come on {date}?",
-        "could you get me {quantity} {item} until {date}? can spend {total}. cheers {customer}",
-        "Dear team, {total} was transferred for {quantity} {item}. Delivery date: {date}. Yours, {customer}",
-        "{quantity} {item} please, delivery {date}, price as quoted {total}. {customer}",
-        "It's {customer} again. For {total} I'll take {quantity} {item}, but only if they are here by {date}.",
-        "need {quantity} {item} asap, latest {date}!! {total} is ok. sent by {customer}",
-        "On {date} I am expecting {quantity} {item}, which cost {total}. Greetings from {customer}",
-        "{customer} called: wants {quantity} {item} for {total}, pick-up on {date}.",
-        "Following our chat, {customer} confirms {total} for {quantity} {item}, arriving {date}.",
-        "Hey, {date} works for us. {quantity} {item} at {total} all in. Bye, {customer}",
-        "{total} from {customer} came in, so reserve {quantity} {item} until {date}.",
-        "{date} is the day of our fair and we are short of {quantity} {item}. {total} at most. {customer}",
-        "Am I too late? {quantity} {item} should reach me on {date}, {total} is ready. Your customer {customer}",
-        "You have {total} of mine. In return I expect {quantity} {item} on {date}. Signed, {customer}",
-        "Hallo, {customer} asks for {quantity} {item}; pays {total}; date {date}",
-        "The {quantity} {item} can wait till {date}, says {customer}, who pays {total}.",
-        "Yesterday I saw {quantity} {item} at {total} on your site. Deliver to {customer} on {date}, please",
-        "{date}, {customer}, {quantity} {item}, {total}. Confirm please",
+        "Hi, this is {customer}. Please send {order} by {date}. We agreed on {total}. Thanks!",
+        "{customer} here, I need {order} before {date}, my budget is {total}",
+        "Hello, I would like to order {order} for {total}. They must arrive on {date}. Regards, {customer}",
+        "pls ship {order} to {customer}, total {total}, needed {date}, thx",
+        "Order for {customer}: {order}, {total}, due {date}.",
+        "By {date} we want {order}. Invoice of {total} goes to {customer}.",
+        "Good morning! My name is {customer} and I paid {total} for {order}. Can they come on {date}?",
+        "could you get me {order} until {date}? can spend {total}. cheers {customer}",
+        "Dear team, {total} was transferred for {order}. Delivery date: {date}. Yours, {customer}",
+        "{order} please, delivery {date}, price as quoted {total}. {customer}",
+        "It's {customer} again. For {total} I'll take {order}, but only if they are here by {date}.",
+        "need {order} asap, latest {date}!! {total} is ok. sent by {customer}",
+        "On {date} I am expecting {order}, which cost {total}. Greetings from {customer}",
+        "{customer} called: wants {order} for {total}, pick-up on {date}.",
+        "Following our chat, {customer} confirms {total} for {order}, arriving {date}.",
+        "Hey, {date} works for us. {order} at {total} all in. Bye, {customer}",
+        "{total} from {customer} came in, so reserve {order} until {date}.",
+        "{date} is the day of our fair and we are short of {order}. {total} at most. {customer}",
+        "Am I too late? {order} should reach me on {date}, {total} is ready. Your customer {customer}",
+        "You have {total} of mine. In return I expect {order} on {date}. Signed, {customer}",
+        "Hallo, {customer} asks for {order}; pays {total}; date {date}",
+        "The {order} can wait till {date}, says {customer}, who pays {total}.",
+        "Yesterday I saw {order} at {total} on your site. Deliver to {customer} on {date}, please",
+        "{date}, {customer}, {order}, {total}. Confirm please",
     ),
 )
 
@@ -130,13 +130,13 @@ HELD_OUT = Pools(
         "ramps sledges trunks urns"
     ),
     phrases=(
-        "Greetings, {customer} speaking. I'd like {quantity} {item} delivered on {date} at a cost of {total}.",
-        "Please book {quantity} {item} for me, {total} in total, no later than {date}. Best, {customer}",
-        "New purchase from {customer}: {quantity} {item} worth {total}, wanted on {date}",
-        "We have {total} to spend on {quantity} {item} and must get them by {date}. Kind regards, {customer}",
-        "{date} is our deadline for {quantity} {item}. {customer} will pay {total}.",
-        "hi there, {customer} wants to buy {quantity} {item}, offered {total}, deadline {date}",
-        "For {customer}, please put aside {quantity} {item}. Collection on {date}, paying {total}.",
-        "Send me {quantity} {item}. I have set aside {total}. Arrival {date} is fine. Many thanks, {customer}",
+        "Greetings, {customer} speaking. I'd like {order} delivered on {date} at a cost of {total}.",
+        "Please book {order} for me, {total} in total, no later than {date}. Best, {customer}",
+        "New purchase from {customer}: {order} worth {total}, wanted on {date}",
+        "We have {total} to spend on {order} and must get them by {date}. Kind regards, {customer}",
+        "{date} is our deadline for {order}. {customer} will pay {total}.",
+        "hi there, {customer} wants to buy {order}, offered {total}, deadline {date}",
+        "For {customer}, please put aside {order}. Collection on {date}, paying {total}.",
+        "Send me {order}. I have set aside {total}. Arrival {date} is fine. Many thanks, {customer}",
     ),
 )

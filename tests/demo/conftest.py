@@ -1,6 +1,7 @@
-"""The demo is a folder of scripts: its tests import them as the demo does, from its own folder."""
+"""The demo and the benchmarks are folders of scripts: their tests import them as they import each other."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "demo"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "demo"), str(ROOT / "benchmarks")]

@@ -5,10 +5,9 @@ import re
 from dataclasses import fields
 from datetime import date
 
+import data
 import pools
 import score
-
-import data
 
 TRAIN, HELD_OUT = data.make()
 
@@ -45,7 +44,7 @@ def test_every_answer_can_be_read_off_its_message():
     for row, answer in zip(TRAIN + HELD_OUT, answers(TRAIN + HELD_OUT), strict=True):
         message = row["messages"][1]["content"]
         assert answer["customer"] in message
-        assert f"{answer['quantity']} {answer['item']}" in message
+        assert answer["order"] in message
         assert answer["total"].split()[1] in message
         day = date.fromisoformat(answer["date"])
         assert any(style(day) in message for style in data.DATES)
@@ -59,7 +58,7 @@ def test_no_value_is_in_both_splits():
 
 def test_no_word_of_a_value_and_no_phrase_is_in_both_splits():
     def words(rows):
-        return {word for answer in answers(rows) for key in ("customer", "item") for word in answer[key].split()}
+        return {word for answer in answers(rows) for key in ("customer", "order") for word in answer[key].split()}
 
     def amounts(rows):
         return {re.sub(r"\D", "", answer["total"]) for answer in answers(rows)}
