@@ -6,6 +6,7 @@ Each command runs in a fresh process, a few times; the median counts. Exit statu
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -27,13 +28,14 @@ COMMANDS = {
 """Command to budget in seconds."""
 
 
-def seconds(words: str, cwd: str) -> float:
-    """One start of ``galley WORDS`` in a fresh process."""
+def start(words: str, cwd: str) -> tuple[float, float]:
+    """One start of ``galley WORDS`` in a fresh process: seconds on the clock, and of the processor."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'launch'}:{ROOT / 'src'}"}
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "galley_launch", *words.split()]
     subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True)
-    return time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - begun, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def measure(runs: int) -> list[dict[str, object]]:
@@ -41,11 +43,11 @@ def measure(runs: int) -> list[dict[str, object]]:
     rows = []
     with tempfile.TemporaryDirectory() as cwd:
         for words, budget in COMMANDS.items():
-            seconds(words, cwd)
-            times = [seconds(words, cwd) for _ in range(runs)]
-            middle = statistics.median(times)
-            row = {"command": words, "median_s": middle, "min_s": min(times), "max_s": max(times), "budget_s": budget}
-            rows.append(row | {"within": middle <= budget})
+            start(words, cwd)
+            clock, processor = zip(*(start(words, cwd) for _ in range(runs)), strict=True)
+            middle = statistics.median(clock)
+            times = {"median_s": middle, "min_s": min(clock), "max_s": max(clock), "cpu_s": min(processor)}
+            rows.append({"command": words, **times, "budget_s": budget, "within": middle <= budget})
     return rows
 
 
@@ -53,14 +55,15 @@ def where() -> dict[str, object]:
     """Hardware and versions."""
     names = ("fire", "pydantic", "pyyaml", "rich")
     versions = {name: metadata.version(name) for name in names}
-    return {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(), **versions}
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+    return {"python": platform.python_version(), **machine, **versions}
 
 
 def main() -> int:
     rows = measure(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
-    print(f"{'galley …':<60}{'median':>8}{'min':>8}{'max':>8}{'budget':>8}")
+    print(f"{'galley …':<60}{'median':>8}{'min':>8}{'max':>8}{'cpu':>8}{'budget':>8}")
     for row in rows:
-        times = "".join(f"{row[key]:>8.3f}" for key in ("median_s", "min_s", "max_s", "budget_s"))
+        times = "".join(f"{row[key]:>8.3f}" for key in ("median_s", "min_s", "max_s", "cpu_s", "budget_s"))
         print(f"{row['command']!s:<60}{times}{'' if row['within'] else '  over'}")
     results = Path(__file__).with_name("results")
     results.mkdir(exist_ok=True)

@@ -69,7 +69,7 @@ class Screen(Protocol):
 
 @dataclass
 class Lines:
-    """Plain lines, copied from logs."""
+    """Plain lines, copied from logs; but not why a stage failed, which the launcher says itself at the end."""
 
     tails: list[Tail]
 
@@ -77,7 +77,8 @@ class Lines:
         """Copy what is new."""
         for tail in self.tails:
             for line in tail.lines():
-                say(line)
+                if not line.startswith("galley: "):
+                    say(line)
 
     def close(self) -> None:
         """Copy the rest."""

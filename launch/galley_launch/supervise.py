@@ -17,7 +17,8 @@ from galley.rundir import Attempt
 from galley_launch.plan import Stage
 
 _POLL_S = 0.1
-_GRACE_S = 5.0
+GRACE_S = 5.0
+"""Seconds that a stage has to end by itself, once it must end now."""
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -72,12 +73,12 @@ def _send(pids: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def end(process: subprocess.Popen[bytes], grace: float = _GRACE_S) -> None:
-    """End a stage and its ranks: SIGTERM, then SIGKILL to whatever is left after ``grace`` seconds."""
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a stage and its ranks: SIGTERM, then SIGKILL to whatever is left after ``GRACE_S`` seconds."""
     # Looked up before: once torchrun is gone, nothing says any more which ranks were its own.
     family = descendants(process.pid)
     _send(family, signal.SIGTERM)
-    until = time.monotonic() + grace
+    until = time.monotonic() + GRACE_S
     while time.monotonic() < until and (process.poll() is None or any(_is_alive(pid) for pid in family[1:])):
         time.sleep(_POLL_S)
     _send([pid for pid in family if _is_alive(pid)], signal.SIGKILL)

@@ -86,8 +86,9 @@ import json, sys
 from pathlib import Path
 from galley.errors import UserError
 from galley.rundir import RunDir
-from galley_launch import runner
+from galley_launch import runner, supervise
 from launch import fakes
+supervise.GRACE_S = 0.5
 run = RunDir(Path(sys.argv[1]))
 made = fakes.spec(run.root)
 try:

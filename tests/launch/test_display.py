@@ -44,7 +44,7 @@ def test_a_tail_reads_a_file_again_that_was_cut(tmp_path: Path) -> None:
 
 
 def test_lines_are_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a").write_text("a\n")
+    (tmp_path / "a").write_text("a\ngalley: data.jsonl:3: no messages; add them\n")
     screen = Lines([Tail(tmp_path / "a"), Tail(tmp_path / "b")])
     screen.show()
     (tmp_path / "b").write_text("b\n")
