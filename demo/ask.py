@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from score import answer, load, render
-
 from data import SYSTEM
+from score import answer, load, render
 
 
 def main(argv: list[str]) -> int:

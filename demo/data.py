@@ -86,7 +86,8 @@ def make(seed: int = SEED) -> tuple[list[Row], list[Row]]:
     numbers = deal(list(range(2, 100)), rng)
     amounts = deal(list(range(100, 5000)), rng)
     days = deal([start + timedelta(days=n) for n in range(2 * 365)], rng)
-    training = orders(TRAIN, numbers[0], amounts[0], days[0], rng)
+    early = [day for day in days[0] if day.day < 10]  # "3 May" to "-05-03" is what takes most practice
+    training = orders(TRAIN, numbers[0], amounts[0], days[0] + 2 * early, rng)
     held_out = orders(HELD_OUT, numbers[1], amounts[1], days[1], rng)
     return [next(training) for _ in range(TRAIN_ROWS)], [next(held_out) for _ in range(HELD_OUT_ROWS)]
 

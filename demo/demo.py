@@ -22,11 +22,11 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+import data
 import model
 import plot
 import score
 
-import data
 from galley.errors import UserError
 from galley.rundir import RunDir, read_json, write_atomic
 from galley_launch.places import cache
