@@ -66,6 +66,8 @@ class Loop:
         self.recorder = self._recorder()
         reason = self._steps()
         self._save()
+        if self.world.is_first:
+            self.writer.prune()  # a kill may have come between an earlier save and its pruning
         if self.recorder:
             self.recorder.close()
         stopped = reason is not None and reason != "early stopping"
