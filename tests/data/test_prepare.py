@@ -326,12 +326,17 @@ def slowly(spec: RunSpec, run: RunDir) -> None:
     prepare(spec, run)
 
 
+def without_check(spec: RunSpec, cache: Path) -> None:
+    """Bring the packing check's answer along: torch's threads do not survive a fork."""
+    shutil.copytree(Path(spec.placement.paths.cache) / "isolation", cache / "isolation")
+
+
 def test_killed_at_any_moment(make_run: Make, model_folder: Path, data: Path, tmp_path: Path) -> None:
     """Whatever is left, nobody takes it for whole, and the next try completes."""
     spec, run = make_run(model_folder, data, cache=tmp_path / "cache", held_out=0.1)
     expected_spec, expected = make_run(model_folder, data, name="expected", held_out=0.1)
     prepare(expected_spec, expected)
-    shutil.copytree(Path(expected_spec.placement.paths.cache) / "isolation", tmp_path / "cache" / "isolation")
+    without_check(expected_spec, tmp_path / "cache")
     chance, completed, began = random.Random(0), 0, []
     for _ in range(12):
         child = fork(lambda: slowly(spec, run))
@@ -352,6 +357,9 @@ def test_killed_at_any_moment(make_run: Make, model_folder: Path, data: Path, tm
 
 def test_two_runs_at_once(make_run: Make, model_folder: Path, data: Path, tmp_path: Path) -> None:
     runs = [make_run(model_folder, data, name=name, cache=tmp_path / "cache", seed=5) for name in ("one", "two")]
+    first = make_run(model_folder, data, name="first")
+    prepare(*first)
+    without_check(first[0], tmp_path / "cache")
     children = [fork(lambda run=run: slowly(*run)) for run in runs]  # type: ignore[misc]
     for child in children:
         child.join(60)
