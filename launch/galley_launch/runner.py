@@ -59,7 +59,7 @@ def _killed_rank(log: Path) -> str | None:
 def _outcome(stage: Stage, code: int, attempt: Attempt, now: bool) -> Outcome:
     """Judge a stage that ended with ``code``; ``now``: the user did not wait for it to save."""
     if code == 0:
-        stopped = (read_json(attempt.exit) or {}).get("verdict") == "stopped"
+        stopped = stage.name == "train" and (read_json(attempt.exit) or {}).get("verdict") == "stopped"
         return Outcome(stage.name, 0, stopped=stopped)
     errors = attempt.errors()
     if attempt.stop.exists() and (now or not errors):
@@ -149,7 +149,7 @@ def attempt_stages(plan: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
     trained = any(stage.name == "train" for stage in plan.stages)
     ending = read_json(attempt.exit) or {"verdict": "done" if trained else "lost"}
     write_atomic(attempt.exit, json.dumps(ending | {"exported": True}))
-    say(f"run {run.root.name} is done: {_where(run)}")
+    say(f"run {run.root.name} is {'done' if trained else 'exported'}: {_where(run)}")
     return 0
 
 

@@ -112,6 +112,19 @@ def test_export_wants_a_checkpoint(run: RunDir) -> None:
         runner.export(run, lambda attempt: fakes.plan(fakes.spec(run.root), run, attempt).stages[-1])
 
 
+def test_export_of_a_stopped_run(run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
+    assert start(run, train="step(3); leave('stopped', 3, 'user')") == 0
+    run.checkpoint(3).root.mkdir(parents=True)
+    run.checkpoint(3).manifest.write_text(json.dumps({"files": {}}))
+    capfd.readouterr()
+    made = fakes.spec(run.root)
+    assert runner.export(run, lambda attempt: fakes.plan(made, run, attempt).stages[-1]) == 0
+    assert capfd.readouterr().out.startswith("run x is exported: model in ")
+    assert json.loads(run.attempt(1).exit.read_text())["verdict"] == "stopped"
+    assert start(run) == 0
+    assert len(run.attempts()) == 2
+
+
 def test_export_runs_in_the_last_attempt(run: RunDir) -> None:
     assert start(run, export="sys.exit(1)") == 1
     checkpoint = run.checkpoint(9)
