@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 PRELOAD = (
-    "torch", "numpy", "safetensors.torch", "transformers", "peft", "deepspeed", "transformers.models.llama.modeling_llama",
-    "torch.utils.tensorboard", "galley.train", "galley.export",
+    "torch", "numpy", "safetensors.torch", "transformers", "peft", "deepspeed",
+    "transformers.models.llama.modeling_llama", "torch.utils.tensorboard", "galley.train", "galley.export",
 )  # fmt: skip
 GRACE = 20.0
 
@@ -98,7 +98,7 @@ class Ranks:
     def __post_init__(self) -> None:
         root = Path(__file__).resolve().parents[1]
         env = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root / "launch"), str(root / "tests"), str(root / "tests" / "train")]),
+            "PYTHONPATH": os.pathsep.join(str(root / each) for each in ("src", "launch", "tests", "tests/train")),
             "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         } | self.extra_env  # fmt: skip

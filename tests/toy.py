@@ -27,10 +27,18 @@ def make_model(folder: Path, layers: int = 2, hidden: int = 64, seed: int = 0, *
     torch.manual_seed(seed)
     config = LlamaConfig(
         **{
-            "vocab_size": VOCAB, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
-            "initializer_range": 0.1, "bos_token_id": 0, "eos_token_id": 1,
-        } | settings  # fmt: skip
+            "vocab_size": VOCAB,
+            "hidden_size": hidden,
+            "intermediate_size": 2 * hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.1,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        }
+        | settings
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
@@ -106,7 +114,9 @@ def write_data(
     run.data_manifest.write_text(manifest.model_dump_json(by_alias=True))
 
 
-def deepspeed_config(stage: int, dtype: str, micro: int, accumulation: int, world: int, offload: bool) -> dict[str, Any]:
+def deepspeed_config(
+    stage: int, dtype: str, micro: int, accumulation: int, world: int, offload: bool
+) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
         zero |= {"stage3_param_persistence_threshold": 640, "stage3_prefetch_bucket_size": 4096}
@@ -133,7 +143,8 @@ def make_spec(
     spec = RunSpec.model_validate({
         "schema": 1, "name": run.root.name,
         "task": {
-            "model": {"path": str(model), "dtype": dtype}, "data": {"path": "toy.jsonl", "packing": packing, "max_length": 64},
+            "model": {"path": str(model), "dtype": dtype},
+            "data": {"path": "toy.jsonl", "packing": packing, "max_length": 64},
             "method": {"kind": method, "rank": 4, "alpha": 8}, "batch": {"samples": samples},
             "optimizer": {"lr": 3e-3, "weight_decay": 0.1}, "duration": duration or {"steps": steps}, "seed": 7,
         } | (task or {}),

@@ -9,13 +9,11 @@ from math import ceil
 import numpy as np
 import torch
 
-from galley.data import Split
+from galley.data import IGNORED, Split
 from galley.spec import Placement, Task
 
 NOBODY = -1
 """Stands for no sample: fills the last, short global batch so that every rank takes the same micro-steps."""
-IGNORE = -100
-"""Label of a token that is not learnt."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def share(ids: list[int], placement: Placement, rank: int) -> list[list[int]]:
 class Batch:
     """One micro-batch, right-padded: ``tokens``, ``positions`` and ``targets`` are int64 [samples, length].
 
-    ``targets[i, t]`` is the token after ``tokens[i, t]`` where it is supervised, else ``IGNORE``.
+    ``targets[i, t]`` is the token after ``tokens[i, t]`` where it is supervised, else ``IGNORED``.
     """
 
     ids: list[int]
@@ -84,7 +82,7 @@ class Batch:
     @property
     def supervised(self) -> int:
         """Tokens that the loss is summed over."""
-        return int((self.targets != IGNORE).sum())
+        return int((self.targets != IGNORED).sum())
 
 
 def collate(split: Split, ids: list[int], packed: bool, device: torch.device) -> Batch:
@@ -97,7 +95,7 @@ def collate(split: Split, ids: list[int], packed: bool, device: torch.device) ->
     samples = [split.sample(i) if i != NOBODY else None for i in ids]
     length = max([len(each.tokens) for each in samples if each is not None], default=1)
     tokens = np.zeros((len(ids), length), dtype=np.int64)
-    targets = np.full((len(ids), length), IGNORE, dtype=np.int64)
+    targets = np.full((len(ids), length), IGNORED, dtype=np.int64)
     positions = np.zeros_like(tokens) if packed else np.broadcast_to(np.arange(length), tokens.shape)
     for row, sample in enumerate(samples):
         if sample is None:
@@ -108,4 +106,5 @@ def collate(split: Split, ids: list[int], packed: bool, device: torch.device) ->
         if packed:
             positions[row, :size] = sample.positions
     count = sum(len(each.tokens) for each in samples if each is not None)
-    return Batch(ids, *(torch.from_numpy(np.array(each)).to(device) for each in (tokens, positions, targets)), count)
+    made = [torch.from_numpy(np.array(each)).to(device) for each in (tokens, positions, targets)]
+    return Batch(ids, made[0], made[1], made[2], count)

@@ -85,7 +85,7 @@ class Writer:
         return None
 
     def _first_problem(self, problem: str | None) -> str | None:
-        return next((str(each) for each in self.world.gather(problem) if each), None)
+        return next((each for each in self.world.gather(problem) if each), None)
 
     def _failed(self, checkpoint: Checkpoint, problem: str) -> UserError:
         if self.world.is_first:
@@ -180,7 +180,7 @@ class Reader:
     """Reads slices of parameters out of a checkpoint, mapping its files rather than loading them."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.files = [safe_open(path, "pt") for path in sorted(checkpoint.root.glob("rank-*.safetensors"))]
+        self.files: list[Any] = [safe_open(path, "pt") for path in sorted(checkpoint.root.glob("rank-*.safetensors"))]
         self.places: dict[str, list[tuple[int, int, int, int, int]]] = {}
         for index, file in enumerate(self.files):
             for name, start, numel, number, offset in json.loads(file.metadata()["fragments"]):

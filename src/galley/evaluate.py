@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from galley.batches import IGNORE, NOBODY, Batch, collate
-from galley.data import Split
+from galley.batches import NOBODY, Batch, collate
+from galley.data import IGNORED, Split
 from galley.objective import logits_only_at, output_head, sft_loss_sum
 from galley.spec import Placement
 from galley.world import World
@@ -51,24 +51,25 @@ def probe_batch(split: Split, device: torch.device) -> Batch:
         starts.append(torch.from_numpy(sample.tokens[: min(end, PROBE_TOKENS)].astype("int64")))
     length = max(len(each) for each in starts)
     tokens = torch.zeros(len(starts), length, dtype=torch.long)
-    targets = torch.full_like(tokens, IGNORE)
+    targets = torch.full_like(tokens, IGNORED)
     for row, each in enumerate(starts):
         tokens[row, : len(each)] = each
         targets[row, len(each) - 1] = 0  # marks the last token, whose logits are kept
     positions = torch.arange(length).expand(len(starts), -1)
-    return Batch([], *(each.to(device) for each in (tokens, positions, targets)), tokens.numel())
+    return Batch([], tokens.to(device), positions.to(device), targets.to(device), tokens.numel())
 
 
 @torch.no_grad()
 def probe_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits (fp32, [probes, vocabulary], on the CPU) after the last token of each probe."""
-    places = torch.nonzero(batch.targets.reshape(-1) != IGNORE).reshape(-1)
+    places = torch.nonzero(batch.targets.reshape(-1) != IGNORED).reshape(-1)
     training = model.training
     model.eval()
     with logits_only_at(output_head(model), places):
         logits = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits
     model.train(training)
-    return logits[0].float().cpu()
+    last: torch.Tensor = logits[0].float().cpu()
+    return last
 
 
 def probes(engine: Any, split: Split, device: torch.device) -> dict[str, torch.Tensor]:

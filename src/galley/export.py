@@ -181,7 +181,7 @@ class Exporter:
         (target / "README.md").write_text(card.render(self.spec, self.manifest, self.checkpoint), encoding="utf-8")
 
 
-def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
+def work(spec: RunSpec, run: RunDir, _: Attempt) -> None:
     """Export one checkpoint, replacing an earlier export."""
     chosen = choose(run, os.environ.get("GALLEY_EXPORT_STEP", "last"))
     torch.set_num_threads(spec.placement.threads * spec.placement.ranks_per_node)

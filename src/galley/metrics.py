@@ -34,7 +34,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         started = time.perf_counter()
         left @ left
         best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    return float(2 * size**3 / best)
 
 
 def flops_per_token(model: Any, trains_all: bool, length: float) -> float:
@@ -47,7 +47,7 @@ def flops_per_token(model: Any, trains_all: bool, length: float) -> float:
     if not getattr(config, "tie_word_embeddings", False):
         weights -= config.vocab_size * config.hidden_size
     attention = 12.0 * config.num_hidden_layers * config.hidden_size * length / 2
-    return (6.0 if trains_all else 4.0) * weights + attention
+    return float((6.0 if trains_all else 4.0) * weights + attention)
 
 
 def peak_memory_gb(device: torch.device) -> float:

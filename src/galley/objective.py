@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from galley.batches import IGNORE, Batch
+from galley.batches import Batch
+from galley.data import IGNORED
 
 
 def output_head(model: Any) -> torch.nn.Module:
@@ -46,9 +47,9 @@ def sft_loss_sum(model: Any, head: torch.nn.Module, batch: Batch) -> torch.Tenso
     must run the same layers.
     """
     targets = batch.targets.reshape(-1)
-    places = torch.nonzero(targets != IGNORE).reshape(-1)
+    places = torch.nonzero(targets != IGNORED).reshape(-1)
     if places.numel() == 0:
         places = torch.zeros(1, dtype=torch.long, device=targets.device)
     with logits_only_at(head, places):
         logits = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits
-    return F.cross_entropy(logits[0].float(), targets[places], ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(logits[0].float(), targets[places], ignore_index=IGNORED, reduction="sum")

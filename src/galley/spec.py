@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -42,7 +42,7 @@ class Model(Part):
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
     """Attention implementation that transformers uses."""
     chat_template: str | None = None
-    """None: the tokenizer's own. Otherwise ``chatml`` or a ``.jinja`` file; tokens that it needs are added and trained."""
+    """None: the tokenizer's own. Otherwise ``chatml`` or a ``.jinja`` file; tokens that it needs are added, trained."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository ships. Off: such a model is refused."""
 
@@ -280,7 +280,7 @@ class Origin(Part):
 class RunSpec(Part):
     """One run, complete. Written once for each attempt as ``run.json``, read by every rank."""
 
-    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Name of the run and of its directory."""
     task: Task

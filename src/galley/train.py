@@ -141,12 +141,16 @@ class Loop:
 
     def _not_finite(self, mine: list[batches.Batch], sums: list[float], step: int) -> UserError:
         bad = [i for batch, loss in zip(mine, sums, strict=True) if not abs(loss) < float("inf") for i in batch.ids]
-        everywhere = sorted({i for each in self.world.gather(bad) for i in each if i != batches.NOBODY})  # type: ignore[attr-defined]
+        everywhere = sorted({i for each in self.world.gather(bad) for i in each if i != batches.NOBODY})
         rows = sorted({int(row) + 1 for i in everywhere for row in self.train.sample(i).sources})
-        what = f"the loss of step {step} is not finite in micro-batches of samples {everywhere[:8]}, data rows {rows[:8]}"
+        what = (
+            f"the loss of step {step} is not finite in micro-batches of samples {everywhere[:8]}, data rows {rows[:8]}"
+        )
         return UserError("train", what, "look at those rows, lower optimizer.lr, or raise schedule.warmup")
 
-    def _record(self, step: int, loss: float, rate: float, norm: float, supervised: int, tokens: int, seconds: float) -> None:
+    def _record(
+        self, step: int, loss: float, rate: float, norm: float, supervised: int, tokens: int, seconds: float
+    ) -> None:
         state = self.state
         state.step, state.tokens, state.supervised = step, state.tokens + tokens, state.supervised + supervised
         state.seconds += seconds

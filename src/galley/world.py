@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import deepspeed
 import torch
@@ -17,6 +18,7 @@ from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import Placement
 
+T = TypeVar("T")
 JOIN_TIMEOUT = timedelta(minutes=10)
 
 
@@ -44,9 +46,9 @@ class World:
         """Whether any rank says so (collective)."""
         return self.sum(float(flag))[0] > 0
 
-    def gather(self, value: object) -> list[object]:
-        """One picklable value from each rank, on every rank, in rank order (collective)."""
-        values: list[object] = [None] * self.size
+    def gather(self, value: T) -> list[T]:
+        """One value (it is pickled) from each rank, on every rank, in rank order (collective)."""
+        values: list[T] = [value] * self.size
         dist.all_gather_object(values, value)
         return values
 

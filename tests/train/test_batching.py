@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import Train, make_documents, make_spec, metrics, write_data
 
-from galley.batches import IGNORE, NOBODY, Order, collate, share
+from galley.batches import NOBODY, Order, collate, share
+from galley.data import IGNORED as NO
 from galley.data import Split
 from galley.rundir import RunDir
 from galley.spec import Placement
@@ -21,6 +22,7 @@ SPLITS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4), (4, 1), (4, 2)]
 """Ranks and micro-batch; accumulation is what is left of 8."""
 
 
+@pytest.mark.slow
 def test_splitting_the_batch_changes_neither_loss_nor_gradient(tmp_path: Path, llama: Path, train: Train) -> None:
     found = {}
     for world, micro in SPLITS:
@@ -90,7 +92,9 @@ def test_every_epoch_visits_every_sample_once(samples: int, per_step: int, epoch
     assert order.epoch(order.steps) == pytest.approx(order.total / samples)
 
 
-@given(world=st.sampled_from([1, 2, 4]), micro=st.integers(1, 4), accumulation=st.integers(1, 4), missing=st.integers(0, 7))
+@given(
+    world=st.sampled_from([1, 2, 4]), micro=st.integers(1, 4), accumulation=st.integers(1, 4), missing=st.integers(0, 7)
+)
 def test_ranks_share_a_batch_without_loss_or_repeat(world: int, micro: int, accumulation: int, missing: int) -> None:
     whole = world * micro * accumulation
     ids = list(range(max(1, whole - missing)))
@@ -108,7 +112,7 @@ def test_targets_are_the_next_token_and_padding_is_not_learnt(tmp_path: Path) ->
     write_split(tmp_path, [[([5, 6, 7, 8], 2), ([9, 10], 1)], [([11, 12, 13], 1)]])
     batch = collate(Split.open(tmp_path), [0, 1], True, torch.device("cpu"))
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]]
-    expected = [[IGNORE, 7, 8, IGNORE, 10, IGNORE], [IGNORE, 13, IGNORE, IGNORE, IGNORE, IGNORE]]
+    expected = [[NO, 7, 8, NO, 10, NO], [NO, 13, NO, NO, NO, NO]]
     assert batch.targets.tolist() == expected
     assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 0, 0, 0]]
     assert np.all(batch.tokens.numpy() >= 0)

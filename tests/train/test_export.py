@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 import torch
+import toy
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, write_data, write_tokenizer
 
 from galley.errors import UserError
 from galley.export import choose
 from galley.rundir import RunDir
+
+pytestmark = pytest.mark.slow
 
 SAMPLES = [[document] for document in make_documents(24)]
 TOKENS = torch.tensor([SAMPLES[0][0][0]])

@@ -16,6 +16,8 @@ from toy import make_documents, make_spec, metrics, write_data
 from galley.rundir import RunDir
 from galley.spec import RunSpec
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = [[document] for document in make_documents(16)]
 STEPS = 2
 

@@ -18,13 +18,15 @@ from galley.rundir import RunDir, read_json
 from galley.schedule import learning_rate
 from galley.spec import Schedule
 
+slow = pytest.mark.slow
 SAMPLES = [[document] for document in make_documents(24)]
 
 
+@slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_stop_request_saves_and_ends(tmp_path: Path, llama: Path, ranks: Ranks, world: int) -> None:
     run = RunDir(tmp_path)
-    spec = make_spec(run, llama, world=world, steps=100_000)
+    make_spec(run, llama, world=world, steps=100_000)
     write_data(run, llama, SAMPLES, None, packed=False)
     ranks.start("galley.train:main", [str(run.spec)], world, tmp_path / "log")
     while not run.metrics.exists() or not metrics(run):
@@ -37,6 +39,7 @@ def test_a_stop_request_saves_and_ends(tmp_path: Path, llama: Path, ranks: Ranks
     assert [each.step for each in run.checkpoints()] == [ending["step"]]
 
 
+@slow
 def test_a_stop_request_is_heeded_during_evaluation(tmp_path: Path, llama: Path, ranks: Ranks) -> None:
     run = RunDir(tmp_path)
     spec = make_spec(run, llama, steps=4, cadence={"eval_every": 2})
@@ -59,6 +62,7 @@ def stop_at_step(run: RunDir, step: int) -> None:
     run.attempt(1).request_stop("user")
 
 
+@slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_rows(tmp_path: Path, ranks: Ranks) -> None:
     model = toy.make_model(tmp_path / "model")
     run = RunDir(tmp_path / "run")
@@ -80,6 +84,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_rows(tmp_path: Path, ra
     assert run.checkpoints() == []
 
 
+@slow
 def test_the_best_checkpoint_outlives_newer_ones_and_patience_ends_the_run(
     tmp_path: Path, llama: Path, train: Train
 ) -> None:
@@ -98,6 +103,7 @@ def test_the_best_checkpoint_outlives_newer_ones_and_patience_ends_the_run(
     assert [each.step for each in run.checkpoints()] == [best, ending["step"] - 1, ending["step"]]
 
 
+@slow
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_measuring_and_saving_change_nothing(
@@ -107,14 +113,15 @@ def test_measuring_and_saving_change_nothing(
     found = []
     for name, cadence in (("quiet", {}), ("busy", {"eval_every": 1, "save_every": 1})):
         run = RunDir(tmp_path / name)
-        spec = make_spec(run, llama, method=method, stage=stage, steps=5, cadence=cadence,
-                         task={"method": {"kind": method, "rank": 4, "dropout": 0.0 if method == "full" else 0.1}})  # fmt: skip
+        task = {"method": {"kind": method, "rank": 4, "dropout": 0.0 if method == "full" else 0.1}}
+        spec = make_spec(run, llama, stage=stage, steps=5, cadence=cadence, task=task)
         write_data(run, llama, SAMPLES, SAMPLES[:7], packed=False)
         train(run, spec)
         found.append(metrics(run))
     assert found[0] == found[1]
 
 
+@slow
 def test_a_lora_checkpoint_holds_the_adapter_and_nothing_else(tmp_path: Path, llama: Path, train: Train) -> None:
     run = RunDir(tmp_path)
     spec = make_spec(run, llama, method="lora", world=2, stage=3, dtype="bfloat16")
@@ -125,6 +132,7 @@ def test_a_lora_checkpoint_holds_the_adapter_and_nothing_else(tmp_path: Path, ll
     assert 12 * adapter <= size <= 12 * adapter + 40_000  # a weight and two moments in fp32, and two headers
 
 
+@slow
 def test_the_world_must_be_the_one_that_was_planned(tmp_path: Path, llama: Path, ranks: Ranks) -> None:
     run = RunDir(tmp_path)
     make_spec(run, llama, world=2)
@@ -133,6 +141,7 @@ def test_the_world_must_be_the_one_that_was_planned(tmp_path: Path, llama: Path,
     assert "run.json is for 2 ranks, but 1 started" in run.attempt(1).errors()[0]["message"]
 
 
+@slow
 def test_what_each_step_records(tmp_path: Path, llama: Path, train: Train) -> None:
     run = RunDir(tmp_path)
     spec = make_spec(run, llama, steps=3)

@@ -18,8 +18,12 @@ from toy import Train, make_documents, make_spec, metrics, rank_logs, write_data
 from galley.rundir import RunDir
 from galley.spec import RunSpec
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = [[document] for document in make_documents(30)]
 STEPS = 9
+BF16: dict[str, Any] = {"dtype": "bfloat16"}
+QLORA: dict[str, Any] = {"method": "qlora"}
 
 
 def make_run(root: Path, model: Path, **settings: Any) -> tuple[RunDir, RunSpec]:
@@ -76,8 +80,8 @@ def test_a_killed_run_resumes_to_the_bit(
         [{"world": 2, "stage": 2}, {"world": 2, "stage": 3}, {"world": 1, "stage": 0}],
         [{"world": 1, "stage": 0}, {"world": 2, "stage": 3}, {"world": 4, "stage": 1}],
         [{"world": 1, "stage": 3}, {"world": 1, "stage": 3, "offload": True}, {"world": 2, "stage": 2}],
-        [{"world": 1, "dtype": "bfloat16", "stage": 1}, {"world": 2, "dtype": "bfloat16", "stage": 3}, {"dtype": "bfloat16", "stage": 0}],
-        [{"method": "qlora", "world": 2, "stage": 2}, {"method": "qlora", "world": 1, "stage": 3}, {"method": "qlora", "world": 2}],
+        [BF16 | {"world": 1, "stage": 1}, BF16 | {"world": 2, "stage": 3}, BF16 | {"stage": 0}],
+        [QLORA | {"world": 2, "stage": 2}, QLORA | {"world": 1, "stage": 3}, QLORA | {"world": 2}],
     ],
     ids=["ranks-2-1-2", "zero-2-3-0", "zero-0-3-1", "offload", "bfloat16", "qlora"],
 )  # fmt: skip

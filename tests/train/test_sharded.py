@@ -16,6 +16,8 @@ from toy import make_documents, make_model, make_spec, write_data
 from galley.rundir import RunDir
 from galley.spec import RunSpec
 
+pytestmark = pytest.mark.slow
+
 
 def anonymous() -> int:
     """This process's own resident memory in bytes: mapped files, which the kernel can drop, do not count."""
