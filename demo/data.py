@@ -20,7 +20,7 @@ SYSTEM = "Turn the order into JSON with the keys customer, order, total and date
 SEED = 20
 FOLDER = Path(__file__).resolve().parent.parent / "recipes" / "data" / "orders"
 TRAIN_FILE, HELD_OUT_FILE = FOLDER / "train.jsonl", FOLDER / "held-out.jsonl"
-TRAIN_ROWS, HELD_OUT_ROWS = 640, 120
+TRAIN_ROWS, HELD_OUT_ROWS = 400, 120
 
 Row = dict[str, list[dict[str, str]]]
 
@@ -87,8 +87,8 @@ def make(seed: int = SEED) -> tuple[list[Row], list[Row]]:
     amounts = deal(list(range(100, 5000)), rng)
     days = deal([start + timedelta(days=n) for n in range(2 * 365)], rng)
     early = [day for day in days[0] if day.day < 10]  # "3 May" to "-05-03" is what takes most practice
-    training = orders(TRAIN, numbers[0], amounts[0], days[0] + 2 * early, rng)
-    held_out = orders(HELD_OUT, numbers[1], amounts[1], days[1], rng)
+    training = orders(TRAIN, numbers[0], amounts[0], days[0] + early, random.Random(seed + 1))
+    held_out = orders(HELD_OUT, numbers[1], amounts[1], days[1], random.Random(seed + 2))
     return [next(training) for _ in range(TRAIN_ROWS)], [next(held_out) for _ in range(HELD_OUT_ROWS)]
 
 
