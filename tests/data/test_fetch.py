@@ -1,0 +1,136 @@
+"""Models and data from a hub, played by a local server; each in a process of its own, for the address is read once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data.conftest import rows, write_jsonl
+from data.hub import COMMIT, Hub, serve
+
+from galley.data import read_manifest
+from galley.errors import UserError
+from galley.fetch import load_data
+from galley.rundir import RunDir
+from galley.spec import RunSpec
+
+Make = Callable[..., tuple[RunSpec, RunDir]]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "rows.jsonl", rows(20))
+
+
+def prepare(run: RunDir, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"PYTHONPATH": str(ROOT / "src"), "HF_HOME": str(home), "DS_ACCELERATOR": "cpu", **variables}
+    command = [sys.executable, "-m", "galley.prepare", str(run.spec)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1].removeprefix("galley: ")
+
+
+def test_a_model_is_pinned_and_then_needs_no_hub(
+    make_run: Make, model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    _, run = make_run("org/name", data)
+    with serve(Hub(model_folder)) as hub:
+        done = prepare(run, tmp_path / "hf", HF_ENDPOINT=hub.url)
+    assert done.returncode == 0, done.stderr
+    model = read_manifest(run).model
+    assert (model.source, model.revision, Path(model.path).name) == ("org/name", COMMIT, COMMIT)
+    assert prepare(run, tmp_path / "hf", HF_ENDPOINT=hub.url).returncode == 0  # nobody listens there any more
+    _, offline = make_run("org/name", data, name="offline")
+    done = prepare(offline, tmp_path / "hf", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(offline).model.revision == COMMIT
+    _, empty = make_run("org/name", data, name="empty")
+    expected = (
+        "model.path: the hub cannot be reached and 'org/name' is not whole in its cache here; "
+        "fetch it once where there is a network, or give a folder"
+    )
+    assert said(prepare(empty, tmp_path / "hf2", HF_HUB_OFFLINE="1")) == expected
+    assert said(prepare(empty, tmp_path / "hf2", HF_ENDPOINT=hub.url)) == expected
+
+
+@pytest.mark.parametrize(
+    ("refuse", "expected"),
+    [
+        (
+            (401, "GatedRepo"),
+            "model.path: 'org/name' is gated and this account has no access; "
+            "ask for access on its page, then `hf auth login` or set HF_TOKEN",
+        ),
+        (
+            (403, "GatedRepo"),
+            "model.path: 'org/name' is gated and this account has no access; "
+            "ask for access on its page, then `hf auth login` or set HF_TOKEN",
+        ),
+        (
+            (404, "RepoNotFound"),
+            "model.path: 'org/name' is no file or folder here, and the hub has none of that name for this account; "
+            "check the name; if it is private, `hf auth login` or set HF_TOKEN",
+        ),
+        ((404, "RevisionNotFound"), "model.path: 'org/name' has no revision 'v9'; give a branch, tag or commit of it"),
+    ],
+)
+def test_a_hub_that_refuses(
+    make_run: Make, model_folder: Path, data: Path, tmp_path: Path, refuse: tuple[int, str], expected: str
+) -> None:
+    _, run = make_run("org/name", data, revision="v9")
+    with serve(Hub(model_folder, refuse=refuse)) as hub:
+        assert said(prepare(run, tmp_path / "hf", HF_ENDPOINT=hub.url)) == expected
+    assert not run.data_manifest.exists()
+
+
+def test_a_name_that_is_no_name(make_run: Make, data: Path, tmp_path: Path) -> None:
+    _, run = make_run("a/b/c", data)
+    line = said(prepare(run, tmp_path / "hf", HF_HUB_OFFLINE="1"))
+    assert line == "model.path: 'a/b/c' is no file or folder here, and no hub id; check the name"
+
+
+def test_data_from_a_hub_is_pinned(make_run: Make, model_folder: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", [{**row, "id": number} for number, row in enumerate(rows(20))])
+    _, run = make_run(model_folder, "org/name")
+    with serve(Hub(folder, kind="datasets")) as hub:
+        done = prepare(run, tmp_path / "hf", HF_ENDPOINT=hub.url)
+        assert done.returncode == 0, done.stderr
+    manifest = read_manifest(run)
+    (source,) = manifest.sources
+    assert (source.path, source.revision) == ("org/name", COMMIT)
+    assert manifest.train.documents == 20
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ("ValueError('Unknown split \"tain\". Should be one of [\\'train\\'].')", "data.split: Unknown split"),
+        (
+            "errors.DatasetNotFoundError('Dataset is a gated dataset')",
+            "data.path: 'org/name' is gated and this account",
+        ),
+        ("errors.DatasetNotFoundError('no such set')", "data.path: 'org/name' is no file or folder here, and the hub"),
+    ],
+)
+def test_a_data_set_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, error: str, line: str) -> None:
+    import datasets
+    from datasets import exceptions
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise eval(error, {"errors": exceptions})
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError) as caught:
+        load_data("org/name", COMMIT, "tain")
+    assert str(caught.value).startswith(line)

@@ -1,0 +1,61 @@
+"""Which architectures are packed: those whose packed and separate logits agree."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import CONFIG_MAPPING, Lfm2Config, LlamaConfig, Qwen3NextConfig
+
+from galley.isolation import layers_needed, measure, packing_refused, shrink
+from galley.spec import Model
+
+KEPT_APART = ["llama", "qwen3", "mistral", "gemma3_text", "phi3"]
+
+
+@pytest.mark.parametrize("kind", KEPT_APART)
+def test_attention_keeps_documents_apart(kind: str) -> None:
+    assert measure(shrink(CONFIG_MAPPING[kind]()), "sdpa", trust=False) < 1e-5
+
+
+CONVOLUTION = Lfm2Config(
+    hidden_size=256, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=4,
+    layer_types=["conv", "conv", "full_attention"] * 5 + ["conv"],
+)  # fmt: skip
+RECURRENCE = Qwen3NextConfig(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64)
+
+
+@pytest.mark.parametrize("config", [CONVOLUTION, RECURRENCE], ids=["lfm2", "qwen3_next"])
+def test_what_runs_along_the_sequence_does_not(config: Any, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path / "model")
+    reason = packing_refused(tmp_path / "model", Model(path="x"), tmp_path)
+    assert reason is not None
+    assert f"in a {config.model_type} model" in reason
+    (note,) = (tmp_path / "isolation").iterdir()
+    assert json.loads(note.read_text())["error"] > 1e-2
+
+
+def test_an_answer_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LlamaConfig(hidden_size=64, num_attention_heads=4).save_pretrained(tmp_path / "model")
+    assert packing_refused(tmp_path / "model", Model(path="x"), tmp_path) is None
+    monkeypatch.setattr("galley.isolation.measure", None)
+    assert packing_refused(tmp_path / "model", Model(path="x"), tmp_path) is None
+
+
+def test_what_cannot_be_tried_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> float:
+        raise RuntimeError("shapes differ\nin many ways")
+
+    LlamaConfig().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("galley.isolation.measure", fail)
+    reason = packing_refused(tmp_path / "model", Model(path="x"), tmp_path)
+    assert reason == "its architecture could not be checked (RuntimeError: shapes differ)"
+
+
+def test_a_shrunken_twin_has_every_kind_of_layer() -> None:
+    config = CONFIG_MAPPING["gemma3_text"](num_hidden_layers=26)
+    small = shrink(config)
+    assert set(small.layer_types) == {"sliding_attention", "full_attention"}
+    assert small.num_hidden_layers == len(small.layer_types) == layers_needed(config) == 6
+    assert config.num_hidden_layers == 26
+    assert shrink(LlamaConfig(num_hidden_layers=1)).num_hidden_layers == 1
