@@ -32,6 +32,8 @@ class Job:
     spec: RunSpec
     sources: list[SourceFacts]
     tokens: Tokens
+    vocab: int
+    """Rows of the model's embedding: no token may have a higher id."""
     packed: bool
 
     @property
@@ -44,7 +46,7 @@ class Job:
         """Names the cache entry."""
         data = self.spec.task.data
         contents = {source.what: source.sha256 for source in self.sources if source.what != "chat_template"}
-        choices = [data.max_length, data.overlong, data.held_out, self.packed, self.spec.task.seed]
+        choices = [data.max_length, data.overlong, data.held_out, self.packed, self.vocab, self.spec.task.seed]
         text = [self.tokens.template_hash, self.tokens.fingerprint]
         return digest([CODE_VERSION, FORMAT, contents, choices, text])
 
@@ -95,6 +97,11 @@ def _encode(job: Job, source: SourceFacts, flat: Path) -> Documents:
         raise UserError(FIELDS[source.what], f"'{source.path}' holds no rows", "give one with conversations")
     if len(documents.kept) == 0:
         raise _nothing_left(documents, source, job.limits)
+    highest = int(documents.tokens.max())
+    if highest >= job.vocab:
+        token = tokens.tokenizer.convert_ids_to_tokens(highest)
+        what = f"the tokenizer makes token {highest} ({token!r}), but the model has {job.vocab} embeddings"
+        raise UserError("model.path", what, "take the tokenizer that belongs to it")
     return documents
 
 

@@ -184,4 +184,5 @@ def load_data(name: str, revision: str | None, split: str) -> Iterator[Mapping[s
         raise _gated("data.path", name) if "gated" in str(error) else _missing("data.path", name) from None
     except ValueError as error:
         raise UserError("data.split", str(error).splitlines()[0], "say another data.split") from None
-    return iter(records.select_columns([column for column in records.column_names if column in ("messages", "tools")]))
+    columns = [column for column in ("messages", "tools") if column in records.column_names]
+    return iter(records.select_columns(columns) if "messages" in columns else records)

@@ -69,10 +69,9 @@ def with_model(manifest: Manifest, spec: RunSpec, run: RunDir) -> Manifest:
     if fetched.fingerprint != manifest.model.fingerprint:
         what = f"'{spec.placement.paths.model}' is not the model that the run began with"
         raise UserError("model.path", what, "bring that one here, or start a new run")
-    trust = spec.task.model.trust_remote_code
-    rows = max(manifest.model.added_token_ids, default=-1) + 1
-    path = with_rows(fetched, manifest.model.added_tokens, rows, cache, trust)
-    moved = manifest.model_copy(update={"model": manifest.model.model_copy(update={"path": str(path)})})
+    model, trust = manifest.model, spec.task.model.trust_remote_code
+    path = with_rows(fetched, model.added_tokens, model.added_token_ids, cache, trust)
+    moved = manifest.model_copy(update={"model": model.model_copy(update={"path": str(path)})})
     write_manifest(moved, run)
     return moved
 
@@ -95,7 +94,7 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
     reason = refused if data.packing else None
     if reason:
         print(f"warning: not packed, every sample is one document: {reason}", flush=True)
-    job = Job(spec, sources, tokens, packed=data.packing and reason is None)
+    job = Job(spec, sources, tokens, model.vocab, packed=data.packing and reason is None)
     folder = prepare_arrays(job, cache)
     train, held_out = read_facts(folder)
     manifest = Manifest(

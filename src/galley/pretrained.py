@@ -17,7 +17,7 @@ from galley.weights import count_parameters
 def describe_model(spec: RunSpec, fetched: Fetched, tokens: Tokens, cache: Path) -> ModelFacts:
     """The model with a row for every token, and its facts."""
     model = spec.task.model
-    path = with_rows(fetched, tokens.added, len(tokens.tokenizer), cache, model.trust_remote_code)
+    path = with_rows(fetched, tokens.added, tokens.added_ids, cache, model.trust_remote_code)
     config = _config(path, model.trust_remote_code)
     return ModelFacts(
         path=str(path),
@@ -34,9 +34,10 @@ def describe_model(spec: RunSpec, fetched: Fetched, tokens: Tokens, cache: Path)
     )
 
 
-def with_rows(fetched: Fetched, added: list[str], rows: int, cache: Path, trust: bool) -> Path:
-    """The folder as fetched where its embedding has ``rows`` rows or no token was added; else one that has them."""
-    if not added or rows <= int(_config(fetched.folder, trust).vocab_size):
+def with_rows(fetched: Fetched, added: list[str], ids: list[int], cache: Path, trust: bool) -> Path:
+    """The folder as fetched where its embedding has a row for each of the added ``ids``; else one that has them."""
+    rows = max(ids, default=-1) + 1
+    if rows <= int(_config(fetched.folder, trust).vocab_size):
         return fetched.folder
     return grow_embedding(fetched.folder, fetched.fingerprint, added, rows, cache, trust)
 

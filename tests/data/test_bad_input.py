@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.conftest import chat, rows, train_tokenizer, write_jsonl
+from data.conftest import chat, rows, save_model, train_tokenizer, write_jsonl
 
 from galley.rundir import RunDir
 from galley.spec import RunSpec
@@ -195,6 +195,16 @@ def test_a_model_without_a_tokenizer(
     folder = without(model_folder, tmp_path / "model", "tokenizer*", "*.jinja")
     said = refused(make_run(folder, data)[1])
     assert said.startswith(f"model.path: '{folder}' has no tokenizer that loads (")
+
+
+def test_a_tokenizer_of_another_model(
+    make_run: Make, tokenizer: Any, data: Path, tmp_path: Path, refused: Refused
+) -> None:
+    folder = tmp_path / "model"
+    save_model(folder, rows=100)
+    tokenizer.save_pretrained(folder)
+    said = refused(make_run(folder, data)[1])
+    assert "but the model has 100 embeddings; take the tokenizer that belongs to it" in said
 
 
 def test_a_row_that_the_template_refuses(

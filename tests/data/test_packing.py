@@ -43,11 +43,11 @@ def test_docstring_like_rows_fill_97_percent() -> None:
     assert lengths.sum() / (len(samples) * 512) >= 0.97
 
 
-def test_a_million_documents_take_seconds() -> None:
-    lengths = docstrings(1_000_000)
+def test_many_documents_take_seconds() -> None:
+    lengths = docstrings(300_000)
     began = time.perf_counter()
     pack(lengths, 2048, seed=0)
-    assert time.perf_counter() - began < 20  # 2 s on an idle core
+    assert time.perf_counter() - began < 10  # half a second on an idle core
 
 
 def test_long_documents_are_spread_over_the_epoch() -> None:
