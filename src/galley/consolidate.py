@@ -9,39 +9,24 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from galley.checkpoint import Reader
-from galley.errors import UserError
-from galley.model import DTYPES
+from galley.model import DTYPES, load_plain, parameter_names, stored_as_named
 from galley.sharded import weight_files
 from galley.spec import Model
-
-
-def aliases(folder: str, model: Model) -> dict[str, str]:
-    """Every parameter name, tied duplicates included, to the one name under which training knows it."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
-    empty.tie_weights()
-    first: dict[int, str] = {}
-    names: dict[str, str] = {}
-    for name, parameter in empty.named_parameters(remove_duplicate=False):
-        names[name] = first.setdefault(id(parameter), name)
-    return names
 
 
 def write_full(folder: str, model: Model, reader: Reader, out: Path) -> None:
     """Write the trained weights to ``out`` in the base model's own files, with its index, in the task's dtype.
 
-    Memory: the largest of the base model's files, and one parameter in fp32. Raises ``UserError`` where a trained
-    parameter has no place in those files.
+    Memory: the largest of the base model's files, and one parameter in fp32. A model whose files have other names
+    than its parameters is loaded whole, and saved by transformers, which knows how to name them back.
     """
-    files, known = weight_files(folder), aliases(folder, model)
-    lost = sorted(set(reader.names()) - {known.get(name, name) for name in files})
-    if lost:
-        what = f"{len(lost)} trained weights such as {lost[0]!r} are stored under other names in {folder}"
-        raise UserError("export", what, "save the base model once with transformers' save_pretrained and use that")
+    if not stored_as_named(folder, model):
+        _write_through_model(folder, model, reader, out)
+        return
+    files, known = weight_files(folder), parameter_names(folder, model)
     trained = set(reader.names())
     for path in sorted(set(files.values())):
         tensors: dict[str, torch.Tensor] = {}
@@ -53,6 +38,14 @@ def write_full(folder: str, model: Model, reader: Reader, out: Path) -> None:
                 tensors[name] = value.to(DTYPES[model.dtype]) if value.is_floating_point() else value
         save_file(tensors, out / path.name, metadata={"format": "pt"})
     _copy_index(Path(folder), out)
+
+
+def _write_through_model(folder: str, model: Model, reader: Reader, out: Path) -> None:
+    loaded = load_plain(folder, model, DTYPES[model.dtype])
+    parameters = dict(loaded.named_parameters())
+    for name in reader.names():
+        parameters[name].data.copy_(reader.whole(name).view(parameters[name].shape))
+    loaded.save_pretrained(str(out), max_shard_size="4GB")
 
 
 def _copy_index(folder: Path, out: Path) -> None:

@@ -92,9 +92,9 @@ class Fragment:
 def fragments(engine: Engine) -> Iterator[Fragment]:
     """What this rank holds: whole parameters without ZeRO, slices under ZeRO-1, 2 and 3."""
     for name, parameter in trained(engine.module).items():
-        if hasattr(engine.optimizer, "grad_position"):
+        if engine.zero_optimization_stage() == 3:
             yield _zero3_fragment(engine, name, parameter)
-        elif hasattr(parameter, "_dp_group"):
+        elif engine.zero_optimization_stage() > 0:
             yield from _zero12_fragment(engine, name, parameter)
         else:
             yield Fragment(name, 0, parameter.numel(), parameter, 0)

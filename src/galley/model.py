@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.integrations import HfDeepSpeedConfig
 
 from galley import sharded
 from galley.data import Manifest
+from galley.errors import UserError
 from galley.spec import Method, Model, RunSpec
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -63,14 +65,32 @@ def load_quantised(folder: str, model: Model, device: torch.device) -> Any:
 
 def _load_sharded(folder: str, spec: RunSpec) -> Any:
     model, dtype = spec.task.model, DTYPES[spec.task.model.dtype]
+    how = {"dtype": dtype, "attn_implementation": model.attention, "trust_remote_code": model.trust_remote_code}
+    if not stored_as_named(folder, model):
+        # transformers converts such weights as it loads (experts, mostly), on rank 0, which needs them all in memory.
+        with_zero3 = HfDeepSpeedConfig(spec.placement.deepspeed)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, **how)
+        del with_zero3
+        return loaded
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    return sharded.load(folder, lambda: AutoModelForCausalLM.from_config(config, **how), spec.placement.deepspeed)
 
-    def build() -> Any:
-        return AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=model.attention, trust_remote_code=model.trust_remote_code
-        )
 
-    return sharded.load(folder, build, spec.placement.deepspeed)
+def parameter_names(folder: str, model: Model) -> dict[str, str]:
+    """Every parameter's name, tied duplicates included, to the one name under which training knows it."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    empty.tie_weights()
+    first: dict[int, str] = {}
+    named = empty.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(parameter), name) for name, parameter in named}
+
+
+def stored_as_named(folder: str, model: Model) -> bool:
+    """Whether the files of ``folder`` hold every parameter under the model's own name."""
+    files = sharded.weight_files(folder)
+    return set(parameter_names(folder, model).values()) <= set(files)
 
 
 def adapter_config(method: Method, manifest: Manifest) -> LoraConfig:
@@ -88,6 +108,9 @@ def adapter_config(method: Method, manifest: Manifest) -> LoraConfig:
 
 
 def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
+    if manifest.model.added_token_ids and spec.placement.zero_stage == 3:
+        what = f"peft cannot train added tokens {manifest.model.added_tokens} beside an adapter under ZeRO-3"
+        raise UserError("deepspeed", what, "use deepspeed=zero2, or method.kind=full")
     torch.manual_seed(spec.task.seed)
     return get_peft_model(model, adapter_config(spec.task.method, manifest), autocast_adapter_dtype=False)
 
@@ -105,6 +128,16 @@ def load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
 
     Under ZeRO-3 it comes back sharded, except for quantised weights: the engine shards those when it is made.
     """
+    try:
+        return _load(spec, manifest, device)
+    except ValueError as error:
+        if "attention implementation" not in str(error):
+            raise
+        what = f"{manifest.model.source!r} does not support {spec.task.model.attention!r}"
+        raise UserError("model.attention", what, "use model.attention=eager") from error
+
+
+def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
     task, placement, folder = spec.task, spec.placement, manifest.model.path
     if task.method.kind == "qlora":
         model = load_quantised(folder, task.model, device)

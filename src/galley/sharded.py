@@ -19,8 +19,6 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from transformers.initialization import no_init_weights
 
-from galley.errors import UserError
-
 
 def weight_files(folder: str) -> dict[str, Path]:
     """Tensor name to the safetensors file that holds it."""
@@ -34,27 +32,14 @@ def weight_files(folder: str) -> dict[str, Path]:
 
 
 def load(folder: str, build: Callable[[], Any], config: dict[str, Any]) -> Any:
-    """Build the model partitioned over all ranks (``deepspeed.zero.Init``) and fill each rank's partitions.
-
-    Raises ``UserError`` where the checkpoint's tensor names are not the model's: transformers would convert them
-    while loading, which needs the whole model in memory.
-    """
+    """Build the model partitioned over all ranks (``deepspeed.zero.Init``) and fill each rank's partitions."""
     # No dtype argument: on a CPU zero.Init ignores it (0.19.8) and follows the configuration only when it is absent.
     partitioned = deepspeed.zero.Init(config_dict_or_path=config)
     partitioned._zero_init_param = partial(_partition_empty, partitioned)
     with no_init_weights(), partitioned:
         model = build()
     model.tie_weights()
-    files = weight_files(folder)
-    missing = [name for name, _ in model.named_parameters() if name not in files]
-    if missing:
-        raise UserError(
-            "deepspeed",
-            f"ZeRO-3 cannot build {type(model).__name__} sharded: {len(missing)} weights such as {missing[0]!r} are "
-            "stored under other names",
-            "use deepspeed=zero2, or save the model once with transformers' save_pretrained",
-        )
-    _fill(model, files)
+    _fill(model, weight_files(folder))
     _restore_buffers(model, build)
     return model
 
