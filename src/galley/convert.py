@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,9 @@ def convert_gguf(path: Path, cache: Path) -> Path:
 def _convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    _quiet()
+    logging.set_verbosity_error()  # it warns of computing with packed weights, which nobody does here
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
@@ -64,7 +64,6 @@ def _grow(source: Path, folder: Path, rows: int, trust: bool) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    _quiet()
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=trust)
     before = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(rows, pad_to_multiple_of=MULTIPLE, mean_resizing=False)
@@ -74,11 +73,3 @@ def _grow(source: Path, folder: Path, rows: int, trust: bool) -> None:
         for parameter in {id(each): each for each in parameters}.values():  # tied weights are one
             parameter[before:] = parameter[:before].double().mean(dim=0).to(parameter.dtype)
     model.save_pretrained(folder)
-
-
-def _quiet() -> None:
-    """No progress bars in a file: they are one endless line there."""
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()

@@ -7,9 +7,7 @@ Only this module speaks to a hub, and only prepare calls it. Credentials are hug
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -67,7 +65,6 @@ def fetch_model(spec: RunSpec, cache: Path, commit: str | None = None) -> Fetche
 
 
 def _download(spec: RunSpec, commit: str | None) -> tuple[Path, str]:
-    no_bars()
     name, model = spec.placement.paths.model, spec.task.model
     wanted = WANTED + (CODE if model.trust_remote_code else [])
     revision = commit or model.revision
@@ -98,12 +95,6 @@ def telling(what: str) -> Iterator[None]:
         yield
     finally:
         over.set()
-
-
-def no_bars() -> None:
-    """No progress bars in a file, where they are one endless line; before huggingface_hub is imported."""
-    if not sys.stderr.isatty():
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def ask_hub(where: str, name: str, revision: str | None, question: Callable[[], Answer]) -> Answer:
@@ -159,7 +150,6 @@ def check_architecture(folder: Path, trust: bool) -> None:
 
 def pin_data(name: str, revision: str | None) -> str | None:
     """The commit of a hub data set; None where only an offline cache is at hand."""
-    no_bars()
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -171,7 +161,6 @@ def pin_data(name: str, revision: str | None) -> str | None:
 
 def load_data(name: str, revision: str | None, split: str) -> Iterator[Mapping[str, Any]]:
     """Records of a hub data set at a commit. Raises :class:`UserError` for a missing set or split."""
-    no_bars()
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 

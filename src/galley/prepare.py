@@ -7,6 +7,7 @@ process: ranks never tokenise and never reach a hub. Doing it again costs nothin
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -28,6 +29,8 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     """Prepare ``run``. Raises :class:`UserError` for what the user can mend; leaves nothing half made."""
     del attempt
     began = time.monotonic()
+    if not sys.stderr.isatty():  # a progress bar is one endless line in a file
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"
     manifest = ready(run, request_key(spec))
     if manifest is None:
         manifest = make(spec, run)
