@@ -20,7 +20,7 @@ import itertools
 import operator
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
@@ -109,8 +109,8 @@ def study(tokenizer: Any, text: str) -> Template:
 
     Raises :class:`UserError` where it cannot render a question and an answer.
     """
-    frozen = FROZEN_DATE + text if "strftime_now" in text else text
-    template = Template(frozen, dict(tokenizer.special_tokens_map), bool(GENERATION.search(text)))
+    text = FROZEN_DATE + text if "strftime_now" in text else text
+    template = Template(text, dict(tokenizer.special_tokens_map), bool(GENERATION.search(text)))
     question: Message = {"role": "user", "content": "Galley's probe asks."}
     answer: Message = {"role": "assistant", "content": ANSWER}
     try:
@@ -125,10 +125,8 @@ def study(tokenizer: Any, text: str) -> Template:
     specials = _specials(tokenizer, one, end)
     first = specials[0] if specials else (end, len(one[end:].rstrip()) + end)
     overhang = len(asked) - shared(asked, one[: end - len(ANSWER)])
-    return Template(
-        text=template.text,
-        variables=template.variables,
-        marked=template.marked,
+    return replace(
+        template,
         overhang=overhang,
         tail=_tail(one, two, end, [start for start, _ in specials]),
         closing=one[end:],

@@ -137,17 +137,21 @@ def write_split(folder: Path, documents: Documents, rows: I64, packing: list[lis
     }
     for name, array in small.items():
         np.save(folder / f"{name}.npy", array.astype(DTYPES[name]))
-    cut = (documents.fates[rows] == KEPT) & (documents.lengths[rows] > limits.max_length)
+    return _facts(documents, rows, samples, per_sample, limits)
+
+
+def _facts(documents: Documents, rows: I64, samples: I64, supervised: I64, limits: Limits) -> SplitFacts:
+    fates, long = documents.fates[rows], documents.lengths[rows] > limits.max_length
     return SplitFacts(
         rows=len(rows),
-        samples=len(packing),
-        documents=len(order),
-        tokens=int(ends[-1]),
-        supervised=int(per_sample.sum()),
+        samples=len(samples) - 1,
+        documents=int((fates == KEPT).sum()),
+        tokens=int(samples[-1]),
+        supervised=int(supervised.sum()),
         longest=int(np.diff(samples).max()),
-        dropped_overlong=int((documents.fates[rows] == OVERLONG).sum()),
-        truncated=int(cut.sum()),
-        dropped_unsupervised=int((documents.fates[rows] == UNSUPERVISED).sum()),
+        dropped_overlong=int((fates == OVERLONG).sum()),
+        truncated=int(((fates == KEPT) & long).sum()),
+        dropped_unsupervised=int((fates == UNSUPERVISED).sum()),
         turns_masked=int(documents.masked[rows].sum()),
     )
 

@@ -12,17 +12,21 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from galley.cache import digest, link_tree
-from galley.data import DTYPES, FORMAT, HELD_OUT, TOKENIZER, TRAIN, Manifest, SplitFacts, read_manifest
+from galley.data import DTYPES, FORMAT, HELD_OUT, TOKENIZER, TRAIN, Manifest, ModelFacts, SplitFacts, read_manifest
 from galley.errors import UserError
 from galley.operators import build_operators
 from galley.rundir import Attempt, RunDir, fsync_directory, write_atomic
 from galley.sources import check_sources
 from galley.spec import RunSpec
 from galley.stage import run_stage
+
+if TYPE_CHECKING:
+    from galley.arrays import Job
 
 
 def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
@@ -81,7 +85,7 @@ def with_model(manifest: Manifest, spec: RunSpec, run: RunDir) -> Manifest:
 
 def make(spec: RunSpec, run: RunDir) -> Manifest:
     """Do all of it: model, tokenizer, template, packing check, arrays, and the manifest last."""
-    from galley.arrays import Job, prepare_arrays, read_facts, versions
+    from galley.arrays import Job, prepare_arrays
     from galley.fetch import fetch_model
     from galley.isolation import packing_refused
     from galley.pretrained import describe_model
@@ -94,28 +98,34 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
     tokens = load_tokens(spec, fetched.folder)
     model = describe_model(spec, fetched, tokens, cache)
     refused = packing_refused(fetched.folder, spec.task.model, cache)
-    reason = refused if data.packing else None
-    if reason:
-        print(f"warning: not packed, every sample is one document: {reason}", flush=True)
-    job = Job(spec, sources, tokens, model.vocab, packed=data.packing and reason is None)
+    if refused and data.packing:
+        print(f"warning: not packed, every sample is one document: {refused}", flush=True)
+    job = Job(spec, sources, tokens, model.vocab, packed=data.packing and refused is None)
     folder = prepare_arrays(job, cache)
+    manifest = describe_job(job, folder, model, refused if data.packing else None)
+    install(folder, run, manifest)
+    return manifest
+
+
+def describe_job(job: Job, folder: Path, model: ModelFacts, reason: str | None) -> Manifest:
+    """The manifest of the arrays in ``folder``; ``reason``: why they are not packed though the task asks for it."""
+    from galley.arrays import read_facts, versions
+
     train, held_out = read_facts(folder)
-    manifest = Manifest(
+    return Manifest(
         schema=FORMAT,
-        key=request_key(spec),
+        key=request_key(job.spec),
         content=job.key,
-        sources=sources,
+        sources=job.sources,
         packed=job.packed,
         packing_reason=reason,
-        max_length=data.max_length,
+        max_length=job.spec.task.data.max_length,
         train=train,
         held_out=held_out,
         model=model,
-        template_hash=tokens.template_hash,
+        template_hash=job.tokens.template_hash,
         versions=versions(),
     )
-    install(folder, run, manifest)
-    return manifest
 
 
 def install(folder: Path, run: RunDir, manifest: Manifest) -> None:
