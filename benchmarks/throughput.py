@@ -85,10 +85,9 @@ def galley(method: str, steps: int, work: Path, file: Path, given: argparse.Name
     return [sys.executable, "-m", "galley_launch", "run", str(recipe), *words], work / method / "metrics.jsonl"
 
 
-def trl(
-    setting: str, method: str, steps: int, work: Path, file: Path, given: argparse.Namespace
-) -> tuple[list[str], Path]:
+def trl(who: str, method: str, steps: int, work: Path, file: Path, given: argparse.Namespace) -> tuple[list[str], Path]:
     """Command, and the file that gets a line a step."""
+    setting = who.removeprefix("trl-")
     log = work / "steps.jsonl"
     torchrun = [given.trl_python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(given.ranks)]
     paths = ["--model", given.model, "--rows", str(file), "--out", str(work / "out"), "--steps-file", str(log)]

@@ -18,9 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Progress bars of loading two hundred small tensors would bury what is to be read here.
+import torch
+
+# What libraries say about loading would bury what is to be read here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import data
 import model
@@ -32,6 +34,9 @@ from galley.rundir import RunDir, read_json, write_atomic
 from galley_launch.places import cache
 
 ENOUGH = 0.8
+"""Share of right answers below which the demo has failed."""
+STOPPED = 130
+"""Exit status after Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Place:
 
 def main(words: list[str]) -> int:
     """The demo; returns the exit status."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found nothing else
     settings = dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
     place = Place(RunDir(Path(settings.get("runs", "runs")) / settings.get("name", "demo")))
     known = read_json(place.record)
@@ -122,14 +129,12 @@ def examine(place: Place, when: str, path: str, rows: list[score.Turns]) -> scor
 
 def devices() -> list[str]:
     """Two GPUs at most, for a model this small gains nothing from more; two CPU ranks where there is none."""
-    import torch
-
     count = torch.cuda.device_count()
     return [f"ranks={min(count, 2)}"] if count else ["device=cpu", "ranks=2"]
 
 
 def train(place: Place, path: str, words: list[str]) -> None:
-    """``galley run demo``, as anybody would type it. Raises ``UserError`` where it did not come to its end."""
+    """``galley run demo``, as anybody would type it. Ends the demo where it did not come to its end."""
     command = ["run", "demo", f"model.path={path}", *devices(), *words]
     print(f"        galley {' '.join(command)}\n", flush=True)
     child = subprocess.Popen([sys.executable, "-m", "galley_launch", *command])
@@ -140,7 +145,8 @@ def train(place: Place, path: str, words: list[str]) -> None:
     exported = (place.run.export / "model" / "config.json").is_file()
     done = any((read_json(each.exit) or {}).get("verdict") == "done" for each in place.run.attempts())
     if status or not (exported and done):
-        raise UserError(str(place.run.root), "training did not come to its end", "make demo again goes on from there")
+        print("demo: training did not come to its end; make demo again goes on from there", file=sys.stderr)
+        raise SystemExit(status or STOPPED)
 
 
 def seconds_training(run: RunDir) -> float:
@@ -181,10 +187,15 @@ def print_places(place: Place) -> None:
         print(f"{name:<8}{path}")
 
 
+def typed(path: Path) -> str:
+    """``path`` as somebody in this directory would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def print_next(place: Place, path: str) -> None:
     """Three commands to paste."""
-    python = os.path.relpath(sys.executable)
-    galley = os.path.relpath(Path(sys.executable).parent / "galley")
+    python, command = typed(Path(sys.executable)), Path(sys.executable).parent / "galley"
+    galley = typed(command) if command.exists() else f"{python} -m galley_launch"
     here = " ".join(devices())
     exported = place.run.export / "model"
     print("\nNext, to paste:")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ def read(metrics: Path) -> tuple[Points, Points]:
     )
 
 
-def smooth(points: Points, keep: float = 0.75) -> Points:
-    """Exponential moving average, corrected for its start (Kingma and Ba, 2014, section 3)."""
+def smooth(points: Points, keep: float = 0.7) -> Points:
+    """Moving average of the logarithm, as the axis is logarithmic; corrected for its start (Kingma and Ba, 2014)."""
     average, smoothed = 0.0, []
     for count, (step, loss) in enumerate(points, start=1):
-        average = keep * average + (1 - keep) * loss
-        smoothed.append((step, average / (1 - keep**count)))
+        average = keep * average + (1 - keep) * math.log(max(loss, 1e-9))
+        smoothed.append((step, math.exp(average / (1 - keep**count))))
     return smoothed
 
 
