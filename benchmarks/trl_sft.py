@@ -28,7 +28,7 @@ ZERO2 = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "packed": {"packing": True, "packing_strategy": "bfd", "gradient_checkpointing": False},
-    "unpadded": {"padding_free": True, "gradient_checkpointing": False},
+    "unpadded": {"padding_free": True, "gradient_checkpointing": False, "max_length": None},
 }
 """As it comes (padded, activations recomputed), and what makes it faster: README.md says why these."""
 
@@ -68,23 +68,23 @@ def read_rows(path: Path) -> Dataset:
 
 
 def settings(given: argparse.Namespace) -> SFTConfig:
-    return SFTConfig(
-        output_dir=str(given.out),
-        max_steps=given.steps,
-        max_length=given.length,
-        per_device_train_batch_size=given.micro,
-        gradient_accumulation_steps=1,
-        learning_rate=2e-4 if given.method == "lora" else 2e-5,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        deepspeed=ZERO2,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=7,
-        **SETTINGS[given.setting],
-    )
+    common = {
+        "output_dir": str(given.out),
+        "max_steps": given.steps,
+        "max_length": given.length,
+        "per_device_train_batch_size": given.micro,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 2e-4 if given.method == "lora" else 2e-5,
+        "bf16": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "deepspeed": ZERO2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 7,
+    }
+    return SFTConfig(**(common | SETTINGS[given.setting]))
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def environment() -> dict[str, str]:
 
 
 def adopt() -> None:
-    """Use the libraries that prepare compiled; to be called before DeepSpeed is imported."""
+    """Use the libraries that prepare compiled; to be called before DeepSpeed loads any."""
     os.environ.update(environment())
 
 
@@ -75,8 +75,7 @@ def wanted(placement: Placement) -> list[str]:
     """Names of the operators that ranks of ``placement`` will load."""
     zero = placement.deepspeed.get("zero_optimization", {})
     offloads = (zero.get("offload_optimizer") or {}).get("device") == "cpu"
-    talks = placement.device == "cpu" and placement.ranks_per_node > 1
-    return [SHARED_MEMORY] * talks + [ADAM] * offloads
+    return [SHARED_MEMORY] * (placement.device == "cpu") + [ADAM] * offloads
 
 
 def _compile(name: str, device: str) -> str | None:

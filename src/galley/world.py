@@ -14,6 +14,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from galley import operators
 from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import Placement
@@ -74,6 +75,7 @@ def join(placement: Placement) -> World:
             raise UserError("gpus", f"rank {rank} needs GPU {local_rank}, but {have} are visible", "ask for fewer")
         torch.cuda.set_device(local_rank)
     torch.set_num_threads(placement.threads)
+    operators.adopt()
     backend = "nccl" if placement.device == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, timeout=JOIN_TIMEOUT, verbose=False)
     device = torch.device("cuda", local_rank) if placement.device == "cuda" else torch.device("cpu")

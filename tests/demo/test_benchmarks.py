@@ -39,6 +39,7 @@ def test_steps_and_memory_are_seen_from_outside(tmp_path):
     assert 0.05 < said["peak_gb_a_rank"]["anonymous"] < 0.2
 
 
+@pytest.mark.slow
 def test_rows_are_the_same_each_time_and_conversations():
     made = rows.make(50)
     assert made == rows.make(50)

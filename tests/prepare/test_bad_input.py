@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.conftest import chat, rows, save_model, train_tokenizer, write_jsonl
+from prepare.conftest import chat, rows, save_model, train_tokenizer, write_jsonl
 
 from galley.rundir import RunDir
 from galley.spec import RunSpec

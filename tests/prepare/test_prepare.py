@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.conftest import chat, rows, write_jsonl
+from prepare.conftest import chat, rows, write_jsonl
 
 import galley.arrays
 import galley.cache
@@ -331,6 +331,7 @@ def without_check(spec: RunSpec, cache: Path) -> None:
     shutil.copytree(Path(spec.placement.paths.cache) / "isolation", cache / "isolation")
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(make_run: Make, model_folder: Path, data: Path, tmp_path: Path) -> None:
     """Whatever is left, nobody takes it for whole, and the next try completes."""
     spec, run = make_run(model_folder, data, cache=tmp_path / "cache", held_out=0.1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.conftest import CHATML, rows, train_tokenizer, write_jsonl
+from prepare.conftest import CHATML, rows, train_tokenizer, write_jsonl
 
 from galley.convert import convert_gguf
 from galley.data import open_split, read_manifest

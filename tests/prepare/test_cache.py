@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from data.conftest import build_spec
+from prepare.conftest import build_spec
 
 from galley.cache import entry, link_tree
 from galley.errors import UserError
@@ -96,7 +96,7 @@ def test_a_large_file_is_sampled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "offload", "expected"),
-    [(1, None, []), (2, None, [SHARED_MEMORY]), (1, "cpu", [ADAM]), (2, "cpu", [SHARED_MEMORY, ADAM]), (1, "none", [])],
+    [(1, None, [SHARED_MEMORY]), (2, "cpu", [SHARED_MEMORY, ADAM]), (1, "none", [SHARED_MEMORY])],
 )
 def test_operators_that_ranks_will_load(tmp_path: Path, ranks: int, offload: str | None, expected: list[str]) -> None:
     zero = {"zero_optimization": {"stage": 2, **({"offload_optimizer": {"device": offload}} if offload else {})}}

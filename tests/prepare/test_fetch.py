@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.conftest import rows, write_jsonl
-from data.hub import COMMIT, Hub, serve
+from prepare.conftest import rows, write_jsonl
+from prepare.hub import COMMIT, Hub, serve
 
 from galley.data import read_manifest
 from galley.errors import UserError
@@ -39,6 +39,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.strip().splitlines()[-1].removeprefix("galley: ")
 
 
+@pytest.mark.slow
 def test_a_model_is_pinned_and_then_needs_no_hub(
     make_run: Make, model_folder: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_name_that_is_no_name(make_run: Make, data: Path, tmp_path: Path) -> N
     assert line == "model.path: 'a/b/c' is no file or folder here, and no hub id; check the name"
 
 
+@pytest.mark.slow
 def test_data_from_a_hub_is_pinned(make_run: Make, model_folder: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     folder.mkdir()

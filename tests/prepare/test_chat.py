@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.families import FAMILIES, GEMMA, LLAMA3, MISTRAL, SMOLLM2, TALK, Family, assistant, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepare.families import FAMILIES, GEMMA, LLAMA3, MISTRAL, SMOLLM2, TALK, Family, assistant, user
 
 from galley.chat import Template, mark, render, study, tokenize
 from galley.data import IGNORED
