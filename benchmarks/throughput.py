@@ -30,8 +30,9 @@ COLUMNS = ("method", "contestant", "useful tokens/s", "of TRL's best", "first st
            "anonymous", "steady steps")  # fmt: skip
 NAMES = {
     "galley": "Galley",
-    "trl-packed": "TRL, packed, no recomputation",
-    "trl-unpadded": "TRL, padding-free, no recomputation",
+    "trl-packed": "TRL, packed",
+    "trl-split": "TRL, packed, one at a time",
+    "trl-unpadded": "TRL, padding-free",
     "trl-plain": "TRL as it comes",
 }
 

@@ -28,6 +28,13 @@ ZERO2 = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "packed": {"packing": True, "packing_strategy": "bfd", "gradient_checkpointing": False},
+    "split": {
+        "packing": True,
+        "packing_strategy": "bfd",
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+    },
     "unpadded": {"padding_free": True, "gradient_checkpointing": False, "max_length": None},
 }
 """As it comes (padded, activations recomputed), and what makes it faster: README.md says why these."""
