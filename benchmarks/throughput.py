@@ -124,6 +124,13 @@ def versions(python: str) -> dict[str, str]:
     return found
 
 
+def describe(model: str) -> str:
+    """A model folder's name and size in words."""
+    config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    shape = f"{config['num_hidden_layers']} layers of {config['hidden_size']}, vocabulary {config['vocab_size']}"
+    return f"{Path(model).name} ({config['model_type']}, {shape})"
+
+
 def hardware() -> dict[str, Any]:
     """What this was measured on, and whether anything else was running."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
@@ -184,7 +191,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="galley-bench-rows-") as folder:
         file = rows.write(Path(folder) / "rows.jsonl")
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        record["setting"] = {"model": Path(given.model).name, "ranks": given.ranks, "steps": given.steps,
+        record["setting"] = {"model": describe(given.model), "ranks": given.ranks, "steps": given.steps,
                              "warmup": given.warmup, "rows_sha256": digest}  # fmt: skip
         compare(record, file, given)
 

@@ -161,7 +161,7 @@ def seconds_training(run: RunDir) -> float:
 def close(place: Place, facts: dict[str, Any]) -> int:
     """Show the sample, say where everything is and what to try next; returns the exit status."""
     before, after = facts["sample"]["before"], facts["sample"]["after"]
-    print(f"\norder   {before['message']}")
+    print("\norder   " + before["message"].replace("\n", "\n" + " " * 8))
     print(f"before  {' '.join(before['given'].split())[:200]}")
     print(f"after   {after['given']}")
     print(f"\nscore   {facts['score_before']:.1%} before, {facts['score_after']:.1%} after, on {facts['rows']} orders")
@@ -199,8 +199,8 @@ def print_next(place: Place, path: str) -> None:
     here = " ".join(devices())
     exported = place.run.export / "model"
     print("\nNext, to paste:")
-    print(f'  {python} demo/ask.py {exported} "hi, 12 brass pans for Anna Holm by 3 May 2027 please, 450 euros"')
-    print(f"  {galley} run demo name=demo-full kind=full lr=1e-4 model.path={path} {here}")
+    print(f'  {python} demo/ask.py {exported} "Please send 12 brass pans on 3 May 2027, 450 euros is fine. Anna Holm"')
+    print(f"  {galley} run demo name=demo-full method.kind=full lr=1e-4 model.path={path} {here}")
     print(f"  {galley} plan qwen3-4b-qlora")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import subprocess
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import demo
 from galley.errors import UserError
 from galley.rundir import RunDir
+from galley_launch import cli
 
 
 @pytest.fixture
@@ -104,6 +106,20 @@ def test_a_finished_demo_says_so_and_ends_by_its_score(tmp_path, capsys, after, 
     said = capsys.readouterr().out
     assert f"to start afresh: rm -r {tmp_path / 'demo'}" in said
     assert f"{after:.1%} after" in said
+
+
+def test_what_it_says_to_paste_can_be_planned(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path / "runs" / "demo", 0.95)
+    facts = json.loads((tmp_path / "runs" / "demo" / "demo.json").read_text())
+    (tmp_path / "runs" / "demo" / "demo.json").write_text(json.dumps({**facts, "model": model.HUB_ID}))
+    demo.main([])
+    pasted = [shlex.split(line) for line in capsys.readouterr().out.split("to paste:\n")[1].splitlines()]
+    assert len(pasted) == 3
+    assert (demo.data.FOLDER.parents[2] / pasted[0][1]).is_file()
+    for words in pasted[1:]:
+        verb = next(at for at, word in enumerate(words) if word in ("run", "plan"))
+        assert cli.main(["plan", *words[verb + 1 :]]) == 0
 
 
 def test_what_is_missing_is_one_line_and_status_2(index, tmp_path, capsys, monkeypatch):
