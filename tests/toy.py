@@ -97,13 +97,23 @@ def write_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="w1", pad_token="w0").save_pretrained(folder)
 
 
+def count_parameters(model: Path) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            total += sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+    return total
+
+
 def write_data(
     run: RunDir, model: Path, train: list[list[Document]], held_out: list[list[Document]] | None, packed: bool
 ) -> None:
     config = json.loads((model / "config.json").read_text())
     facts = ModelFacts(
-        path=str(model), source=str(model), fingerprint="toy", parameters=1, vocab=config["vocab_size"],
-        hidden_size=config["hidden_size"], layers=config["num_hidden_layers"],
+        path=str(model), source=str(model), fingerprint="toy", parameters=count_parameters(model),
+        vocab=config["vocab_size"], hidden_size=config["hidden_size"], layers=config["num_hidden_layers"],
     )  # fmt: skip
     manifest = Manifest(
         schema=1, key="toy", content="toy", sources=[], packed=packed, max_length=512,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from galley.errors import UserError
-from galley.rundir import fsync_directory
+from galley.rundir import fsync_path
 
 
 def digest(value: object) -> str:
@@ -73,7 +73,7 @@ def _build(final: Path, build: Callable[[Path], None]) -> None:
         fsync_tree(beside)
         with contextlib.suppress(OSError):  # another machine without locks was first: its entry is as good
             beside.rename(final)
-        fsync_directory(final.parent)
+        fsync_path(final.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     if not final.is_dir():
@@ -114,11 +114,14 @@ def fsync_tree(root: Path) -> None:
         for name in names:
             with (Path(folder) / name).open("rb") as file:
                 os.fsync(file.fileno())
-        fsync_directory(Path(folder))
+        fsync_path(Path(folder))
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Give every file below ``source`` a second name below ``target``, or a copy where that cannot be."""
+    """Give every file below ``source`` a second name below ``target``, or a copy where that cannot be.
+
+    Files with several names become read-only: writing to one would write to all. Folders stay writable.
+    """
     for folder, _, names in os.walk(source):
         there = target / Path(folder).relative_to(source)
         there.mkdir(parents=True, exist_ok=True)
@@ -130,6 +133,7 @@ def link_tree(source: Path, target: Path) -> None:
 def _link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
+        source.chmod(source.stat().st_mode & 0o444)
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # somebody else's, another file system, or one without links
         shutil.copyfile(source, target)

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from safetensors.torch import save_file
 from galley.engine import Engine, Fragment, base_optimizer, fragments, refresh_gathered, set_weight
 from galley.errors import UserError
 from galley.model import trained
-from galley.rundir import Checkpoint, RunDir, fsync_directory, read_json, write_atomic
+from galley.rundir import Checkpoint, RunDir, fsync_path, read_json, write_atomic
 from galley.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -74,7 +72,17 @@ class Writer:
         problem = self._attempt(self._publish, checkpoint, state) if self.world.is_first else None
         if problem := self._first_problem(problem):
             raise self._failed(checkpoint, problem)
+        if self.world.is_first and (problem := self._attempt(self.prune)):
+            print(f"could not delete old checkpoints: {problem}", flush=True)
         return checkpoint
+
+    def amend(self, state: State) -> None:
+        """Bring a checkpoint that stands up to date: its held-out loss may have been measured since."""
+        checkpoint = self.run.checkpoint(state.step)
+        manifest = read_json(checkpoint.manifest) if self.world.is_first else None
+        if manifest and manifest["state"] != asdict(state):
+            write_atomic(checkpoint.manifest, _manifest_text(manifest["files"], state, manifest))
+        self.world.barrier()
 
     def _attempt(self, work: Any, *arguments: Any) -> str | None:
         try:
@@ -88,7 +96,7 @@ class Writer:
         return next((each for each in self.world.gather(problem) if each), None)
 
     def _failed(self, checkpoint: Checkpoint, problem: str) -> UserError:
-        if self.world.is_first:
+        if self.world.is_first and not checkpoint.verifies():
             shutil.rmtree(checkpoint.root, ignore_errors=True)
         before = [each.step for each in self.run.checkpoints()]
         kept = f"the checkpoint of step {before[-1]} is intact" if before else "no earlier checkpoint exists"
@@ -107,25 +115,16 @@ class Writer:
         path = checkpoint.root / f"rank-{self.world.rank:05d}.safetensors"
         tensors, layout = _pack(fragments(self.engine), base_optimizer(self.engine))
         save_file(tensors, path, metadata={"fragments": json.dumps(layout)})
-        _fsync(path)
+        fsync_path(path)
 
     def _publish(self, checkpoint: Checkpoint, state: State) -> None:
         save_file(self.probes, checkpoint.root / "probes.safetensors")
-        _fsync(checkpoint.root / "probes.safetensors")
-        write_atomic(checkpoint.state, json.dumps(state.__dict__))
-        fsync_directory(checkpoint.root)
+        fsync_path(checkpoint.root / "probes.safetensors")
+        fsync_path(checkpoint.root)
         files = {path.name: path.stat().st_size for path in sorted(checkpoint.root.iterdir())}
-        manifest = {
-            "step": state.step,
-            "world": self.world.size,
-            "zero_stage": self.engine.zero_optimization_stage(),
-            "held_out_loss": state.held_out_loss if state.held_out_step == state.step else None,
-            "best_step": state.best_step,
-            "files": files,
-        }
-        write_atomic(checkpoint.manifest, json.dumps(manifest, indent=1))
-        fsync_directory(checkpoint.root.parent)
-        self.prune()
+        made_by = {"world": self.world.size, "zero_stage": self.engine.zero_optimization_stage()}
+        write_atomic(checkpoint.manifest, _manifest_text(files, state, made_by))
+        fsync_path(checkpoint.root.parent)
 
     def prune(self) -> None:
         """Delete all but the newest ``keep`` checkpoints and the best one. Manifests go first: no half checkpoint."""
@@ -147,12 +146,17 @@ def best_checkpoint(run: RunDir) -> Checkpoint | None:
     return min(measured, key=lambda pair: (pair[0], pair[1].step))[1] if measured else None
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _manifest_text(files: dict[str, int], state: State, made_by: dict[str, Any]) -> str:
+    """The manifest of a checkpoint; ``made_by`` has the world size and ZeRO stage that wrote it."""
+    manifest = {
+        "step": state.step,
+        "world": made_by["world"],
+        "zero_stage": made_by["zero_stage"],
+        "held_out_loss": state.held_out_loss if state.held_out_step == state.step else None,
+        "state": asdict(state),
+        "files": files,
+    }
+    return json.dumps(manifest, indent=1)
 
 
 Layout = list[tuple[str, int, int, int, int]]
@@ -223,7 +227,7 @@ def load(checkpoint: Checkpoint, engine: Engine) -> State:
     if set(reader.names()) != set(parameters):
         odd = sorted(set(reader.names()) ^ set(parameters))[0]
         raise UserError(str(checkpoint.root), f"is of another model or method ({odd!r})", "use a new run: name=…")
-    state = State(**json.loads(checkpoint.state.read_text(encoding="utf-8")))
+    state = State(**json.loads(checkpoint.manifest.read_text(encoding="utf-8"))["state"])
     refresh_gathered(engine, before=True)
     for name, parameter in parameters.items():
         set_weight(parameter, reader.whole(name))

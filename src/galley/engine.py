@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import deepspeed
@@ -63,7 +64,8 @@ def step(engine: Engine) -> float:
         return float(engine.get_global_grad_norm())
     gradients = [each.grad for each in trained(engine.module).values() if each.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
-    engine.step()
+    if isfinite(norm):  # with ZeRO, DeepSpeed itself leaves such a step out
+        engine.step()
     return norm
 
 

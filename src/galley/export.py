@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -24,7 +24,7 @@ from galley.batches import Batch
 from galley.checkpoint import Reader
 from galley.data import Manifest, read_manifest, tokenizer_folder
 from galley.errors import UserError
-from galley.rundir import Attempt, Checkpoint, RunDir, read_json, write_atomic
+from galley.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, write_atomic
 from galley.spec import RunSpec
 from galley.stage import run_stage
 
@@ -66,6 +66,15 @@ def relative_difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+def _device(spec: RunSpec, manifest: Manifest) -> str:
+    """A GPU where two copies of the unquantised model fit (the merged one is checked), else the CPU."""
+    if spec.placement.device == "cpu":
+        return "cpu"
+    width = 2 if spec.task.model.dtype == "bfloat16" else 4
+    free, _ = torch.cuda.mem_get_info(0)
+    return "cuda:0" if 2.2 * width * manifest.model.parameters < free else "cpu"
+
+
 @dataclass
 class Exporter:
     """Builds the export of one checkpoint in a folder of its own, then checks it."""
@@ -79,7 +88,7 @@ class Exporter:
     def __post_init__(self) -> None:
         self.reader = Reader(self.checkpoint)
         self.probes = load_file(self.checkpoint.root / "probes.safetensors")
-        self.device = "cuda:0" if self.spec.placement.device == "cuda" else "cpu"
+        self.device = _device(self.spec, self.manifest)
         self.dtype = model.DTYPES[self.spec.task.model.dtype]
         self.folder = self.manifest.model.path
         self.checks: list[Check] = []
@@ -113,8 +122,7 @@ class Exporter:
 
     def _attach(self, base: Any) -> Any:
         """The adapter with the checkpoint's weights, in the precision that the forward pass used."""
-        config = model.adapter_config(self.spec.task.method, self.manifest)
-        wrapped = get_peft_model(base, config, autocast_adapter_dtype=False)
+        wrapped = model.attach_adapter(base, self.spec.task.method, self.manifest)
         stage = int((read_json(self.checkpoint.manifest) or {})["zero_stage"])
         dtype = self.dtype if stage > 0 else torch.float32
         for name, parameter in model.trained(wrapped).items():
@@ -171,7 +179,9 @@ class Exporter:
             )
 
     def _write_tokenizer(self, target: Path) -> None:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(self.run))
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer_folder(self.run), trust_remote_code=self.spec.task.model.trust_remote_code
+        )
         tokenizer.save_pretrained(str(target))
         settings = Path(self.folder) / "generation_config.json"
         generation = GenerationConfig.from_pretrained(self.folder) if settings.exists() else GenerationConfig()
@@ -192,9 +202,21 @@ def work(spec: RunSpec, run: RunDir, _: Attempt) -> None:
     exporter.build()
     facts = {"step": chosen.step, "method": spec.task.method.kind, "checks": [asdict(each) for each in exporter.checks]}
     write_atomic(building / "export.json", json.dumps(facts, indent=1))
-    shutil.rmtree(run.export, ignore_errors=True)
-    building.rename(run.export)
+    _swap_in(building, run)
     print(f"exported to {run.export}", flush=True)
+
+
+def _swap_in(building: Path, run: RunDir) -> None:
+    """Put what was built in the place of an earlier export, which is there until then."""
+    for path in [*building.rglob("*"), building]:
+        fsync_path(path)
+    before = run.root / ".export.before"
+    shutil.rmtree(before, ignore_errors=True)
+    if run.export.exists():
+        run.export.rename(before)
+    building.rename(run.export)
+    fsync_path(run.root)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def main(argv: list[str]) -> int:

@@ -20,13 +20,19 @@ PEAK_BF16_TFLOPS = {
 """Dense bf16 (fp16 where there is no bf16) peak of a GPU whose name contains the key, from the makers' data sheets."""
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second that a rank could do: the data sheet's, or on a CPU a matrix product's."""
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Floating-point operations a second that a rank could do: the data sheet's, or on a CPU a matrix product's.
+
+    None for a GPU that is not in the table.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        known = [value for key, value in sorted(PEAK_BF16_TFLOPS.items(), key=lambda p: -len(p[0])) if key in name]
+        words = f" {name.replace('-', ' ')} "
+        known = [
+            value for key, value in sorted(PEAK_BF16_TFLOPS.items(), key=lambda p: -len(p[0])) if f" {key} " in words
+        ]
         scale = 1.0 if dtype == torch.bfloat16 else 0.5
-        return known[0] * scale * 1e12 if known else float("nan")
+        return known[0] * scale * 1e12 if known else None
     size = 768
     left = torch.randn(size, size).to(dtype)
     best = float("inf")
@@ -37,13 +43,12 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * size**3 / best)
 
 
-def flops_per_token(model: Any, trains_all: bool, length: float) -> float:
+def flops_per_token(model: Any, parameters: int, trains_all: bool, length: float) -> float:
     """Operations per token of forward and backward: 6 per weight when all train, 4 when most are frozen
     (no gradient of frozen weights), plus attention's 12·layers·hidden·length (Chowdhery et al., 2022, appendix B).
     """
     config = model.config.get_text_config()
-    numel = [getattr(p, "ds_numel", p.numel()) for p in model.parameters()]
-    weights = sum(numel)
+    weights = parameters
     if not getattr(config, "tie_word_embeddings", False):
         weights -= config.vocab_size * config.hidden_size
     attention = 12.0 * config.num_hidden_layers * config.hidden_size * length / 2
@@ -107,13 +112,17 @@ class Recorder:
     def _write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")
         for name, value in row.items():
-            if name not in ("step", "steps"):
+            if name not in ("step", "steps") and value is not None:
                 self.board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         """Flush everything."""
         self.file.close()
         self.board.close()
+
+
+def _share(mfu: float | None) -> str:
+    return "" if mfu is None else f"mfu {mfu:.1%}  "
 
 
 def _clock(seconds: float) -> str:

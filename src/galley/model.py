@@ -93,18 +93,30 @@ def stored_as_named(folder: str, model: Model) -> bool:
     return set(parameter_names(folder, model).values()) <= set(files)
 
 
-def adapter_config(method: Method, manifest: Manifest) -> LoraConfig:
-    """The adapter as peft describes it; tokens that the template added are trained beside it."""
-    added = manifest.model.added_token_ids
-    return LoraConfig(
+def attach_adapter(base: Any, method: Method, manifest: Manifest) -> Any:
+    """``base`` with a fresh adapter as peft makes it; tokens that the template added are trained beside it."""
+    config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
         target_modules=method.targets if isinstance(method.targets, str) else list(method.targets),
-        trainable_token_indices=added or None,
+        trainable_token_indices=_added_rows(base, manifest.model.added_token_ids),
         base_model_name_or_path=manifest.model.source,
     )
+    return get_peft_model(base, config, autocast_adapter_dtype=False)
+
+
+def _added_rows(base: Any, ids: list[int]) -> dict[str, list[int]] | None:
+    """Rows of the embedding, and of the output head where that is another matrix: peft would train the first only,
+    and added tokens would keep one logit between them.
+    """
+    if not ids:
+        return None
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    names = [name for name, module in base.named_modules() if any(module is each for each in ends)]
+    tied = ends[0].weight is ends[1].weight
+    return {name.rpartition(".")[2]: ids for name in (names[:1] if tied else names)}
 
 
 def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
@@ -112,7 +124,7 @@ def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
         what = f"peft cannot train added tokens {manifest.model.added_tokens} beside an adapter under ZeRO-3"
         raise UserError("deepspeed", what, "use deepspeed=zero2, or method.kind=full")
     torch.manual_seed(spec.task.seed)
-    return get_peft_model(model, adapter_config(spec.task.method, manifest), autocast_adapter_dtype=False)
+    return attach_adapter(model, spec.task.method, manifest)
 
 
 def _set_precision(model: Any, spec: RunSpec) -> None:

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from galley.cache import digest, link_tree
+from galley.convert import is_made
 from galley.data import DTYPES, FORMAT, HELD_OUT, TOKENIZER, TRAIN, Manifest, ModelFacts, SplitFacts, read_manifest
 from galley.errors import UserError
 from galley.operators import build_operators
-from galley.rundir import Attempt, RunDir, fsync_directory, write_atomic
+from galley.rundir import Attempt, RunDir, fsync_path, write_atomic
 from galley.sources import check_sources
 from galley.spec import RunSpec
 from galley.stage import run_stage
+from galley.weights import fingerprint, is_whole
 
 if TYPE_CHECKING:
     from galley.arrays import Job
@@ -40,7 +42,7 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
         manifest = make(spec, run)
     else:
         check_sources(manifest.sources, spec)
-        manifest = with_model(manifest, spec, run)
+        manifest = model_folder(spec, run)
     build_operators(spec)
     print(f"data: ready in {time.monotonic() - began:.1f} s, {describe(manifest)}", flush=True)
 
@@ -63,14 +65,46 @@ def ready(run: RunDir, key: str) -> Manifest | None:
     return manifest if whole else None
 
 
-def with_model(manifest: Manifest, spec: RunSpec, run: RunDir) -> Manifest:
-    """The manifest with a model that is on this machine: the run may have come from another."""
-    if (Path(manifest.model.path) / "config.json").is_file():
+def model_folder(spec: RunSpec, run: RunDir) -> Manifest:
+    """The manifest, with a model that is on this machine and is the one that the run began with.
+
+    It is fetched again where it is missing, for the run may have come from another machine. Quick where it is here.
+    Raises :class:`UserError` where it cannot be had or has changed, and where the run has no prepared data.
+    """
+    try:
+        manifest = read_manifest(run)
+    except (OSError, ValidationError):
+        what = "is missing, or from another version"
+        raise UserError(str(run.data_manifest), what, "prepare the run's data: galley run") from None
+    model = manifest.model
+    same = _stands(model)
+    if same:
         return manifest
+    if same is False and model.path == spec.placement.paths.model:
+        what = f"'{model.path}' changed since the run began"
+        raise UserError("model.path", what, "put it back as it was, or start a new run")
+    why = "is not on this machine" if same is None else "changed since the run began"
+    print(f"model: {model.path} {why}, fetching it again", flush=True)
+    return _fetch_again(manifest, spec, run)
+
+
+def _stands(model: ModelFacts) -> bool | None:
+    """Whether the folder is as it was when the run began; None where it is not on this machine, or not whole."""
+    folder = Path(model.path)
+    try:
+        if not is_whole(folder):
+            return None
+        # A hub's snapshot is named after its commit, and what Galley made after what it was made from.
+        return model.revision is not None or is_made(folder) or fingerprint(folder) == model.fingerprint
+    except OSError as error:
+        what = f"'{folder}' cannot be read ({error.strerror})"
+        raise UserError("model.path", what, "check its permissions") from None
+
+
+def _fetch_again(manifest: Manifest, spec: RunSpec, run: RunDir) -> Manifest:
     from galley.fetch import fetch_model
     from galley.pretrained import with_rows
 
-    print(f"model: {manifest.model.path} is not on this machine, fetching it again", flush=True)
     cache = Path(spec.placement.paths.cache)
     fetched = fetch_model(spec, cache, manifest.model.revision)
     if fetched.fingerprint != manifest.model.fingerprint:
@@ -132,7 +166,7 @@ def install(folder: Path, run: RunDir, manifest: Manifest) -> None:
     """Give the cache entry's files names in the run directory; the manifest goes first and comes last."""
     run.data_manifest.unlink(missing_ok=True)
     run.data.mkdir(parents=True, exist_ok=True)
-    fsync_directory(run.data)
+    fsync_path(run.data)
     for old in run.data.iterdir():
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     for name in (TRAIN, HELD_OUT, TOKENIZER):

@@ -21,11 +21,13 @@ def write_atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    fsync_directory(path.parent)
+    fsync_path(path.parent)
 
 
-def fsync_directory(path: Path) -> None:
-    """Make renames inside ``path`` survive a power cut (fsync(2): a new name needs its directory synced)."""
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or a directory's names, survive a power cut (fsync(2): a new name needs its directory
+    synced).
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -95,7 +97,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``checkpoints/step-000010``: rank files, ``state.json``, and the manifest that makes it exist."""
+    """``checkpoints/step-000010``: rank files, ``probes.safetensors``, and the manifest that makes it exist."""
 
     root: Path
 
@@ -106,13 +108,8 @@ class Checkpoint:
 
     @property
     def manifest(self) -> Path:
-        """``{"files": {name: bytes}, "step", "world", "zero_stage", "held_out_loss"}``; written last."""
+        """``{"files": {name: bytes}, "step", "world", "zero_stage", "held_out_loss", "state"}``; written last."""
         return self.root / "manifest.json"
-
-    @property
-    def state(self) -> Path:
-        """Counters that the loop goes on from."""
-        return self.root / "state.json"
 
     def verifies(self) -> bool:
         """Whether the manifest stands and every file that it lists has its size."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from galley import batches, checkpoint, engine, evaluate, metrics, model
 from galley.checkpoint import State, Writer
-from galley.data import Manifest, Split, read_manifest
+from galley.data import HELD_OUT, TRAIN, Manifest, open_split, read_manifest
 from galley.errors import UserError
 from galley.objective import output_head, sft_loss_sum
 from galley.rundir import Attempt, RunDir, read_json, write_atomic
@@ -21,6 +23,9 @@ from galley.schedule import learning_rate
 from galley.spec import RunSpec
 from galley.stage import current_attempt, run_stage
 from galley.world import World, hold_run, join, redirect_output
+
+EARLY = "early stopping"
+ADVICE = "try a lower optimizer.lr or a longer schedule.warmup in a new run (name=…)"
 
 
 def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
@@ -53,9 +58,8 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.cadence = self.spec.cadence
-        self.train = Split.open(self.run.data / "train")
-        held_out = self.run.data / "held_out"
-        self.held_out = Split.open(held_out) if held_out.exists() else None
+        self.train = open_split(self.run, TRAIN)
+        self.held_out = open_split(self.run, HELD_OUT) if self.manifest.held_out else None
         self.order = batches.order(self.spec.task, len(self.train))
         self.head = output_head(self.engine)
         self.writer = Writer(self.run, self.world, self.engine, self.cadence.keep)
@@ -70,7 +74,7 @@ class Loop:
             self.writer.prune()  # a kill may have come between an earlier save and its pruning
         if self.recorder:
             self.recorder.close()
-        stopped = reason is not None and reason != "early stopping"
+        stopped = reason not in (None, EARLY)
         return ("stopped" if stopped else "done"), reason or "finished"
 
     def _resume(self) -> None:
@@ -83,7 +87,8 @@ class Loop:
         task, device = self.spec.task, self.world.device
         self.peak = metrics.peak_flops(device, model.DTYPES[task.model.dtype])
         length = self.train.tokens_total / max(self.manifest.train.documents, 1)
-        self.flops = metrics.flops_per_token(self.engine.module, task.method.kind == "full", length)
+        weights, trains_all = self.manifest.model.parameters, task.method.kind == "full"
+        self.flops = metrics.flops_per_token(self.engine.module, weights, trains_all, length)
         if not self.world.is_first:
             return None
         return metrics.Recorder(self.run, self.state.step, self.order.steps, self.cadence.log_every)
@@ -96,6 +101,8 @@ class Loop:
                 return reason
             if last:
                 return None
+            if self._patience_is_over():
+                return EARLY
             if self.cadence.save_every and self.state.step % self.cadence.save_every == 0:
                 self._save()
             if reason := self._step(self.state.step + 1):
@@ -121,6 +128,9 @@ class Loop:
         rate = learning_rate(self.spec.task.schedule, self.spec.task.optimizer.lr, step, self.order.steps)
         engine.set_learning_rate(self.engine, rate)
         norm = engine.step(self.engine)
+        if not math.isfinite(norm):
+            what = f"the gradient norm of step {step} is {norm}, though its loss is {loss:.4f}"
+            raise UserError("train", what, ADVICE)
         self._record(step, loss, rate, norm, int(supervised), int(tokens), time.perf_counter() - started)
         return None
 
@@ -135,18 +145,18 @@ class Loop:
                 self.engine.step()
             sums.append(float(loss.detach()))
         total = self.world.sum(sum(sums))[0]
-        if total != total or total in (float("inf"), float("-inf")):
+        if not math.isfinite(total):
             raise self._not_finite(mine, sums, step)
         return total / supervised
 
     def _not_finite(self, mine: list[batches.Batch], sums: list[float], step: int) -> UserError:
-        bad = [i for batch, loss in zip(mine, sums, strict=True) if not abs(loss) < float("inf") for i in batch.ids]
+        bad = [i for batch, loss in zip(mine, sums, strict=True) if not math.isfinite(loss) for i in batch.ids]
         everywhere = sorted({i for each in self.world.gather(bad) for i in each if i != batches.NOBODY})
         rows = sorted({int(row) + 1 for i in everywhere for row in self.train.sample(i).sources})
         what = (
             f"the loss of step {step} is not finite in micro-batches of samples {everywhere[:8]}, data rows {rows[:8]}"
         )
-        return UserError("train", what, "look at those rows, lower optimizer.lr, or raise schedule.warmup")
+        return UserError("train", what, f"look at those rows; {ADVICE}")
 
     def _record(
         self, step: int, loss: float, rate: float, norm: float, supervised: int, tokens: int, seconds: float
@@ -166,7 +176,7 @@ class Loop:
             "supervised_tokens": supervised,
             "tokens": tokens,
             "tokens_per_s": round(speed, 1),
-            "mfu": round(speed * self.flops / (self.peak * self.world.size), 4),
+            "mfu": round(speed * self.flops / (self.peak * self.world.size), 4) if self.peak else None,
             "peak_memory_gb": round(metrics.peak_memory_gb(self.world.device), 3),
             "step_s": round(seconds, 4),
         }
@@ -191,11 +201,17 @@ class Loop:
             self.recorder.evaluation(state.step, loss, tokens, better)
         if better:
             self._save()
+        return EARLY if self._patience_is_over() else None
+
+    def _patience_is_over(self) -> bool:
         patience = self.spec.task.duration.patience
-        return "early stopping" if patience and state.bad_evaluations >= patience else None
+        return patience is not None and self.state.bad_evaluations >= patience
 
     def _save(self) -> None:
-        if self.state.step == 0 or self.writer.stands(self.state.step):
+        if self.state.step == 0:
+            return
+        if self.writer.stands(self.state.step):
+            self.writer.amend(self.state)
             return
         started = time.perf_counter()
         split = self.held_out or self.train
@@ -223,15 +239,9 @@ def main(argv: list[str]) -> int:
     """Run this rank on the ``run.json`` that ``argv`` names; its output goes to ``logs/rank-N.log``."""
     rank = int(os.environ.get("RANK", "0"))
     if len(argv) == 1:
-        attempt = current_attempt(RunDir(_root(argv[0])))
+        attempt = current_attempt(RunDir(Path(argv[0]).absolute().parent))
         redirect_output(attempt.log(f"rank-{rank}"))
     return run_stage(f"rank-{rank}", work, argv)
-
-
-def _root(argument: str) -> Any:
-    from pathlib import Path
-
-    return Path(argument).absolute().parent
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from galley.rundir import RunDir
 from galley.spec import Placement
 
 T = TypeVar("T")
-JOIN_TIMEOUT = timedelta(minutes=10)
+PATIENCE = timedelta(hours=2)
+"""Of every collective: ranks wait for one that writes a large checkpoint or reads from a cold disk."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,6 @@ class World:
 
     rank: int
     size: int
-    local_rank: int
     device: torch.device
 
     @property
@@ -77,9 +77,9 @@ def join(placement: Placement) -> World:
     torch.set_num_threads(placement.threads)
     operators.adopt()
     backend = "nccl" if placement.device == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, timeout=JOIN_TIMEOUT, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, timeout=PATIENCE, verbose=False)
     device = torch.device("cuda", local_rank) if placement.device == "cuda" else torch.device("cpu")
-    return World(rank, size, local_rank, device)
+    return World(rank, size, device)
 
 
 def hold_run(run: RunDir) -> int:

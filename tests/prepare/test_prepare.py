@@ -305,7 +305,7 @@ PAUSED = [
     (galley.encode, "_create"),
     (galley.cache, "fsync_tree"),
     (galley.cache, "_link"),
-    (galley.cache, "fsync_directory"),
+    (galley.cache, "fsync_path"),
     (os, "replace"),
     (os, "fsync"),
 ]

@@ -122,6 +122,42 @@ def test_measuring_and_saving_change_nothing(
 
 
 @slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_gradient_that_is_not_finite_is_not_stepped_on(tmp_path: Path, ranks: Ranks, stage: int) -> None:
+    """A finite loss can have infinite gradients; DeepSpeed would leave the step out in silence."""
+    from safetensors.torch import load_file, save_file
+
+    model = toy.make_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 1e-30)
+    weights["lm_head.weight"] = torch.full_like(weights["lm_head.weight"], 1e30) * torch.rand(toy.VOCAB, 1)
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    run = RunDir(tmp_path / "run")
+    make_spec(run, model, stage=stage, steps=4)
+    write_data(run, model, SAMPLES, None, packed=False)
+    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
+    message = run.attempt(1).errors()[0]["message"]
+    assert "the gradient norm of step 1 is inf, though its loss is" in message
+    assert run.checkpoints() == []
+    assert not run.metrics.read_text()
+
+
+@slow
+def test_a_stop_before_the_measurement_does_not_lose_the_best(tmp_path: Path, llama: Path, train: Train) -> None:
+    """A checkpoint that was saved before its held-out loss was known learns of it when the run goes on."""
+    run = RunDir(tmp_path)
+    steady = {"schedule": {"kind": "constant", "warmup": 0.0}}
+    write_data(run, llama, SAMPLES, None, packed=False)
+    train(run, make_spec(run, llama, steps=2, task=steady))  # ends without a held-out split, as if stopped
+    write_data(run, llama, SAMPLES, SAMPLES[:5], packed=False)
+    train(run, make_spec(run, llama, steps=4, task=steady, cadence={"eval_every": 2, "keep": 5}))
+    losses = metrics(run, "held_out_loss")
+    recorded = [(read_json(each.manifest) or {})["held_out_loss"] for each in run.checkpoints()]
+    assert [each.step for each in run.checkpoints()] == [2, 4]
+    assert recorded == losses
+
+
+@slow
 def test_a_lora_checkpoint_holds_the_adapter_and_nothing_else(tmp_path: Path, llama: Path, train: Train) -> None:
     run = RunDir(tmp_path)
     spec = make_spec(run, llama, method="lora", world=2, stage=3, dtype="bfloat16")
