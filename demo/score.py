@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 MAX_NEW_TOKENS = 80
 """The longest right answer has 55 tokens; the rest is room to be wrong in."""
@@ -65,6 +66,7 @@ def read(path: Path) -> list[Turns]:
 
 def load(path: str) -> tuple[Any, Any]:
     """Model and tokenizer of a folder, in bf16, on the GPU where there is one."""
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
