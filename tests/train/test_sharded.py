@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ranks import Ranks
-from toy import make_documents, make_model, make_spec, write_data
+from toy import make_documents, make_spec, write_data
 
 from galley.rundir import RunDir
 from galley.spec import RunSpec
@@ -89,17 +89,3 @@ def big_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         torch.set_default_dtype(torch.float32)
     return folder
-
-
-def test_names_that_are_not_the_models_are_refused(tmp_path: Path, ranks: Ranks) -> None:
-    from safetensors.torch import load_file, save_file
-
-    model = make_model(tmp_path / "model")
-    weights = load_file(model / "model.safetensors")
-    weights["model.odd.weight"] = weights.pop("model.norm.weight")
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    run = RunDir(tmp_path / "run")
-    make_spec(run, model, stage=3)
-    write_data(run, model, [[document] for document in make_documents(8)], None, packed=False)
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
-    assert "'model.norm.weight' are stored under other names" in run.attempt(1).errors()[0]["message"]
