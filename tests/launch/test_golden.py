@@ -39,7 +39,7 @@ def compiled(name: str, words: list[str], here: Path) -> tuple[RunSpec, Plan]:
 
 def plain(text: str, here: Path) -> str:
     """``text`` without what differs from one machine and one commit to the next."""
-    for value, name in ((str(here), "HERE"), (str(ROOT), "ROOT"), (sys.executable, "PYTHON")):
+    for value, name in ((sys.executable, "PYTHON"), (str(here), "HERE"), (str(ROOT), "ROOT")):
         text = text.replace(value, name)
     text = re.sub(r'"commit": (null|"[^"]*")', '"commit": "COMMIT"', text)
     return re.sub(r'"version": "[^"]*"', '"version": "VERSION"', text)
