@@ -12,6 +12,12 @@ from galley.weights import file_fingerprint
 GGUF_VERSION = 1
 ROWS_VERSION = 1
 MULTIPLE = 64
+MODELS, GGUF, ROWS = "models", "gguf-", "rows-"
+
+
+def is_made(folder: Path) -> bool:
+    """Whether Galley made ``folder`` in a cache: named after its content, it is what it was."""
+    return folder.parent.name == MODELS and folder.name.startswith((GGUF, ROWS))
 
 
 def convert_gguf(path: Path, cache: Path) -> Path:
@@ -26,7 +32,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
             raise UserError("model.path", f"'{path}' is not a GGUF file", "download it again")
     key = digest(["gguf", GGUF_VERSION, file_fingerprint(path)])
     notice = f"model: converting {path.name} to bfloat16 safetensors (once)"
-    return entry(cache, "models", f"gguf-{key}", lambda folder: _convert(path, folder), notice)
+    return entry(cache, MODELS, f"{GGUF}{key}", lambda folder: _convert(path, folder), notice)
 
 
 def _convert(path: Path, folder: Path) -> None:
@@ -57,7 +63,7 @@ def grow_embedding(source: Path, fingerprint: str, tokens: list[str], rows: int,
     """
     key = digest(["rows", ROWS_VERSION, fingerprint, tokens, rows])
     notice = f"model: adding {', '.join(tokens)} to the embedding (once)"
-    return entry(cache, "models", f"rows-{key}", lambda folder: _grow(source, folder, rows, trust), notice)
+    return entry(cache, MODELS, f"{ROWS}{key}", lambda folder: _grow(source, folder, rows, trust), notice)
 
 
 def _grow(source: Path, folder: Path, rows: int, trust: bool) -> None:

@@ -1,7 +1,7 @@
 """DeepSpeed's native operators, compiled here once, so that ranks never do it all at once and in silence.
 
 Each is compiled by a child process, ``python -m galley.operators NAME``: a compiler's failure stays its own, and
-prepare itself need not import DeepSpeed. Whoever loads them calls :func:`adopt` before importing DeepSpeed.
+prepare itself need not import DeepSpeed. Whoever loads them calls :func:`adopt` before, as ``galley.world.join`` does.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def environment() -> dict[str, str]:
 
 
 def adopt() -> None:
-    """Use the libraries that prepare compiled; to be called before DeepSpeed loads any."""
+    """Use the libraries that prepare compiled; to be called before an operator is loaded.
+
+    DeepSpeed may have been imported: the variables are read when it loads one.
+    """
     os.environ.update(environment())
 
 

@@ -11,21 +11,17 @@ from typing import Any
 from galley.errors import UserError
 from galley.rundir import read_json
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WHOLE = 1 << 26
 BLOCKS, BLOCK = 256, 1 << 16
 LENGTH_BYTES = 8
+QUANTISED = ("quantization_config", "compression_config")  # as transformers writes it, and compressed-tensors once did
 
 
 def check_folder(where: str, folder: Path) -> None:
-    """Raise :class:`UserError` unless ``folder`` holds a configuration and every byte of its safetensors."""
-    if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        what = "is an adapter, not a model" if adapter else "has no config.json"
-        raise UserError(where, f"'{folder}' {what}", "give the folder of a whole model")
-    if read_json(folder / "config.json") is None:
-        raise UserError(where, f"'{folder}/config.json' is not a JSON object", "download the model again")
-    files = weight_files(folder)
+    """Raise :class:`UserError` unless ``folder`` holds a configuration and every byte of unquantised safetensors."""
+    _check_config(where, folder)
+    files = _files(folder)
     if not files:
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         beside = f" but {others[0]}, a pickle, which could run code" if others else ""
@@ -38,12 +34,45 @@ def check_folder(where: str, folder: Path) -> None:
         _check_file(where, path)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors that transformers would load: the one file, or those of the index."""
-    single, index = folder / "model.safetensors", read_json(folder / INDEX)
-    if single.is_file() or index is None:
-        return [single] if single.is_file() else []
-    return [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+def _check_config(where: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = "is an adapter, not a model" if adapter else "has no config.json"
+        raise UserError(where, f"'{folder}' {what}", "give the folder of a whole model")
+    config = read_json(folder / "config.json")
+    if config is None:
+        raise UserError(where, f"'{folder}/config.json' is not a JSON object", "download the model again")
+    parts = [config, config.get("text_config") or {}]
+    found = [part[key] for part in parts for key in QUANTISED if isinstance(part, dict) and part.get(key)]
+    if found:
+        method = found[0].get("quant_method") if isinstance(found[0], dict) else None
+        what = f"'{folder}' is already quantised{f' ({method})' if method else ''}"
+        raise UserError(where, what, "take the unquantised model (method.kind=qlora quantises it itself)")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the configuration and every file of the weights are there; none is opened but the index."""
+    files = _files(folder)
+    return bool(files) and all(path.is_file() for path in [folder / "config.json", *files])
+
+
+def weight_files(folder: str | Path) -> dict[str, Path]:
+    """Tensor name to the file that transformers would load it from: the one file before those of the index.
+
+    Empty where there are no safetensors. Raises ``ValueError`` where the one file is damaged.
+    """
+    single = Path(folder) / SINGLE
+    return dict.fromkeys(read_header(single), single) if single.is_file() else _indexed(Path(folder))
+
+
+def _files(folder: Path) -> list[Path]:
+    single = folder / SINGLE
+    return [single] if single.is_file() else sorted(set(_indexed(folder).values()))
+
+
+def _indexed(folder: Path) -> dict[str, Path]:
+    shards: dict[str, str] = (read_json(folder / INDEX) or {}).get("weight_map", {})
+    return {name: folder / file for name, file in shards.items()}
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
@@ -71,7 +100,7 @@ def _check_file(where: str, path: Path) -> None:
 
 def count_parameters(folder: Path) -> int:
     """Elements of all stored tensors."""
-    headers = [read_header(path) for path in weight_files(folder)]
+    headers = [read_header(path) for path in _files(folder)]
     return sum(math.prod(tensor["shape"]) for header in headers for tensor in header.values())
 
 
@@ -82,7 +111,7 @@ def fingerprint(folder: Path) -> str:
     weights, so that another model is noticed without reading hundreds of gigabytes.
     """
     whole = hashlib.sha256()
-    for path in [folder / "config.json", *weight_files(folder)]:
+    for path in [folder / "config.json", *_files(folder)]:
         whole.update(f"{path.name} {file_fingerprint(path)}\n".encode())
     return whole.hexdigest()[:16]
 

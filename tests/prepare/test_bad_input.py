@@ -161,6 +161,26 @@ def test_a_damaged_model(make_run: Make, model_folder: Path, data: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, " (fp8)"),
+        ({"text_config": {"quantization_config": {"quant_method": "gptq", "bits": 4}}}, " (gptq)"),
+        ({"compression_config": {"format": "int-quantized"}}, ""),
+    ],
+)
+def test_a_model_that_is_already_quantised(
+    make_run: Make, model_folder: Path, data: Path, tmp_path: Path, refused: Refused, changes: Any, named: str
+) -> None:
+    folder = without(model_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    assert refused(make_run(folder, data)[1]) == (
+        f"model.path: '{folder}' is already quantised{named}; "
+        "take the unquantised model (method.kind=qlora quantises it itself)"
+    )
+
+
+@pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"model_type": "novel"}, "transformers does not know the model type 'novel'; update transformers"),

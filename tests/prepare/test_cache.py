@@ -10,8 +10,8 @@ from prepare.conftest import build_spec
 
 from galley.cache import entry, link_tree
 from galley.errors import UserError
-from galley.operators import ADAM, SHARED_MEMORY, environment, wanted
-from galley.weights import check_folder, count_parameters, file_fingerprint, fingerprint
+from galley.operators import ADAM, SHARED_MEMORY, adopt, environment, wanted
+from galley.weights import check_folder, count_parameters, file_fingerprint, fingerprint, is_whole, weight_files
 
 
 def make(folder: Path) -> None:
@@ -61,6 +61,17 @@ def test_files_are_copied_where_they_cannot_be_linked(tmp_path: Path, monkeypatc
     link_tree(tmp_path / "from", tmp_path / "to")
     assert (tmp_path / "to" / "sub" / "file").read_text() == "whole"
     assert not (tmp_path / "to" / "sub" / "file").samefile(tmp_path / "from" / "sub" / "file")
+    assert (tmp_path / "to" / "sub" / "file").stat().st_mode & 0o200  # nobody else's
+
+
+def test_linked_files_cannot_be_written_in_place(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    make(tmp_path / "from")
+    link_tree(tmp_path / "from", tmp_path / "to")
+    file = tmp_path / "to" / "sub" / "file"
+    assert file.samefile(tmp_path / "from" / "sub" / "file")
+    assert file.stat().st_mode & 0o777 == 0o444
+    assert file.parent.stat().st_mode & 0o200
 
 
 def test_a_model_is_known_by_its_weights(model_folder: Path, base_folder: Path, tmp_path: Path) -> None:
@@ -74,6 +85,26 @@ def test_a_model_is_known_by_its_weights(model_folder: Path, base_folder: Path, 
     changed[-1] ^= 1
     weights.write_bytes(changed)
     assert fingerprint(copy) != fingerprint(model_folder)
+
+
+def test_tensors_are_found_as_transformers_finds_them(model_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    names, sharded = set(model.state_dict()), weight_files(str(tmp_path))
+    assert set(sharded) == names
+    assert len(set(sharded.values())) > 1
+    assert is_whole(tmp_path)
+    lost = sharded["lm_head.weight"]
+    lost.rename(tmp_path / "lost")
+    assert not is_whole(tmp_path)
+    single = tmp_path / "model.safetensors"
+    single.write_bytes((model_folder / single.name).read_bytes())
+    assert weight_files(tmp_path) == dict.fromkeys(names, single)  # a left-over index is not looked at
+    assert is_whole(tmp_path)
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert weight_files(tmp_path / "nowhere") == {}
 
 
 def test_parameters_are_counted(model_folder: Path) -> None:
@@ -111,3 +142,18 @@ def test_operators_have_a_place_of_their_own(monkeypatch: pytest.MonkeyPatch) ->
     assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/own")
     assert environment()["TORCH_EXTENSIONS_DIR"] == "/own"
+
+
+def test_operators_are_adopted_after_the_libraries_were_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+    from torch.utils.cpp_extension import _get_build_directory
+
+    assert CPUAdamBuilder.NAME == ADAM  # imported, nothing loaded
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "unset")  # so that it is put back
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    adopt()
+    assert Path(_get_build_directory(ADAM, False)).is_relative_to(tmp_path / "galley" / "operators")

@@ -1,5 +1,6 @@
 """GGUF to safetensors: once for each content, with tokenizer and template."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,6 @@ WIDTH, HEADS, FEED = 32, 4, 64
 
 def write_gguf(path: Path) -> None:
     """A Llama of two layers, in full precision, with the vocabulary and merges of a small tokenizer."""
-    import json
-
     import gguf
 
     tokenizer = train_tokenizer(["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>")
@@ -83,6 +82,7 @@ def test_a_gguf_is_converted_once(
     assert model.source == str(gguf_file)
     weights: Any = AutoModelForCausalLM.from_pretrained(model.path)
     assert {str(each.dtype) for each in weights.parameters()} == {"torch.bfloat16"}
+    assert "quantization_config" not in json.loads((Path(model.path) / "config.json").read_text())
     assert (model.hidden_size, model.layers) == (WIDTH, 2)
     assert len(open_split(run).sources) == 5
     capsys.readouterr()

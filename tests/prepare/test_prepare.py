@@ -19,7 +19,10 @@ from prepare.conftest import chat, rows, write_jsonl
 import galley.arrays
 import galley.cache
 import galley.encode
+import galley.prepare
 from galley.data import HELD_OUT, IGNORED, TRAIN, Split, open_split, read_manifest, tokenizer_folder
+from galley.errors import UserError
+from galley.prepare import model_folder as find_model
 from galley.prepare import work
 from galley.rundir import RunDir
 from galley.spec import RunSpec
@@ -143,6 +146,9 @@ def test_a_second_run_takes_what_the_cache_has(
     assert "data: preparing" not in capsys.readouterr().out
     one, two = (run.data / TRAIN / "tokens.npy" for _, run in (first, second))
     assert one.samefile(two)  # linked, not copied
+    assert one.stat().st_mode & 0o222 == 0  # so neither is written to in place
+    shutil.rmtree(first[1].root)
+    assert two.is_file()
 
 
 def test_not_packed_when_not_wanted(make_run: Make, model_folder: Path, data: Path) -> None:
@@ -223,10 +229,87 @@ def test_another_model_in_its_place(
     manifest = read_manifest(run)
     lost = manifest.model.model_copy(update={"path": "/nowhere"})
     run.data_manifest.write_text(manifest.model_copy(update={"model": lost}).model_dump_json(by_alias=True))
-    paths = spec.placement.paths.model_copy(update={"model": str(base_folder)})
-    spec = spec.model_copy(update={"placement": spec.placement.model_copy(update={"paths": paths})})
     with pytest.raises(Exception, match="is not the model that the run began with"):
+        prepare(with_model_path(spec, base_folder), run)
+
+
+def with_model_path(spec: RunSpec, place: Path) -> RunSpec:
+    paths = spec.placement.paths.model_copy(update={"model": str(place)})
+    return spec.model_copy(update={"placement": spec.placement.model_copy(update={"paths": paths})})
+
+
+def change(folder: Path) -> None:
+    """As if another export had been put there: same sizes, other weights."""
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def test_a_model_that_changed_since(
+    make_run: Make, model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    spec, run = make_run(model, data)
+    prepare(spec, run)
+    os.utime(model / "model.safetensors", (1, 1))
+    prepare(spec, run)
+    change(model)
+    for again in (prepare, find_model):
+        with pytest.raises(UserError) as caught:
+            again(spec, run)
+        assert str(caught.value) == (
+            f"model.path: '{model}' changed since the run began; put it back as it was, or start a new run"
+        )
+    capsys.readouterr()
+    assert find_model(with_model_path(spec, model_folder), run).model.path == str(model_folder)
+    assert f"{model} changed since the run began, fetching it again" in capsys.readouterr().out
+
+
+def test_a_model_with_added_rows_is_not_compared_with_itself_before(
+    make_run: Make, base_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(base_folder, tmp_path / "model")
+    spec, run = make_run(model, data, chat_template="chatml", cache=tmp_path / "cache")
+    prepare(spec, run)
+    grown = Path(read_manifest(run).model.path)
+    assert grown.is_relative_to(tmp_path / "cache")
+    prepare(spec, run)
+    shutil.rmtree(grown)
+    prepare(spec, run)
+    assert read_manifest(run).model.path == str(grown)
+    assert grown.is_dir()
+    change(model)
+    prepare(spec, run)  # what ranks load is in the cache, as it was
+    shutil.rmtree(grown)
+    with pytest.raises(UserError, match="is not the model that the run began with; bring that one here"):
         prepare(spec, run)
+
+
+def test_a_model_that_is_nowhere_is_said_in_a_line(
+    make_run: Make, model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, run = make_run(model_folder, data)
+    with pytest.raises(UserError, match=r"manifest.json: is missing, .*; prepare the run's data: galley run$"):
+        find_model(spec, run)
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    spec, run = make_run(model, data)
+    prepare(spec, run)
+    (model / "model.safetensors").unlink()  # config.json alone is no model
+    with pytest.raises(UserError, match=r"has no model\.safetensors and no index of shards"):
+        find_model(spec, run)
+    shutil.rmtree(model)
+    with pytest.raises(UserError, match=f"^model.path: '{model}' does not exist; give a model's folder"):
+        find_model(spec, run)
+    assert find_model(with_model_path(spec, model_folder), run) == read_manifest(run)
+    assert read_manifest(run).model.path == str(model_folder)
+
+    def closed(_: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(galley.prepare, "fingerprint", closed)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\); check its permissions"):
+        find_model(spec, run)
 
 
 def test_data_that_changed_since(make_run: Make, model_folder: Path, tmp_path: Path) -> None:
