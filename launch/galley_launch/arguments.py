@@ -139,3 +139,14 @@ def split(setting: str) -> tuple[str, str]:
     """Key and value of a ``key=value`` word."""
     key, _, value = setting.partition("=")
     return key, value
+
+
+def whole(ours: dict[str, str], key: str, least: int) -> int | None:
+    """The whole number that ``ours`` gives for ``key``, if any. Raises ``UserError`` where it is not from ``least``."""
+    text = ours.get(key)
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < least:
+        todo = f"write {key}={least}, {key}={least + 1} …"
+        raise UserError(key, f"{text!r} is not a whole number from {least}", todo)
+    return int(text)

@@ -13,8 +13,8 @@ import galley
 from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import RunSpec
-from galley_launch import compose, facts, plan, runs, view
-from galley_launch.arguments import split
+from galley_launch import compose, facts, plan, resume, runs, view
+from galley_launch.arguments import split, whole
 from galley_launch.recipe import Recipe, build, header
 from galley_launch.strings import read_yaml
 
@@ -74,18 +74,23 @@ def _note(notes: Sequence[str]) -> None:
 
 
 def show_plan(name: str, settings: Sequence[str]) -> int:
-    """Print a summary on stderr; on stdout the bytes of ``run.json`` and the commands of its stages."""
+    """Print a summary on stderr; on stdout every file that ``run`` would write and the commands of its stages."""
     made = compose.compose(name, settings, imagine=True)
-    _note(made.notes)
-    attempts = made.run.attempts()
-    each = _make_plan(made.spec, made.run, attempts[-1].number + 1 if attempts else 1)
+    outlook = resume.outlook(made.run, compose.earlier(made.run), made.spec)
+    todo = plan.left(_make_plan(made.spec, made.run, outlook.attempt), outlook.what)
+    _note([*made.notes, *_said_of(outlook.what, made.spec.name)])
     known = facts.of_model(made.spec.placement.paths.model)
     print("\n".join(view.summary(made.spec, known)), end="\n\n", file=sys.stderr, flush=True)
-    print(f"# {made.run.spec}")
-    print(each.files["run.json"], end="")
-    for stage in each.stages:
-        print(f"\n# {stage.name}\n{stage.shell()}")
+    blocks = [f"# {made.run.root / file}\n{text}" for file, text in todo.files.items()]
+    blocks += [f"# {stage.name}\n{stage.shell()}\n" for stage in todo.stages]
+    print("\n".join(blocks), end="")
     return 0
+
+
+def _said_of(what: resume.What, name: str) -> list[str]:
+    if what == "nothing":
+        return [f"run {name} is finished: galley run would write and start nothing"]
+    return [f"run {name} is trained: galley run would only export it"] if what == "export" else []
 
 
 def run(name: str, settings: Sequence[str]) -> int:
@@ -118,20 +123,11 @@ def status(name: str, settings: Sequence[str]) -> int:
     return 0
 
 
-def _count(ours: dict[str, str], key: str, least: int) -> int | None:
-    text = ours.get(key)
-    if text is None:
-        return None
-    if not text.isdigit() or int(text) < least:
-        raise UserError(key, f"{text!r} is not a whole number from {least}", f"write {key}={least}")
-    return int(text)
-
-
 def logs(name: str, settings: Sequence[str]) -> int:
     """Print a run's logs, and follow them while it is live."""
     base, ours = _runs(settings)
     found = runs.find(name, base)
-    _, paths = runs.log_path(found, _count(ours, "rank", 0), _count(ours, "attempt", 1))
+    _, paths = runs.log_path(found, whole(ours, "rank", 0), whole(ours, "attempt", 1))
     try:
         runs.follow(found, paths, lambda line: print(line, flush=True))
     except (KeyboardInterrupt, BrokenPipeError):  # The reader has seen enough; the run goes on.
@@ -152,9 +148,9 @@ def export(name: str, settings: Sequence[str]) -> int:
     base, ours = _runs(settings)
     found = runs.find(name, base)
     step = ours.get("step", "last")
-    if step not in ("last", "best") and not step.isdigit():
+    if step not in ("last", "best") and not step.isdecimal():
         raise UserError("step", f"{step!r} is no step", "write step=last, step=best or step=N")
-    if step.isdigit() and not found.checkpoint(int(step)).verifies():
+    if step.isdecimal() and not found.checkpoint(int(step)).verifies():
         steps = ", ".join(str(each.step) for each in found.checkpoints()) or "none yet"
         raise UserError("step", f"{found.root} has no checkpoint of step {step}", f"it has: {steps}")
     spec = compose.read_spec(found)

@@ -13,11 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from galley.errors import UserError
-from galley.rundir import RunDir, read_json
-from galley.spec import Origin, Placement, RunSpec, Task
+from galley.rundir import RunDir
+from galley.spec import Origin, Placement, RunSpec
 from galley_launch import assets, devices, facts, places, rules, zero
-from galley_launch.arguments import RESERVED, nearest, split
-from galley_launch.ds_keys import check_keys
+from galley_launch.arguments import RESERVED, nearest, split, whole
+from galley_launch.ds_keys import read_keys
 from galley_launch.recipe import Recipe, build, override, resolve_key
 from galley_launch.strings import Tree, read_names, read_yaml
 
@@ -101,6 +101,11 @@ def read_spec(run: RunDir) -> RunSpec:
         raise UserError(str(run.spec), f"cannot be read: {reason}", todo) from None
 
 
+def earlier(run: RunDir) -> RunSpec | None:
+    """The ``run.json`` that ``run`` already holds, if any. Raises ``UserError`` where it cannot be read."""
+    return read_spec(run) if run.spec.is_file() else None
+
+
 def resolve(name: str, settings: Sequence[str]) -> tuple[Source, Recipe, dict[str, str]]:
     """The source, the typed recipe with overrides, and the launcher's own settings."""
     source = find(name)
@@ -122,17 +127,8 @@ def _initialised(tree: Tree, ours: dict[str, str], theirs: Sequence[str]) -> Tre
     return tree | {"model": model | {"path": path}}
 
 
-def _whole(ours: dict[str, str], key: str) -> int | None:
-    text = ours.get(key)
-    if text is None:
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(key, f"{text!r} is not a whole number above 0", f"write {key}=1, {key}=2 …")
-    return int(text)
-
-
 def _devices(ours: dict[str, str], before: Placement | None, imagine: bool) -> devices.Devices:
-    ranks, gpus = _whole(ours, "ranks"), read_names(ours.get("gpus", ""))
+    ranks, gpus = whole(ours, "ranks", 1), read_names(ours.get("gpus", ""))
     kind = ours.get("device") or ("cpu" if before and before.device == "cpu" and not gpus else "cuda")
     if kind not in ("cuda", "cpu"):
         raise UserError("device", f"{kind!r} is neither cuda nor cpu", "write device=cuda or device=cpu")
@@ -167,7 +163,7 @@ def _threads(recipe: Recipe, ranks: int) -> int:
 def _place(source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, where: devices.Devices) -> Placement:
     config, label = _deepspeed(source, ours, recipe, where.kind)
     found = places.paths(recipe, run, source.folder)
-    check_keys(config, label)
+    config = read_keys(config, label)
     rules.check(rules.Case(recipe, where.kind, config))
     finished = zero.complete(config, label, recipe, where.kind, where.ranks, facts.of_model(found.model))
     return Placement.model_validate(
@@ -220,15 +216,12 @@ def _commit() -> str | None:
         return None
 
 
-def _task(recipe: Recipe, run: RunDir) -> Task:
-    """The task; a revision that is not given is the one that prepare pinned for this run."""
-    task = recipe.task()
-    before = (read_json(run.spec) or {}).get("task", {})
-    dump = task.model_dump()
-    for part in ("model", "data"):
-        if dump[part]["revision"] is None and before.get(part, {}).get("path") == dump[part]["path"]:
-            dump[part]["revision"] = before[part].get("revision")
-    return Task.model_validate(dump)
+def _refused(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "recipe"
+    if first["loc"] == ("name",):
+        return UserError(where, f"{first['input']!r}: {first['msg']}", "use letters, digits, '.', '_' and '-'")
+    return UserError(where, str(first["msg"]).removeprefix("Value error, "), "change it")
 
 
 def compose(name: str, settings: Sequence[str], imagine: bool) -> Composed:
@@ -239,23 +232,21 @@ def compose(name: str, settings: Sequence[str], imagine: bool) -> Composed:
     source, recipe, ours = resolve(name, settings)
     _refuse_what_comes_later(ours)
     run = _run_dir(source, ours)
-    before = read_spec(run).placement if source.run else None
-    where = _devices(ours, before, imagine)
+    old = earlier(run)  # Read even where a recipe is given: whatever it is, what cannot be read is not replaced.
+    where = _devices(ours, old.placement if old and source.run else None, imagine)
     placement = _place(source, recipe, ours, run, where)
     origin = Origin(recipe=source.label, overrides=list(settings), version=version(), commit=_commit())
-    if source.run:
-        origin = origin.model_copy(update={"recipe": read_spec(run).origin.recipe})
+    if old and source.run:
+        origin = origin.model_copy(update={"recipe": old.origin.recipe})
     try:
         spec = RunSpec(
             schema=1,
             name=run.root.absolute().name,
-            task=_task(recipe, run),
+            task=recipe.task(),
             placement=placement,
             cadence=recipe.cadence,
             origin=origin,
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        what = f"{first['input']!r}: {first['msg']}" if first["loc"] == ("name",) else str(first["msg"])
-        raise UserError(".".join(map(str, first["loc"])) or "recipe", what, "letters, digits, '.', '_', '-'") from None
+        raise _refused(error) from None
     return Composed(spec, run, where.notes)

@@ -55,8 +55,12 @@ def drop_optimizer_and_scheduler(config: dict[str, Any], label: str, recipe: Rec
 
 def _compare(block: dict[str, Any], ours: dict[str, tuple[Any, str]], where: str) -> bool:
     """Whether ``block`` says anything concrete; all of it must then be what the recipe says."""
-    concrete = False
-    for name, value in (block.get("params") or {}).items():
+    concrete, params = False, block.get("params") or {}
+    if params == "auto":
+        return False
+    if not isinstance(params, dict):
+        raise UserError(where, f"params {json.dumps(params)} is not an object", f"its keys: {', '.join(ours)}")
+    for name, value in params.items():
         if name not in ours and name not in _IGNORED:
             raise UserError(where, f"no parameter {name!r}", nearest(name, ours))
         if value == "auto" or name in _IGNORED:

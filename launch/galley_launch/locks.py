@@ -14,26 +14,38 @@ from pathlib import Path
 from galley.errors import UserError
 from galley.rundir import RunDir
 
+# Who looks at a lock (status, and logs every 0.3 s) takes it for a moment: one that is not free is tried again.
+_LOOK_S = 0.05
+_TAKE_S = 1.0
 
-def _is_held(path: Path, how: int) -> bool:
-    """Whether ``path`` cannot be locked ``how``. Tried three times: somebody else may be looking at this moment."""
+
+def _lock(descriptor: int, how: int, seconds: float) -> bool:
+    """Lock ``descriptor``; False where that cannot be done within ``seconds``."""
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+
+
+def _is_held(path: Path, how: int, seconds: float = _LOOK_S) -> bool:
+    """Whether ``path`` cannot be locked ``how``."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        # A shared lock wants no right to write, so that another user's run can be looked at. (NFS wants it for others.)
+        descriptor = os.open(path, os.O_RDONLY if how == fcntl.LOCK_SH else os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
-        for _ in range(3):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-                return False
-            time.sleep(0.02)
-        return True
+        return not _lock(descriptor, how, seconds)
     finally:
         os.close(descriptor)
 
 
-def _ranks_live(run: RunDir) -> bool:
-    return _is_held(run.ranks_lock, fcntl.LOCK_EX)  # Ranks share theirs, so only an exclusive one tells.
+def _ranks_live(run: RunDir, seconds: float = _LOOK_S) -> bool:
+    return _is_held(run.ranks_lock, fcntl.LOCK_EX, seconds)  # Ranks share theirs, so only an exclusive one tells.
 
 
 def is_live(run: RunDir) -> bool:
@@ -71,13 +83,10 @@ def held(run: RunDir) -> Iterator[int]:
         todo = "choose a directory that you can write to: runs=DIRECTORY"
         raise UserError(str(run.root), f"cannot be written to ({error.strerror})", todo) from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _ranks_live(run):
+        if not _lock(descriptor, fcntl.LOCK_EX, _TAKE_S) or _ranks_live(run, _TAKE_S):
             raise in_use(run)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"pid {os.getpid()}, host {socket.gethostname()}\n".encode())
         yield descriptor
-    except BlockingIOError:
-        raise in_use(run) from None
     finally:
         os.close(descriptor)

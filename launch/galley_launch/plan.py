@@ -10,6 +10,7 @@ from pathlib import Path
 
 from galley.rundir import RunDir
 from galley.spec import RunSpec
+from galley_launch.resume import What
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
@@ -45,6 +46,7 @@ def _env(spec: RunSpec, attempt: int, python_path: str | None, processes: int) -
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # As nvidia-smi counts; CUDA itself would put the fastest first.
         "CUDA_VISIBLE_DEVICES": ",".join(place.gpus or []),
         "PYTHONWARNINGS": "ignore::FutureWarning",  # Of one library about another: nothing that a user can mend.
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -82,6 +84,20 @@ def make(spec: RunSpec, run: RunDir, attempt: int, python_path: str | None) -> P
             export_stage(spec, run, attempt, "last", python_path),
         ),
     )
+
+
+def left(whole: Plan, what: What) -> Plan:
+    """What is left to do of ``whole``.
+
+    An export that is made up for follows the placement of ``run.json``; its attempt's ``placement.json`` stays what
+    training ran with.
+    """
+    if what == "train":
+        return whole
+    if what == "nothing":
+        return Plan({}, ())
+    files = {name: text for name, text in whole.files.items() if name == "run.json"}
+    return Plan(files, tuple(stage for stage in whole.stages if stage.name == "export"))
 
 
 def python_path(package: Path, inherited: str, cwd: Path) -> str | None:

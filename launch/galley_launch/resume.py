@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from galley.errors import UserError
 from galley.rundir import RunDir, read_json
 from galley.spec import Duration, RunSpec
 
 _UNITS = ("epochs", "steps", "tokens")
+
+What = Literal["train", "export", "nothing"]
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What running a run would do."""
+
+    what: What
+    """``train``: prepare, train and export. ``export``: only the export is missing. ``nothing``: it is finished."""
+    attempt: int
+    """The attempt that this belongs to; a new one where it trains."""
 
 
 def has_begun(run: RunDir) -> bool:
@@ -70,3 +83,14 @@ def is_exported(run: RunDir) -> bool:
     """Whether the last attempt's training was exported: an ``export/`` may be an earlier attempt's."""
     attempts = run.attempts()
     return bool(attempts) and bool((read_json(attempts[-1].exit) or {}).get("exported"))
+
+
+def outlook(run: RunDir, old: RunSpec | None, new: RunSpec) -> Outlook:
+    """What ``galley run`` would do for ``new`` in ``run``, which holds ``old``. Raises ``UserError`` as ``check``."""
+    attempts = run.attempts()
+    last = attempts[-1].number if attempts else 0
+    if old is not None:
+        check(run, old, new)
+        if is_done(run, old, new):
+            return Outlook("nothing" if is_exported(run) else "export", last)
+    return Outlook("train", last + 1)

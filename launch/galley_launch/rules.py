@@ -30,8 +30,12 @@ class Case:
 
     def offload(self, what: str) -> str:
         """Where ``param`` or ``optimizer`` is offloaded to: ``none``, ``cpu`` or ``nvme``."""
-        block = self.zero(f"offload_{what}") or {}
-        return str(block.get("device", "none")) if isinstance(block, dict) else "none"
+        return str(self.option(f"offload_{what}", "device") or "none")
+
+    def option(self, block: str, key: str) -> Any:
+        """A value of a block inside ``zero_optimization``; None where there is none."""
+        inside = self.zero(block)
+        return inside.get(key) if isinstance(inside, dict) else None
 
     def on(self, block: str) -> bool:
         """Whether a top-level block of the configuration is switched on."""
@@ -132,10 +136,46 @@ RULES = (
         "the base is NF4 already, and ZeRO++ would quantise its packed bytes as if they were numbers",
         "take zero_quantized_weights out, or use method.kind=lora",
     ),
+    Rule(
+        "deepspeed zero_hpz_partition_size",
+        lambda case: case.zero("zero_hpz_partition_size") not in (None, 0, 1, "auto"),
+        "a second partition inside each node (ZeRO++ hpZ) is not supported yet",
+        "take zero_hpz_partition_size out",
+    ),
+    Rule(
+        "deepspeed offload_optimizer",
+        lambda case: case.option("offload_optimizer", "ratio") not in (None, 1, "auto"),
+        "with a ratio below 1 DeepSpeed makes a second optimizer, whose state no checkpoint would hold",
+        "take ratio out",
+    ),
+    Rule(
+        "deepspeed zenflow",
+        lambda case: case.zero("zenflow") is not None,
+        "ZenFlow steps most parameters with old gradients, and keeps state that no checkpoint would hold",
+        "take the zenflow block out",
+    ),
+    Rule(
+        "deepspeed compute_grad_norm",
+        lambda case: case.zero("compute_grad_norm") not in (None, True, "auto"),
+        "without the norm of the gradients nothing is clipped, and none is logged",
+        "take compute_grad_norm out",
+    ),
     # Parts of DeepSpeed that another part of Galley does, or that its loop does not drive
     Rule(
+        "deepspeed gradient_allreduce_op",
+        lambda case: str(case.deepspeed.get("gradient_allreduce_op") or "mean").lower() not in ("mean", "auto"),
+        "the loss is scaled for gradients that are averaged over the ranks",
+        'take gradient_allreduce_op out, or write "mean"',
+    ),
+    Rule(
+        "deepspeed managed_gradient_accumulation",
+        lambda case: case.deepspeed.get("managed_gradient_accumulation") not in (None, True, "auto"),
+        "the loop leaves it to DeepSpeed to tell where a step's last micro-batch is",
+        "take managed_gradient_accumulation out",
+    ),
+    Rule(
         "deepspeed tensor_parallel",
-        lambda case: int(case.block("tensor_parallel").get("autotp_size") or 1) > 1,
+        lambda case: case.block("tensor_parallel").get("autotp_size") not in (None, 0, 1, "auto"),
         "tensor parallelism is not supported yet",
         "take the tensor_parallel block out",
     ),
@@ -169,6 +209,21 @@ RULES = (
         lambda case: case.device == "cpu" and case.recipe.model.attention.startswith("flash"),
         "flash attention needs a GPU",
         "use model.attention=sdpa",
+    ),
+    Rule(
+        "model.attention",
+        lambda case: case.recipe.model.attention.startswith("flash") and case.recipe.model.dtype == "float32",
+        "flash attention does not compute in float32",
+        "use model.dtype=bfloat16, or model.attention=sdpa",
+    ),
+    # transformers reads flash attention's document borders off position_ids, and only of one row: _is_packed_sequence.
+    Rule(
+        "model.attention",
+        lambda case: (
+            case.recipe.model.attention.startswith("flash") and case.recipe.data.packing and case.recipe.micro_batch > 1
+        ),
+        "transformers' flash attention tells packed documents apart only at micro_batch 1: they would see each other",
+        "use micro_batch=1 (a packed sample is full already), or model.attention=sdpa",
     ),
     Rule(
         "data.held_out",

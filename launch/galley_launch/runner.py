@@ -15,7 +15,7 @@ from signal import Signals
 from galley.errors import UserError
 from galley.rundir import Attempt, RunDir, read_json, write_atomic
 from galley.spec import RunSpec
-from galley_launch import display, locks, resume, supervise
+from galley_launch import compose, display, locks, plan, resume, supervise
 from galley_launch.display import say
 from galley_launch.plan import Plan, Stage
 
@@ -104,20 +104,20 @@ def run_stage(stage: Stage, run: RunDir, attempt: Attempt, interrupts: supervise
     return _outcome(stage, code, attempt, interrupts.count > 1)
 
 
-def write(plan: Plan, run: RunDir, attempt: Attempt) -> None:
+def write(todo: Plan, run: RunDir, attempt: Attempt) -> None:
     """Write the plan's files. Raises ``UserError`` where that fails."""
     try:
-        _write(plan, run, attempt)
+        _write(todo, run, attempt)
     except OSError as error:
         raise UserError(
             str(run.root), f"cannot be written to ({error.strerror})", "make room, or runs=DIRECTORY"
         ) from None
 
 
-def _write(plan: Plan, run: RunDir, attempt: Attempt) -> None:
+def _write(todo: Plan, run: RunDir, attempt: Attempt) -> None:
     for place in (attempt.root, attempt.stop.parent, attempt.logs, attempt.root / "errors"):
         place.mkdir(parents=True, exist_ok=True)
-    for name, text in plan.files.items():
+    for name, text in todo.files.items():
         write_atomic(run.root / name, text)
 
 
@@ -139,14 +139,14 @@ def _reopen(attempt: Attempt) -> None:
         error.unlink()
 
 
-def attempt_stages(plan: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
-    """Run every stage of ``plan`` in turn; returns the exit status for the shell."""
+def attempt_stages(todo: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
+    """Run every stage of ``todo`` in turn; returns the exit status for the shell."""
     with supervise.listening() as interrupts:
-        for stage in plan.stages:
+        for stage in todo.stages:
             outcome = run_stage(stage, run, attempt, interrupts, lock)
             if outcome.status or outcome.stopped:
                 return _leave(run, attempt, outcome)
-    trained = any(stage.name == "train" for stage in plan.stages)
+    trained = any(stage.name == "train" for stage in todo.stages)
     ending = read_json(attempt.exit) or {"verdict": "done" if trained else "lost"}
     write_atomic(attempt.exit, json.dumps(ending | {"exported": True}))
     say(f"run {run.root.name} is {'done' if trained else 'exported'}: {_where(run)}")
@@ -176,27 +176,18 @@ def _where(run: RunDir) -> str:
 def start(spec: RunSpec, run: RunDir, make_plan: MakePlan) -> int:
     """Run ``spec`` in ``run``: a new attempt, or nothing where it is finished. Returns the exit status."""
     with locks.held(run) as lock:
-        old = RunSpec.read(run.spec) if run.spec.is_file() else None
-        attempts = run.attempts()
-        if old is not None:
-            resume.check(run, old, spec)
-        if old is not None and attempts and resume.is_done(run, old, spec):
-            return _finish(run, attempts[-1], make_plan, lock)
-        attempt = run.attempt(attempts[-1].number + 1 if attempts else 1)
-        plan = make_plan(attempt.number)
-        write(plan, run, attempt)
-        say(_greeting(spec, run, attempt))
-        return attempt_stages(plan, run, attempt, lock)
-
-
-def _finish(run: RunDir, attempt: Attempt, make_plan: MakePlan, lock: int) -> int:
-    """Training is done: write the export where it is missing, else say so."""
-    if resume.is_exported(run):
-        say(f"run {run.root.name} is finished: {_where(run)}")
-        return 0
-    _reopen(attempt)
-    export = tuple(stage for stage in make_plan(attempt.number).stages if stage.name == "export")
-    return attempt_stages(Plan({}, export), run, attempt, lock)
+        outlook = resume.outlook(run, compose.earlier(run), spec)
+        if outlook.what == "nothing":
+            say(f"run {run.root.name} is finished: {_where(run)}")
+            return 0
+        attempt = run.attempt(outlook.attempt)
+        todo = plan.left(make_plan(attempt.number), outlook.what)
+        if outlook.what == "export":
+            _reopen(attempt)
+        write(todo, run, attempt)
+        if outlook.what == "train":
+            say(_greeting(spec, run, attempt))
+        return attempt_stages(todo, run, attempt, lock)
 
 
 def _greeting(spec: RunSpec, run: RunDir, attempt: Attempt) -> str:

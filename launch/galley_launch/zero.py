@@ -15,7 +15,6 @@ from galley.errors import UserError
 from galley_launch import assets
 from galley_launch.arguments import nearest
 from galley_launch.ds_blocks import drop_optimizer_and_scheduler
-from galley_launch.ds_keys import check_keys
 from galley_launch.facts import Facts
 from galley_launch.recipe import Recipe
 
@@ -180,11 +179,10 @@ def _auto_paths(config: Config, prefix: str = "") -> list[str]:
 def complete(config: Config, label: str, recipe: Recipe, device: str, ranks: int, facts: Facts) -> Config:
     """The finished DeepSpeed dict for ``recipe`` on ``ranks`` ranks. ``label`` names ``config`` in messages.
 
-    Raises ``UserError`` for unknown keys, contradictions with the recipe, batches that do not split, and any
-    ``"auto"`` that cannot be settled.
+    ``config`` is what ``ds_keys.read_keys`` gave. Raises ``UserError`` for contradictions with the recipe, batches
+    that do not split, and any ``"auto"`` that cannot be settled.
     """
     config = copy.deepcopy(config)
-    check_keys(config, label)
     drop_optimizer_and_scheduler(config, label, recipe)
     stage = _at(config, "zero_optimization.stage") or 0
     if stage not in (0, 1, 2, 3):

@@ -67,8 +67,9 @@ def plan(made: RunSpec, run: RunDir, attempt: int, **scripts: str) -> Plan:
     """The real files, and a script for each stage: ``prepare``, ``train`` and ``export``."""
     stages = {"prepare": "", "train": GOOD_TRAIN, "export": GOOD_EXPORT} | scripts
     env = {"GALLEY_ATTEMPT": str(attempt)}
+    placement = str(run.attempt(attempt).placement.relative_to(run.root))
     return Plan(
-        {"run.json": made.to_json()},
+        {placement: made.placement.model_dump_json(), "run.json": made.to_json()},
         tuple(
             Stage(name, (sys.executable, "-c", PRELUDE + textwrap.dedent(body), str(run.spec.absolute())), env)
             for name, body in stages.items()

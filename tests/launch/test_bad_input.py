@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["my.yaml"], "device: no GPU is visible here; say device=cpu ranks=1 to train on the CPU"),
         (["my.yaml", "ranks=4"], "device: no GPU is visible here; say device=cpu ranks=4 to train on the CPU"),
         (["my.yaml", "device=tpu"], "device: 'tpu' is neither cuda nor cpu; write device=cuda or device=cpu"),
-        (["my.yaml", "device=cpu", "ranks=0"], "ranks: '0' is not a whole number above 0; write ranks=1, ranks=2 …"),
+        (["my.yaml", "device=cpu", "ranks=0"], "ranks: '0' is not a whole number from 1; write ranks=1, ranks=2 …"),
         (["my.yaml", "device=cpu", "gpus=0"], "gpus: given as 0 with device=cpu; take one of the two out"),
         (["my.yaml", "nodes=2", *ON_CPU], "nodes: 2 nodes are not supported yet; train on one box: leave nodes out"),
         (["my.yaml", "cluster=x", *ON_CPU], "cluster: 'x': clusters are not supported yet; leave cluster out"),

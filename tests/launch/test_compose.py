@@ -10,6 +10,7 @@ from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import RunSpec
 from galley_launch import cli, commands, compose, plan, resume
+from galley_launch.recipe import Recipe
 
 ON_CPU = ["device=cpu", "ranks=2"]
 
@@ -41,7 +42,11 @@ def test_plan_prints_the_bytes_that_run_writes(here: Path, capsys: pytest.Captur
     assert cli.main(["plan", "my.yaml", *ON_CPU, "lr=1e-3"]) == 0
     out, err = capsys.readouterr()
     made = compose.compose("my.yaml", [*ON_CPU, "lr=1e-3"], imagine=False)
-    assert out.startswith("# runs/my/run.json\n" + made.spec.to_json() + "\n# prepare\n")
+    files = plan.make(made.spec, made.run, 1, None).files
+    written = "\n".join(f"# runs/my/{name}\n{text}" for name, text in files.items())
+    assert sorted(files) == ["attempts/0001/placement.json", "run.json"]
+    assert files["run.json"] == made.spec.to_json()
+    assert out.startswith(written + "\n# prepare\n")
     assert "micro_batch 2 x accumulation 4 x ranks 2" in err
     assert not (here / "runs").exists()
 
@@ -93,15 +98,23 @@ def test_data_that_was_not_prepared_must_be_there(here: Path) -> None:
         compose.compose("runs/my", [], imagine=False)
 
 
-def test_a_pinned_revision_is_kept(here: Path) -> None:
+def test_a_revision_that_is_taken_out_makes_another_task(here: Path) -> None:
     words = [*ON_CPU, "data.path=org/data"]
-    run = begun("my.yaml", words)
-    body = json.loads(run.spec.read_text())
-    body["task"]["data"]["revision"] = "abc123"
-    run.spec.write_text(json.dumps(body))
+    run = begun("my.yaml", [*words, "data.revision=abc123"])
+    assert compose.compose("runs/my", [], imagine=False).spec.task.data.revision == "abc123"
     again = compose.compose("my.yaml", words, imagine=False).spec
-    assert again.task.data.revision == "abc123"
-    resume.check(run, RunSpec.read(run.spec), again)
+    with pytest.raises(UserError, match=r"another task \(data\.revision: abc123 → None\)"):
+        resume.check(run, RunSpec.read(run.spec), again)
+
+
+def test_what_the_contract_refuses_is_said_of_what_it_is_about(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "a run").mkdir()
+    shutil.move(begun("my.yaml", ON_CPU).spec, here / "a run" / "run.json")
+    with pytest.raises(UserError, match=r"^name: 'a run': .*; use letters, digits, '\.', '_' and '-'$"):
+        compose.compose("./a run", [], imagine=False)
+    monkeypatch.setattr(Recipe, "samples_per_step", 32)
+    with pytest.raises(UserError, match=r"^recipe: the task wants 16 samples a step, the placement makes 32; change"):
+        compose.compose("my.yaml", ON_CPU, imagine=False)
 
 
 def test_init_from_takes_the_exported_model(here: Path) -> None:
@@ -137,6 +150,7 @@ def test_stages_reach_no_hub_but_prepare(here: Path) -> None:
         assert stage.env["GALLEY_ATTEMPT"] == "3"
         assert stage.env["DS_ACCELERATOR"] == "cpu"
         assert stage.env["CUDA_VISIBLE_DEVICES"] == ""
+        assert stage.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
         assert stage.argv[-1] == str(here / "runs/my/run.json")
     assert "--nproc-per-node 2" in train.shell()
 
@@ -159,3 +173,47 @@ def test_a_second_plan_names_the_second_attempt(here: Path, capsys: pytest.Captu
     begun("my.yaml", ON_CPU)
     assert commands.show_plan("my.yaml", ON_CPU) == 0
     assert "GALLEY_ATTEMPT=2" in capsys.readouterr().out
+
+
+def ended(run: RunDir, **words: object) -> None:
+    run.attempt(1).exit.write_text(json.dumps({"verdict": "done", "step": 9} | words))
+
+
+def test_a_plan_of_a_finished_run_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = begun("my.yaml", ON_CPU)
+    ended(run, exported=True)
+    assert cli.main(["plan", "my.yaml", *ON_CPU]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "galley: note: run my is finished: galley run would write and start nothing\n" in err
+    assert cli.main(["plan", "my.yaml", *ON_CPU, "steps=20"]) == 0
+    assert "GALLEY_ATTEMPT=2" in capsys.readouterr().out
+
+
+def test_a_plan_of_a_trained_run_is_its_export(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended(begun("my.yaml", ON_CPU))
+    assert cli.main(["plan", "my.yaml", *ON_CPU]) == 0
+    out, err = capsys.readouterr()
+    assert [line for line in out.splitlines() if line.startswith("# ")] == ["# runs/my/run.json", "# export"]
+    assert "GALLEY_ATTEMPT=1" in out
+    assert "run my is trained: galley run would only export it" in err
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_plan_is_refused_as_the_run_would_be(verb: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun("my.yaml", ON_CPU)
+    assert cli.main([verb, "my.yaml", *ON_CPU, "lr=1e-3"]) == 2
+    out, err = capsys.readouterr()
+    todo = "give name=NEW for another run, or remove this one: rm -r runs/my"
+    assert (out, err) == ("", f"galley: runs/my: trains another task (optimizer.lr: 0.0002 → 0.001); {todo}\n")
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_run_of_another_version_is_one_line(verb: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = begun("my.yaml", ON_CPU)
+    run.spec.write_text(run.spec.read_text().replace('"schema": 1', '"schema": 2'))
+    assert cli.main([verb, "my.yaml", *ON_CPU]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("galley: runs/my/run.json: cannot be read: ")
+    assert "it was written by another version" in err

@@ -87,6 +87,28 @@ def test_a_failed_export_is_all_that_runs_again(run: RunDir) -> None:
     assert len(run.attempts()) == 1
 
 
+def test_a_failed_export_can_move_to_another_device(run: RunDir) -> None:
+    first = fakes.spec(run.root)
+    on_gpu = first.model_copy(
+        update={"placement": first.placement.model_copy(update={"device": "cuda", "gpus": ["0"]})}
+    )
+    assert runner.start(on_gpu, run, fakes.make(on_gpu, run, export="sys.exit(1)")) == 1
+    body = "assert json.loads((run / 'run.json').read_text())['placement']['device'] == 'cpu'; " + fakes.GOOD_EXPORT
+    assert start(run, train="sys.exit(1)", export=body) == 0
+    assert json.loads(run.spec.read_text())["placement"]["device"] == "cpu"
+    assert json.loads(run.attempt(1).placement.read_text())["device"] == "cuda"
+    assert len(run.attempts()) == 1
+
+
+def test_a_run_of_another_version_is_left_alone(run: RunDir) -> None:
+    assert start(run) == 0
+    foreign = run.spec.read_text().replace('"schema": 1', '"schema": 2')
+    run.spec.write_text(foreign)
+    with pytest.raises(UserError, match="it was written by another version"):
+        start(run)
+    assert run.spec.read_text() == foreign
+
+
 def test_a_stopped_run_goes_on_in_a_new_attempt(run: RunDir) -> None:
     assert start(run, train="step(3); leave('stopped', 3, 'walltime')") == 0
     assert not resume.is_exported(run)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -91,6 +92,28 @@ def test_ranks_that_outlive_their_launcher_keep_the_run(run: RunDir) -> None:
         pass
 
 
+def test_one_who_only_looks_does_not_keep_a_run(run: RunDir) -> None:
+    looking = hold(run.lock, fcntl.LOCK_SH)
+    threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+    with locks.held(run):
+        assert locks.is_live(run)
+
+
+def test_a_run_that_may_only_be_read_is_seen_live(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(run.lock, fcntl.LOCK_EX)
+    real = os.open
+
+    def reader(path: Path, flags: int, *mode: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", reader)
+    assert runs.state(run).state == "live"
+    _held.clear()
+    assert not locks.is_live(run)
+
+
 def test_stop_leaves_the_request(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="is not running"):
         commands.stop("x", [])
@@ -115,7 +138,8 @@ def test_logs_of_one_rank(run: RunDir, capsys: pytest.CaptureFixture[str]) -> No
     [
         (["rank=7"], "rank: no log of rank 7 in attempt 1; choose from 0, 1"),
         (["attempt=2"], "attempt: 2 is not there; choose from 1 to 1"),
-        (["rank=-1"], "rank: '-1' is not a whole number from 0; write rank=0"),
+        (["rank=²"], "rank: '²' is not a whole number from 0; write rank=0, rank=1 …"),
+        (["rank=-1"], "rank: '-1' is not a whole number from 0; write rank=0, rank=1 …"),
     ],
 )
 def test_logs_that_are_not_there(run: RunDir, settings: list[str], message: str) -> None:

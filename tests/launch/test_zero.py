@@ -14,6 +14,7 @@ from launch.test_recipe import LEAST
 
 from galley.errors import UserError
 from galley_launch import assets, rules, zero
+from galley_launch.ds_keys import read_keys
 from galley_launch.facts import Facts
 from galley_launch.recipe import build, override
 from launch import deepspeed_keys
@@ -65,6 +66,7 @@ HUGGING_FACE: dict[str, Any] = {
 
 def finish(config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS) -> Any:
     recipe = build(override(LEAST, words), "x.yaml")
+    config = read_keys(config, "x.json")
     rules.check(rules.Case(recipe, device, config))
     return zero.complete(config, "x.json", recipe, device, ranks, known)
 
@@ -159,6 +161,18 @@ def test_a_real_users_json_is_completed() -> None:
         ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "not implemented for the CPU"),
         ({"tensor_parallel": {"autotp_size": 2}}, "tensor parallelism is not supported yet"),
         ({"sequence_parallel_size": 2}, "sequence parallelism is not supported yet"),
+        ({"tensor_parallel": {"autotp_size": "two"}}, "tensor parallelism is not supported yet"),
+        ({"bfloat16": {"enabled": False}}, "bf16.enabled false, but model.dtype bfloat16 makes it true"),
+        ({"bf16": {"enabled": "auto"}, "bfloat16": {"enabled": True}}, "are two names of one block; keep bf16"),
+        ({"bfloat16": {"bf16_master_weights_and_grads": True}}, "bf16 master weights lose small updates"),
+        ({"gradient_allreduce_op": "SUM"}, "scaled for gradients that are averaged over the ranks; take"),
+        ({"managed_gradient_accumulation": False}, "where a step's last micro-batch is; take"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "hpZ) is not supported yet"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "second optimizer"),
+        ({"zero_optimization": {"stage": 2, "zenflow": {}}}, "ZenFlow steps most parameters with old gradients"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "nothing is clipped, and none is logged"),
+        ({"optimizer": {"params": [1]}}, "optimizer: params [1] is not an object; its keys: lr, betas"),
+        ({"scheduler": {"params": 3}}, "scheduler: params 3 is not an object; its keys: "),
     ],
 )
 def test_a_contradiction_or_a_typo_is_one_line(change: dict[str, Any], message: str) -> None:
@@ -173,6 +187,10 @@ def test_a_contradiction_or_a_typo_is_one_line(change: dict[str, Any], message: 
         ({"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 9, "cos_min_ratio": 0}}}, ["steps=9"]),
         ({"gradient_clipping": 0}, ["clip=0"]),
         ({"bf16": {"enabled": False}}, ["dtype=float32"]),
+        ({"bfloat16": {"enabled": False}}, ["dtype=float32"]),
+        ({"bf16": "auto", "fp16": None, "optimizer": "auto", "scheduler": {"params": "auto"}}, []),
+        ({"bfloat16": {"enabled": True}, "bf16": {"enabled": True}, "gradient_allreduce_op": "mean"}, []),
+        ({"managed_gradient_accumulation": True, "tensor_parallel": {"autotp_size": 1}}, []),
     ],
 )
 def test_what_agrees_with_the_recipe_is_fine(change: dict[str, Any], words: list[str]) -> None:
@@ -180,6 +198,28 @@ def test_what_agrees_with_the_recipe_is_fine(change: dict[str, Any], words: list
     assert done["zero_optimization"] == {"stage": 2}
     assert "optimizer" not in done
     assert "scheduler" not in done
+    assert "bfloat16" not in done
+    assert done.get("bf16") == (None if "dtype=float32" in words else {"enabled": True})
+
+
+@pytest.mark.parametrize("block", [{"ratio": 1.0}, {"device": "cpu", "ratio": 1}])
+def test_offloading_the_whole_optimizer_is_fine(block: dict[str, Any]) -> None:
+    words = {"zero_hpz_partition_size": 1, "compute_grad_norm": True, "elastic_checkpoint": False, "zenflow": None}
+    done = finish({"zero_optimization": {"stage": 3, "offload_optimizer": block} | words})
+    assert done["zero_optimization"]["offload_optimizer"] == block
+
+
+@pytest.mark.parametrize("kind", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_takes_packed_documents_one_row_at_a_time_in_bfloat16(kind: str) -> None:
+    words = [f"attention={kind}", "packing=true"]
+    line = refusal(preset("zero2"), *words, "micro_batch=2", device="cuda")
+    assert "only at micro_batch 1: they would see each other; use micro_batch=1 (a packed sample is full" in line
+    assert "or model.attention=sdpa" in line
+    line = refusal(preset("zero2"), *words, "dtype=float32", device="cuda")
+    assert line.endswith("does not compute in float32; use model.dtype=bfloat16, or model.attention=sdpa")
+    for more in (["micro_batch=1"], ["micro_batch=2", "packing=false"], ["micro_batch=2", "attention=sdpa"]):
+        settled = [word for word in words if word.partition("=")[0] not in "".join(more)]
+        assert finish(preset("zero2"), *settled, *more, device="cuda")
 
 
 @pytest.mark.parametrize(
