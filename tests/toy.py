@@ -12,6 +12,7 @@ import numpy as np
 from galley.data import DTYPES, Manifest, ModelFacts, SplitFacts
 from galley.rundir import RunDir
 from galley.spec import RunSpec
+from galley.weights import fingerprint
 
 VOCAB = 256
 
@@ -112,7 +113,7 @@ def write_data(
 ) -> None:
     config = json.loads((model / "config.json").read_text())
     facts = ModelFacts(
-        path=str(model), source=str(model), fingerprint="toy", parameters=count_parameters(model),
+        path=str(model), source=str(model), fingerprint=fingerprint(model), parameters=count_parameters(model),
         vocab=config["vocab_size"], hidden_size=config["hidden_size"], layers=config["num_hidden_layers"],
     )  # fmt: skip
     manifest = Manifest(

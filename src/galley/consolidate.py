@@ -13,8 +13,8 @@ from transformers import AutoConfig
 
 from galley.checkpoint import Reader
 from galley.model import DTYPES, load_plain, parameter_names, stored_as_named
-from galley.sharded import weight_files
 from galley.spec import Model
+from galley.weights import weight_files
 
 
 def write_full(folder: str, model: Model, reader: Reader, out: Path) -> None:
@@ -50,7 +50,7 @@ def _write_through_model(folder: str, model: Model, reader: Reader, out: Path) -
 
 def _copy_index(folder: Path, out: Path) -> None:
     index = folder / "model.safetensors.index.json"
-    if index.exists():
+    if index.exists() and not (out / "model.safetensors").exists():
         content = json.loads(index.read_text(encoding="utf-8"))
         content["metadata"] = {"total_size": sum(path.stat().st_size for path in out.glob("*.safetensors"))}
         (out / index.name).write_text(json.dumps(content, indent=2), encoding="utf-8")

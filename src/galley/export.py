@@ -19,10 +19,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
-from galley import card, checkpoint, consolidate, evaluate, model
+from galley import card, checkpoint, consolidate, evaluate, model, prepare
 from galley.batches import Batch
 from galley.checkpoint import Reader
-from galley.data import Manifest, read_manifest, tokenizer_folder
+from galley.data import Manifest, tokenizer_folder
 from galley.errors import UserError
 from galley.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, write_atomic
 from galley.spec import RunSpec
@@ -198,7 +198,7 @@ def work(spec: RunSpec, run: RunDir, _: Attempt) -> None:
     print(f"exporting step {chosen.step}", flush=True)
     building = run.root / ".export.building"
     shutil.rmtree(building, ignore_errors=True)
-    exporter = Exporter(spec, run, read_manifest(run), chosen, building)
+    exporter = Exporter(spec, run, prepare.model_folder(spec, run), chosen, building)
     exporter.build()
     facts = {"step": chosen.step, "method": spec.task.method.kind, "checks": [asdict(each) for each in exporter.checks]}
     write_atomic(building / "export.json", json.dumps(facts, indent=1))

@@ -13,6 +13,7 @@ from galley import sharded
 from galley.data import Manifest
 from galley.errors import UserError
 from galley.spec import Method, Model, RunSpec
+from galley.weights import weight_files
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -89,7 +90,7 @@ def parameter_names(folder: str, model: Model) -> dict[str, str]:
 
 def stored_as_named(folder: str, model: Model) -> bool:
     """Whether the files of ``folder`` hold every parameter under the model's own name."""
-    files = sharded.weight_files(folder)
+    files = weight_files(folder)
     return set(parameter_names(folder, model).values()) <= set(files)
 
 

@@ -7,7 +7,6 @@ no collective, and one slice of private memory at a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,16 +18,7 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from transformers.initialization import no_init_weights
 
-
-def weight_files(folder: str) -> dict[str, Path]:
-    """Tensor name to the safetensors file that holds it."""
-    root = Path(folder)
-    index = root / "model.safetensors.index.json"
-    if index.exists():
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {name: root / file for name, file in weight_map.items()}
-    with safe_open(root / "model.safetensors", "pt") as file:
-        return dict.fromkeys(file.keys(), root / "model.safetensors")
+from galley.weights import weight_files
 
 
 def load(folder: str, build: Callable[[], Any], config: dict[str, Any]) -> Any:

@@ -107,10 +107,23 @@ def test_steps_to_choose_from(tmp_path: Path, llama: Path, ranks: Ranks, train: 
 
 
 def test_an_export_that_differs_is_not_claimed(tmp_path: Path, llama: Path, ranks: Ranks, train: Train) -> None:
-    """The base is swapped between training and export: what would be exported is not what was trained."""
+    """As if training had computed something else than what its checkpoint says."""
+    from safetensors.torch import load_file, save_file
+
+    run = trained_run(tmp_path, llama, train, method="lora")
+    path = run.checkpoints()[-1].root / "probes.safetensors"
+    probes = load_file(path)
+    probes["logits"] = probes["logits"].roll(1, dims=-1)
+    save_file(probes, path)
+    assert export(ranks, run) == 2
+    assert "does not compute what was trained" in run.attempt(1).errors()[0]["message"]
+    assert not run.export.exists()
+
+
+def test_an_export_onto_another_base_is_refused(tmp_path: Path, llama: Path, ranks: Ranks, train: Train) -> None:
     model = shutil.copytree(llama, tmp_path / "model")
     run = trained_run(tmp_path / "run", model, train, method="lora")
     toy.make_model(model, seed=1, tie_word_embeddings=True)
     assert export(ranks, run) == 2
-    assert "does not compute what was trained" in run.attempt(1).errors()[0]["message"]
+    assert "changed since the run began" in run.attempt(1).errors()[0]["message"]
     assert not run.export.exists()
