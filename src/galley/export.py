@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import galley.quiet  # noqa: F401  # isort: skip
 import json
 import os
 import shutil

@@ -103,9 +103,11 @@ def attach_adapter(base: Any, method: Method, manifest: Manifest) -> Any:
         lora_dropout=method.dropout,
         target_modules=method.targets if isinstance(method.targets, str) else list(method.targets),
         trainable_token_indices=_added_rows(base, manifest.model.added_token_ids),
-        base_model_name_or_path=manifest.model.source,
     )
-    return get_peft_model(base, config, autocast_adapter_dtype=False)
+    wrapped = get_peft_model(base, config, autocast_adapter_dtype=False)
+    # For whoever loads the adapter, the model as the user named it; set beforehand, peft warns of another.
+    config.base_model_name_or_path = manifest.model.source
+    return wrapped
 
 
 def _added_rows(base: Any, ids: list[int]) -> dict[str, list[int]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import galley.quiet  # noqa: F401  # isort: skip
 import json
 import math
 import os
@@ -36,6 +37,7 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     torch.manual_seed(spec.task.seed)
     made = engine.build(model.load(spec, manifest, world.device), spec)
     loop = Loop(spec, run, attempt, world, manifest, made)
+    loop.introduce()
     verdict, reason = loop.run_to_end()
     if world.is_first:
         ending = {"verdict": verdict, "reason": reason, "step": loop.state.step, "steps": loop.order.steps}
@@ -76,6 +78,15 @@ class Loop:
             self.recorder.close()
         stopped = reason not in (None, EARLY)
         return ("stopped" if stopped else "done"), reason or "finished"
+
+    def introduce(self) -> None:
+        """Say what will learn, and how long."""
+        learning = sum(getattr(p, "ds_numel", p.numel()) for p in model.trained(self.engine.module).values())
+        share = learning / max(self.manifest.model.parameters, 1)
+        self._say(
+            f"{learning / 1e6:.2f}M weights learn ({share:.1%} of the model's), in {self.order.steps} steps of "
+            f"{self.order.per_step} samples; {self.manifest.train.samples} samples are an epoch"
+        )
 
     def _resume(self) -> None:
         standing = self.run.checkpoints()
