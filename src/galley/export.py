@@ -140,6 +140,8 @@ class Exporter:
     def _write_merged(self, base: Any, target: Path) -> None:
         wrapped = self._attach(base)
         self.unmerged = self._logits(wrapped)
+        for parameter in model.trained(wrapped).values():
+            parameter.data = parameter.data.float()  # so that the sum is rounded once, not its parts
         merged = wrapped.merge_and_unload()
         merged.to(self.dtype).save_pretrained(str(target), max_shard_size="4GB")
 
