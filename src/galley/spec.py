@@ -10,8 +10,6 @@ change from one attempt to the next.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -137,7 +135,8 @@ class Duration(Part):
     """How long to train. Exactly one of epochs, steps and tokens."""
 
     epochs: Annotated[float, Field(gt=0)] | None = None
-    """Passes over the training split; the last step takes what is left."""
+    """Passes over the training split; the last step takes what is left. (Extended later, the run goes on with the next
+    whole step: of the first epoch's last, short batch, what was missing stays missing.)"""
     steps: Positive | None = None
     """Optimizer steps."""
     tokens: Positive | None = None
@@ -178,12 +177,6 @@ class Task(Part):
     def samples_per_step(self) -> int:
         """Samples in the global batch of one step."""
         return self.batch.samples or (self.batch.tokens or 0) // self.data.max_length
-
-    @property
-    def hash(self) -> str:
-        """Twelve hex digits over everything but the duration, which may be extended."""
-        body = self.model_dump(mode="json", exclude={"duration"})
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Cadence(Part):
