@@ -30,6 +30,7 @@ COLUMNS = ("method", "contestant", "useful tokens/s", "of TRL's best", "first st
            "anonymous", "steady steps")  # fmt: skip
 NAMES = {
     "galley": "Galley",
+    "galley-split": "Galley, one at a time",
     "trl-packed": "TRL, packed",
     "trl-split": "TRL, packed, one at a time",
     "trl-unpadded": "TRL, padding-free",
@@ -69,7 +70,9 @@ def environment(work: Path, given: argparse.Namespace) -> dict[str, str]:
     return env | ({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if given.device == "cpu" else {})
 
 
-def galley(method: str, steps: int, work: Path, file: Path, given: argparse.Namespace) -> tuple[list[str], Path]:
+def galley(
+    who: str, method: str, steps: int, work: Path, file: Path, given: argparse.Namespace
+) -> tuple[list[str], Path]:
     """Command, and the file that gets a line a step."""
     settings = {
         "name": method,
@@ -80,6 +83,7 @@ def galley(method: str, steps: int, work: Path, file: Path, given: argparse.Name
         "ranks": str(given.ranks),
         **({"device": "cpu"} if given.device == "cpu" else {}),
         "batch.samples": str(4 * given.ranks),
+        "micro_batch": "1" if who == "galley-split" else "4",
     }
     recipe = HERE / "recipes" / f"{method}.yaml"
     words = [f"{key}={value}" for key, value in settings.items()]
@@ -99,8 +103,8 @@ def trl(who: str, method: str, steps: int, work: Path, file: Path, given: argpar
 def contest(who: str, method: str, steps: int, file: Path, given: argparse.Namespace) -> watch.Watched:
     """Run one contestant in a directory of its own, from cold data caches."""
     work = Path(tempfile.mkdtemp(prefix=f"galley-bench-{who}-"))
-    if who == "galley":
-        command, log = galley(method, steps, work, file, given)
+    if who.startswith("galley"):
+        command, log = galley(who, method, steps, work, file, given)
     else:
         command, log = trl(who, method, steps, work, file, given)
     output = given.out / f"{who}-{method}.log"
@@ -177,7 +181,7 @@ def _line(result: dict[str, Any], results: list[dict[str, Any]]) -> str:
 def contestants(given: argparse.Namespace) -> list[str]:
     """Who takes part."""
     asked = [name for name in given.contestants.split(",") if name]
-    return [name for name in asked if name == "galley" or given.trl_python]
+    return [name for name in asked if name.startswith("galley") or given.trl_python]
 
 
 def main() -> None:
