@@ -63,18 +63,17 @@ class Writer:
         Raises ``UserError`` on every rank when any rank could not write: the previous checkpoint is intact.
         """
         checkpoint = self.run.checkpoint(state.step)
-        problem = self._attempt(self._make_room, checkpoint) if self.world.is_first else None
-        if problem := self._first_problem(problem):
-            raise self._failed(checkpoint, problem)
-        problem = self._attempt(self._write_rank_file, checkpoint)
-        if problem := self._first_problem(problem):
-            raise self._failed(checkpoint, problem)
-        problem = self._attempt(self._publish, checkpoint, state) if self.world.is_first else None
-        if problem := self._first_problem(problem):
-            raise self._failed(checkpoint, problem)
+        first = self.world.is_first
+        self._agreed(checkpoint, self._attempt(self._make_room, checkpoint) if first else None)
+        self._agreed(checkpoint, self._attempt(self._write_rank_file, checkpoint))
+        self._agreed(checkpoint, self._attempt(self._publish, checkpoint, state) if first else None)
+        self.tidy()
+        return checkpoint
+
+    def tidy(self) -> None:
+        """Prune on rank 0; what cannot be deleted is said, and costs nothing but room."""
         if self.world.is_first and (problem := self._attempt(self.prune)):
             print(f"could not delete old checkpoints: {problem}", flush=True)
-        return checkpoint
 
     def amend(self, state: State) -> None:
         """Bring a checkpoint that stands up to date: its held-out loss may have been measured since."""
@@ -92,8 +91,11 @@ class Writer:
             return "the disk is full" if full else f"{type(error).__name__}: {error}"
         return None
 
-    def _first_problem(self, problem: str | None) -> str | None:
-        return next((each for each in self.world.gather(problem) if each), None)
+    def _agreed(self, checkpoint: Checkpoint, problem: str | None) -> None:
+        """Go on together, or fail together where any rank has a problem (collective)."""
+        problems = [each for each in self.world.gather(problem) if each]
+        if problems:
+            raise self._failed(checkpoint, problems[0])
 
     def _failed(self, checkpoint: Checkpoint, problem: str) -> UserError:
         if self.world.is_first and not checkpoint.verifies():

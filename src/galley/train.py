@@ -72,8 +72,7 @@ class Loop:
         self.recorder = self._recorder()
         reason = self._steps()
         self._save()
-        if self.world.is_first:
-            self.writer.prune()  # a kill may have come between an earlier save and its pruning
+        self.writer.tidy()  # a kill may have come between an earlier save and its pruning
         if self.recorder:
             self.recorder.close()
         stopped = reason not in (None, EARLY)
@@ -110,10 +109,10 @@ class Loop:
             last = self.state.step >= self.order.steps
             if self._evaluation_due(last) and (reason := self._evaluate()):
                 return reason
-            if last:
-                return None
             if self._patience_is_over():
                 return EARLY
+            if last:
+                return None
             if self.cadence.save_every and self.state.step % self.cadence.save_every == 0:
                 self._save()
             if reason := self._step(self.state.step + 1):
@@ -194,7 +193,7 @@ class Loop:
         self.recorder.step(row)
 
     def _evaluate(self) -> str | None:
-        """Measure the held-out loss, and save where it is the best yet; returns a reason to end, if there is one."""
+        """Measure the held-out loss, and save where it is the best yet; returns why it could not, if a stop came."""
         assert self.held_out is not None
         measured = evaluate.held_out_loss(
             self.engine, self.held_out, self.manifest.packed, self.spec.placement, self.world, self._stop_agreed
@@ -212,7 +211,7 @@ class Loop:
             self.recorder.evaluation(state.step, loss, tokens, better)
         if better:
             self._save()
-        return EARLY if self._patience_is_over() else None
+        return None
 
     def _patience_is_over(self) -> bool:
         patience = self.spec.task.duration.patience
