@@ -42,6 +42,18 @@ def test_the_data_plane_never_names_the_control_plane(path: Path) -> None:
     assert not [module for module in imports(path) if module.partition(".")[0] == "galley_launch"]
 
 
+@pytest.mark.parametrize("path", sorted((LAUNCH / "job").glob("*.py")), ids=lambda path: path.stem)
+def test_what_runs_inside_a_job_needs_the_standard_library_only(path: Path) -> None:
+    """A compute node's own Python may be old and bare; the grammar is Python 3.9's."""
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+    for module in imports(path):
+        assert (
+            module.partition(".")[0] in sys.stdlib_module_names
+            or module == "galley.rundir"
+            or module.startswith("galley_launch.job")
+        ), module
+
+
 @pytest.mark.parametrize("name", ["spec", "rundir", "errors"])
 def test_the_contract_is_light(name: str) -> None:
     allowed = {"pydantic", "galley"} if name == "spec" else {"galley"}

@@ -67,8 +67,33 @@ class Attempt:
 
     @property
     def exit(self) -> Path:
-        """What happened: ``{"verdict": done|stopped|failed, "reason", "step", "message", "status"}``."""
+        """What happened: ``{"verdict": done|stopped|failed|lost, "reason", "step", "message", "status"}``.
+
+        In a job also ``kind`` (of failure) and ``again`` (whether another attempt follows).
+        """
         return self.root / "exit.json"
+
+    @property
+    def job(self) -> Path:
+        """In a job: ``{"job", "restart", "nodes", "head", "port", "started", "gpus", "successor"}``."""
+        return self.root / "job.json"
+
+    @property
+    def preflight(self) -> Path:
+        """In a job: ``NODE.json`` for each node, what was checked there before training."""
+        return self.root / "preflight"
+
+    @property
+    def heartbeats(self) -> Path:
+        """In a job: ``rank-N.json``, where each rank was last: ``{"rank", "pid", "host", "phase", "step", "time"}``."""
+        return self.root / "heartbeats"
+
+    def is_superseded(self) -> bool:
+        """Whether a later attempt has begun: from then on this one writes nothing that another reads.
+
+        After a network cut Slurm starts the next attempt while ranks of this one may still run.
+        """
+        return any(name.isdigit() and int(name) > self.number for name in os.listdir(self.root.parent))
 
     @property
     def logs(self) -> Path:
@@ -80,7 +105,7 @@ class Attempt:
         return self.logs / f"{name}.log"
 
     def error(self, who: str) -> Path:
-        """Why a stage or a rank failed: ``{"who", "status", "message", "time"}``."""
+        """Why a stage or a rank failed: ``{"who", "status", "message", "time", "host"}``."""
         return self.root / "errors" / f"{who}.json"
 
     def request_stop(self, reason: str) -> None:
@@ -168,6 +193,49 @@ class RunDir:
     def ranks_lock(self) -> Path:
         """Locked (flock, shared) by every rank: ranks that outlive their launcher still hold the run."""
         return self.root / ".ranks.lock"
+
+    @property
+    def code(self) -> Path:
+        """What a job runs, as it was when the run was submitted."""
+        return self.root / "code"
+
+    @property
+    def cluster(self) -> Path:
+        """The cluster that the run was submitted to; no file: it runs on one box."""
+        return self.root / "cluster.json"
+
+    @property
+    def jobs(self) -> Path:
+        """Job scripts, and ``logs/`` of jobs that ended before their attempt began."""
+        return self.root / "jobs"
+
+    @property
+    def submitted(self) -> Path:
+        """Every job of the run, a JSON object a line: ``{"job", "stage", "time"}``."""
+        return self.jobs / "submitted.jsonl"
+
+    @property
+    def end(self) -> Path:
+        """Whoever writes this file ends the run: no attempt follows. ``{"reason": stop|cancel, "time"}``."""
+        return self.root / "ctl" / "end"
+
+    @property
+    def excluded(self) -> Path:
+        """Nodes that the next jobs avoid: ``{node: {"until", "why"}}``."""
+        return self.root / "excluded.json"
+
+    def begin_attempt(self) -> Attempt:
+        """Make the directory of the next attempt, which ends every earlier one's right to write."""
+        (self.root / "attempts").mkdir(parents=True, exist_ok=True)
+        while True:
+            attempts = self.attempts()
+            attempt = self.attempt(attempts[-1].number + 1 if attempts else 1)
+            try:
+                attempt.root.mkdir()
+            except FileExistsError:
+                continue  # another job was quicker
+            fsync_path(attempt.root.parent)
+            return attempt
 
     def checkpoint(self, step: int) -> Checkpoint:
         """The checkpoint of ``step``, whether or not it exists."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import time
 import traceback
@@ -30,7 +31,8 @@ def record_error(attempt: Attempt, who: str, status: int, message: str) -> None:
     """Leave why ``who`` (a stage, or ``rank-N``) failed where the launcher looks for it."""
     path = attempt.error(who)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps({"who": who, "status": status, "message": message, "time": time.time()}))
+    body = {"who": who, "status": status, "message": message, "time": time.time(), "host": platform.node()}
+    write_atomic(path, json.dumps(body))
 
 
 def run_stage(who: str, work: Work, argv: list[str]) -> int:
