@@ -93,7 +93,7 @@ class Attempt:
 
         After a network cut Slurm starts the next attempt while ranks of this one may still run.
         """
-        return any(name.isdigit() and int(name) > self.number for name in os.listdir(self.root.parent))
+        return any(each.name.isdigit() and int(each.name) > self.number for each in self.root.parent.iterdir())
 
     @property
     def logs(self) -> Path:
