@@ -1,0 +1,227 @@
+"""Talking to Slurm: ask about jobs, partitions and nodes; submit, change, signal and cancel jobs.
+
+Runs on login nodes and inside jobs. Every call has a time-out, an environment of its own, and times in UTC.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from galley_launch.job.slurm_parse import (
+    SACCT_FIELDS,
+    SINFO_FIELDS,
+    SQUEUE_FIELDS,
+    Job,
+    Partition,
+    SlurmError,
+    hostnames,
+    id_from_sbatch,
+    jobs_from_sacct,
+    jobs_from_squeue,
+    partitions_from_sinfo,
+    start_from_test,
+    states_from_sinfo,
+)
+
+__all__ = ["Job", "Partition", "SlurmError", "hostnames"]  # the rest of this module is public without saying so
+
+_ASK_S = 10.0
+# sbatch itself tries again while the controller restarts.
+_CHANGE_S = 60.0
+
+# What a job or a launcher around us sets, and what a user's shell sets to change the commands' output.
+_FOREIGN = re.compile(
+    r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCONTROL|SCANCEL|SPRIO|MASTER|PMI\w*?|OMPI|TORCHELASTIC)_\w*"
+    r"|(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|ROLE_NAME|PMI\w*"
+)
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|\bAUTH\b", re.IGNORECASE)
+_KEPT = re.compile(r"HOME|USER|LOGNAME|SHELL|LANG|LC_\w+|PATH|TERM|SLURM_CONF|XDG_\w+|TZ")
+
+
+def environment() -> dict[str, str]:
+    """The environment of every command: this process's, without jobs' and launchers' variables and without secrets."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or not (_FOREIGN.fullmatch(name) or _SECRET.search(name))
+    }
+    return {**kept, "TZ": "UTC"}
+
+
+def submit_environment() -> dict[str, str]:
+    """The environment of sbatch, which hands it to the job: who and where the user is, and nothing else."""
+    return {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name) and not _SECRET.search(name)}
+
+
+def _complaint(command: str, stderr: str, status: int) -> str:
+    """What a command said, in one line: its lines about errors if it has such, without the prefixes."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"error|fatal|failure|unrecognized|denied|disabled", line, re.I)]
+    said = [re.sub(rf"^(\S*{command}: )?(error: |fatal: )?", "", line) for line in errors or lines]
+    return f"{command}: {'; '.join(dict.fromkeys(said))[:500] or f'exit status {status}'}"
+
+
+def _run(
+    command: Sequence[str], environ: Mapping[str, str], timeout: float = _ASK_S
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            env=environ,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+    except FileNotFoundError:
+        raise SlurmError(f"{command[0]}: no such command here") from None
+    except OSError as error:
+        raise SlurmError(f"{command[0]}: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]}: no answer from Slurm within {timeout:g} s") from None
+
+
+def _ask(command: Sequence[str], timeout: float = _ASK_S) -> str:
+    done = _run(command, environment(), timeout)
+    if done.returncode:
+        raise SlurmError(_complaint(command[0], done.stderr, done.returncode))
+    return done.stdout
+
+
+def _queue(ids: Sequence[str]) -> dict[str, Job]:
+    """What the controller still knows: jobs that wait or run, and those that ended a few minutes ago (MinJobAge)."""
+    # ":|" sets no width, so nothing is cut, and ends the column with "|".
+    fields = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
+    done = _run(["squeue", "-h", "-a", "-t", "all", "-j", ",".join(ids), "-O", fields], environment())
+    # One unknown id among several is passed over in silence; alone it is an error.
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise SlurmError(_complaint("squeue", done.stderr, done.returncode))
+    return jobs_from_squeue(done.stdout)
+
+
+def _accounted(ids: Sequence[str]) -> dict[str, Job]:
+    """What accounting knows; nothing where a site has none."""
+    command = ["sacct", "-n", "-X", "--parsable2", "-j", ",".join(ids), "-o", ",".join(SACCT_FIELDS)]
+    try:
+        text = _ask(command)
+    except SlurmError as error:
+        if re.search(r"storage is disabled|no such command", str(error)):
+            return {}
+        raise
+    return jobs_from_sacct(text)
+
+
+def jobs(ids: Sequence[str]) -> dict[str, Job]:
+    """The jobs that Slurm knows, by id: one call of squeue, and one of sacct for those that squeue has forgotten.
+
+    Raises:
+        SlurmError: no answer within 10 seconds, or a refusal. That says nothing about the jobs.
+    """
+    wanted = list(dict.fromkeys(ids))
+    if not wanted:
+        return {}
+    found = _queue(wanted)
+    missing = [each for each in wanted if each not in found]
+    if missing:
+        found.update(_accounted(missing))
+    return {each: found[each] for each in wanted if each in found}
+
+
+def job(job_id: str) -> Job | None:
+    """The job, or None where neither the controller nor accounting knows it. Raises SlurmError as :func:`jobs` does."""
+    return jobs([job_id]).get(job_id)
+
+
+def now_left(job: Job, now: float | None = None) -> float | None:
+    """Seconds until a running job's limit ends it, from 0 up; None: it does not run, or has no limit."""
+    if job.state != "RUNNING" or job.end is None:
+        return None
+    return max(0.0, job.end - (time.time() if now is None else now))
+
+
+def submit(script: Path, options: Sequence[str] = (), arguments: Sequence[str] = ()) -> str:
+    """Submit ``script`` and return the job's id.
+
+    Raises:
+        SlurmError: refused; or no answer within 60 seconds, after which the job may or may not be there.
+    """
+    command = ["sbatch", "--parsable", *options, str(script), *arguments]
+    done = _run(command, submit_environment(), _CHANGE_S)
+    job_id = id_from_sbatch(done.stdout)
+    if done.returncode or not job_id:
+        raise SlurmError(_complaint("sbatch", done.stderr or done.stdout, done.returncode))
+    return job_id
+
+
+def test_only(script: Path, options: Sequence[str] = ()) -> float | None:  # noqa: PT028 - not a test
+    """Have Slurm check ``script`` without submitting it: when it would start (seconds since the epoch; None: unsaid).
+
+    Raises:
+        SlurmError: Slurm would refuse it, with Slurm's reason.
+    """
+    done = _run(["sbatch", "--test-only", *options, str(script)], {**submit_environment(), "TZ": "UTC"}, _CHANGE_S)
+    if done.returncode:
+        raise SlurmError(_complaint("sbatch", done.stderr, done.returncode))
+    return start_from_test(done.stderr + done.stdout)
+
+
+def _scancel(options: Sequence[str], ids: Sequence[str]) -> None:
+    done = _run(["scancel", *options, *ids], environment(), _CHANGE_S)
+    lines = [line for line in done.stderr.splitlines() if "error" in line]
+    # A job that has ended, or that nobody knows any more, is as cancelled as can be.
+    bad = [line for line in lines if not re.search(r"Invalid job id|already complet", line)]
+    if bad or (done.returncode and not lines):
+        raise SlurmError(_complaint("scancel", "\n".join(bad) or done.stderr, done.returncode))
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """Cancel jobs: waiting ones vanish, running ones get TERM and, after the site's KillWait, KILL.
+
+    Raises:
+        SlurmError: refused (another user's job), or no answer. Jobs that are over already are no error.
+    """
+    if ids:
+        _scancel(("--quiet",), ids)
+
+
+def signal(job_id: str, name: str, batch: bool) -> None:
+    """Send signal ``name`` (``USR1``) to the batch script's shell only, or else to the tasks of every step.
+
+    Raises:
+        SlurmError: refused, or no answer. A job that is over is no error.
+    """
+    _scancel((f"--signal={name}", *(("--batch",) if batch else ())), (job_id,))
+
+
+def update(job_id: str, **fields: str) -> None:
+    """Change a job: ``update("7", TimeLimit="60", ExcNodeList="node3")``. Raises SlurmError where Slurm refuses."""
+    _ask(["scontrol", "update", f"JobId={job_id}", *(f"{name}={value}" for name, value in fields.items())], _CHANGE_S)
+
+
+def partitions() -> list[Partition]:
+    """The partitions that this user can see, in Slurm's order. Raises SlurmError where there is no answer."""
+    return partitions_from_sinfo(_ask(["sinfo", "-h", "-e", "-o", "|".join(SINFO_FIELDS)]))
+
+
+def node_states(nodes: Sequence[str]) -> dict[str, str]:
+    """States of the nodes that exist: ``IDLE``, ``MIXED``, ``DRAINED``, ``DOWN*`` (does not answer), ..."""
+    if not nodes:
+        return {}
+    return states_from_sinfo(_ask(["sinfo", "-h", "-a", "-N", "-n", ",".join(nodes), "-o", "%N|%T"]))
+
+
+def version() -> tuple[int, int] | None:
+    """Slurm's version here, (22, 5); None: no Slurm, or it does not say."""
+    try:
+        text = _ask(["sinfo", "--version"])
+    except SlurmError:
+        return None
+    found = re.search(r"^slurm\S*\s+(\d+)\.(\d+)", text, re.MULTILINE)
+    return (int(found.group(1)), int(found.group(2))) if found else None

@@ -1,0 +1,289 @@
+"""What Slurm's commands print, as values. Pure functions of text; written after Slurm 22.05 to 25.11.
+
+Only formats that Galley itself asks for are read (columns between ``|``, free text last), never ``--json``: its keys
+change between versions, and its plugin is not installed everywhere. A site's own notices between the lines are skipped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+_OVER = frozenset(
+    (
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+        *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+    )
+)
+_NOTHING = frozenset(("", "(null)", "n/a", "none", "none assigned", "unknown", "invalid"))
+
+SQUEUE_FIELDS = (
+    *("JobID", "State", "NodeList", "StartTime", "EndTime", "TimeLimit", "exit_code", "Dependency"),
+    *("RestartCnt", "PreemptTime", "Requeue", "Reason", "Name"),
+)
+"""Columns of ``squeue -O``; the name last, as it may hold anything."""
+SACCT_FIELDS = ("JobIDRaw", "State", "NodeList", "Start", "End", "Timelimit", "ExitCode", "Reason", "JobName")
+"""Columns of ``sacct --parsable2``. ``Restarts`` is newer than 23.11; older ones refuse the whole call for it."""
+_SACCT_AS_SQUEUE = (*SQUEUE_FIELDS[:7], "Reason", "Name")
+SINFO_FIELDS = ("%P", "%a", "%l", "%D", "%T", "%c", "%m", "%G", "%f")
+"""Columns of ``sinfo -o``: partition, state, limit, nodes, their state, CPUs, memory, devices, features."""
+
+
+class SlurmError(Exception):
+    """A Slurm command refused or could not be reached: its own message in one line."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as Slurm sees it. Times are seconds since the epoch."""
+
+    id: str
+    name: str
+    state: str
+    """``PENDING``, ``RUNNING``, ``COMPLETED``, ...: Slurm's long name, without ``by UID``."""
+    reason: str
+    """Why it waits or why it ended; "" where Slurm says ``None``."""
+    nodes: tuple[str, ...]
+    start: float | None
+    """When it began; while it waits, when Slurm expects it to."""
+    end: float | None
+    """When it ended; while it runs, when its limit ends it."""
+    limit_s: int | None
+    """None: unlimited, or the partition's own."""
+    restarts: int
+    """Times that it was requeued; 0 where only accounting still knows the job."""
+    exit_status: int | None
+    """None: not over, or killed by a signal."""
+    exit_signal: int | None
+    preempted: bool
+    """Slurm chose it to make room, or has ended it for that."""
+    dependency: str
+    requeue_allowed: bool
+
+    def is_over(self) -> bool:
+        """Whether it has ended and will not start again by itself."""
+        return self.state in _OVER
+
+    def is_live(self) -> bool:
+        """Whether it waits, runs or is being cleaned up; also every state that is not known here."""
+        return not self.is_over()
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition. Where its nodes differ, ``cores``, ``memory_mb`` and GPUs are those of the most frequent kind."""
+
+    name: str
+    is_default: bool
+    state: str
+    """``up``, ``down``, ``drain`` or ``inact``."""
+    limit_s: int | None
+    nodes: int
+    idle: int
+    cores: int
+    """CPUs of a node, as Slurm counts them (hardware threads on many sites)."""
+    memory_mb: int
+    gpus: int
+    gpu_type: str
+    """As in ``--gres=gpu:TYPE:N``; "" where the site names none."""
+    features: tuple[str, ...]
+
+
+def _known(text: str) -> str:
+    """``text``, or "" for one of Slurm's many words for nothing."""
+    text = text.strip()
+    return "" if text.lower() in _NOTHING else text
+
+
+def _integer(text: str) -> int:
+    found = re.match(r"\d+", text.strip())
+    return int(found.group()) if found else 0
+
+
+def parse_time(text: str) -> float | None:
+    """``2026-11-23T10:10:06``, printed by a command under TZ=UTC, as seconds since the epoch; else None."""
+    try:
+        moment = datetime.strptime(text.strip(), "%Y-%m-%dT%H:%M:%S")
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=timezone.utc).timestamp()  # noqa: UP017 - datetime.UTC is newer than 3.9
+
+
+def parse_limit(text: str) -> int | None:
+    """Seconds in ``1-02:03:04``, ``02:03:04``, ``03:04``, ``1-02`` or (minutes) ``90``; None: no limit, or unset."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if found is None:
+        return None
+    days, first, second, third = (None if each is None else int(each) for each in found.groups())
+    if days is not None:
+        return ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
+    if third is not None:
+        return ((first or 0) * 60 + (second or 0)) * 60 + third
+    return (first or 0) * 60 + (second or 0)
+
+
+def parse_exit(text: str) -> tuple[int | None, int | None]:
+    """(status, signal) of ``3:0``, ``0:15`` or a raw wait status (squeue of 22.05); one of the two is None."""
+    status, colon, signal = text.strip().partition(":")
+    if not status.isdigit():
+        return None, None
+    number = int(signal) if colon and signal.isdigit() else int(status) & 0x7F
+    if number:
+        return None, number
+    return (int(status) if colon else int(status) >> 8), None
+
+
+def _state(text: str) -> str:
+    """``CANCELLED by 0`` and ``CANCELLED+`` are ``CANCELLED``."""
+    words = text.split()
+    return words[0].rstrip("+").upper() if words else "?"
+
+
+def _rows(text: str, columns: int) -> Iterator[list[str]]:
+    """Cells of each line that begins with a job id. A row with too few columns is an error, not an absent job."""
+    for line in text.splitlines():
+        if not re.match(r"\s*\d[\d_+]*\s*\|", line):
+            continue
+        cells = [cell.strip() for cell in line.split("|", columns - 1)]
+        if len(cells) < columns:
+            raise SlurmError(f"cannot read this line of Slurm's: {line.strip()[:200]}")
+        yield cells
+
+
+def _named(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    return dict(zip(names, cells))  # noqa: B905 - ``strict`` is newer than 3.9
+
+
+def _job(row: dict[str, str]) -> Job:
+    state = _state(row["State"])
+    status, signal = parse_exit(row["exit_code"]) if state in _OVER else (None, None)
+    return Job(
+        id=row["JobID"],
+        name=row["Name"],
+        state=state,
+        reason=_known(row["Reason"]),
+        nodes=tuple(hostnames(_known(row["NodeList"]))),
+        start=parse_time(row["StartTime"]),
+        end=parse_time(row["EndTime"]),
+        limit_s=parse_limit(row["TimeLimit"]),
+        restarts=_integer(row.get("RestartCnt", "")),
+        exit_status=status,
+        exit_signal=signal,
+        preempted=state == "PREEMPTED" or parse_time(row.get("PreemptTime", "")) is not None,
+        dependency=_known(row.get("Dependency", "")),
+        requeue_allowed=row.get("Requeue") == "1",
+    )
+
+
+def jobs_from_squeue(text: str) -> dict[str, Job]:
+    """Jobs by id from ``squeue -O`` with :data:`SQUEUE_FIELDS`, each ended by ``|``."""
+    rows = (_named(SQUEUE_FIELDS, cells) for cells in _rows(text, len(SQUEUE_FIELDS)))
+    return {row["JobID"]: _job({**row, "Name": row["Name"].removesuffix("|")}) for row in rows}
+
+
+def jobs_from_sacct(text: str) -> dict[str, Job]:
+    """Jobs by id from ``sacct --parsable2`` with :data:`SACCT_FIELDS`; of several records the last."""
+    rows = (_named(_SACCT_AS_SQUEUE, cells) for cells in _rows(text, len(SACCT_FIELDS)))
+    return {row["JobID"]: _job(row) for row in rows}
+
+
+def _gpus(gres: str) -> tuple[int, str]:
+    """Number and type in ``gpu:h100:4(S:0-1),nvme:1``; of several types the most frequent, with all of them counted."""
+    found = re.findall(r"(?:^|,)gpu(?::([^:,()]+))??(?::no_consume)?:(\d+)(?=[(,]|$)", gres)
+    if not found:
+        return 0, ""
+    most = max(found, key=lambda each: int(each[1]))
+    return sum(int(count) for _, count in found), str(most[0])
+
+
+def _kind(rows: Sequence[dict[str, str]]) -> tuple[int, str, int, int]:
+    """(GPUs, their type, CPUs, MB) of the most frequent kind of node; CPUs and memory the least among that kind."""
+    kinds: dict[tuple[int, str], int] = {}
+    for row in rows:
+        kinds[_gpus(row["%G"])] = kinds.get(_gpus(row["%G"]), 0) + _integer(row["%D"])
+    most = max(kinds, key=lambda kind: (kinds[kind], kind[0]))
+    alike = [row for row in rows if _gpus(row["%G"]) == most]
+    return (*most, min(_integer(row["%c"]) for row in alike), min(_integer(row["%m"]) for row in alike))
+
+
+def _partition(name: str, rows: Sequence[dict[str, str]]) -> Partition:
+    gpus, gpu_type, cores, memory_mb = _kind(rows)
+    features = (feature for row in rows for feature in _known(row["%f"]).split(",") if feature)
+    return Partition(
+        name=name.rstrip("*"),
+        is_default=name.endswith("*"),
+        state=rows[0]["%a"],
+        limit_s=parse_limit(rows[0]["%l"]),
+        nodes=sum(_integer(row["%D"]) for row in rows),
+        # "idle~" is switched off and comes when it is needed; "idle*" does not answer
+        idle=sum(_integer(row["%D"]) for row in rows if row["%T"].rstrip("~#") == "idle"),
+        cores=cores,
+        memory_mb=memory_mb,
+        gpus=gpus,
+        gpu_type=gpu_type,
+        features=tuple(dict.fromkeys(features)),
+    )
+
+
+def partitions_from_sinfo(text: str) -> list[Partition]:
+    """Partitions in Slurm's order from ``sinfo -o`` with :data:`SINFO_FIELDS`: a line for each kind of node."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == len(SINFO_FIELDS) and cells[3].isdigit():
+            groups.setdefault(cells[0], []).append(_named(SINFO_FIELDS, cells))
+    return [_partition(name, rows) for name, rows in groups.items()]
+
+
+def states_from_sinfo(text: str) -> dict[str, str]:
+    """Upper-case states by node from ``sinfo -N -o '%N|%T'``."""
+    pairs = (line.split("|") for line in text.splitlines())
+    return {pair[0].strip(): pair[1].strip().upper() for pair in pairs if len(pair) == 2 and pair[0].strip()}
+
+
+def id_from_sbatch(text: str) -> str:
+    """The job id that ``sbatch --parsable`` printed, without ``;cluster``; "" where there is none."""
+    found = [line.strip() for line in text.splitlines() if re.fullmatch(r"\d+(;\S*)?", line.strip())]
+    return found[-1].partition(";")[0] if found else ""
+
+
+def start_from_test(text: str) -> float | None:
+    """The expected start in what ``sbatch --test-only`` says."""
+    found = re.search(r"to start at (\S+)", text)
+    return parse_time(found.group(1)) if found else None
+
+
+def _split(nodelist: str) -> list[str]:
+    """The list at its commas outside brackets."""
+    return [part for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", nodelist) if part]
+
+
+def _range(text: str, whole: str) -> list[str]:
+    """``05-07`` as ``05``, ``06``, ``07``; one number as itself."""
+    first, dash, last = text.strip().partition("-")
+    if not first.isdigit() or (dash and not last.isdigit()):
+        raise SlurmError(f"cannot read the node list {whole}")
+    numbers = range(int(first), int(last or first) + 1)
+    if not 0 < len(numbers) <= 1 << 17:
+        raise SlurmError(f"cannot read the node list {whole}: {text} is no range")
+    return [str(number).zfill(len(first)) for number in numbers]
+
+
+def hostnames(nodelist: str) -> list[str]:
+    """``node[1-3,05-07],login-a`` as names, in order, as ``scontrol show hostnames`` does; several brackets multiply.
+
+    Raises:
+        SlurmError: unbalanced brackets, or a range that is none.
+    """
+    found: list[str] = []
+    for part in _split(nodelist.strip()):
+        names = [""]
+        for text, inside in re.findall(r"([^\[\]]+)|\[([^\[\]]*)\]", part):
+            ends = [text] if text else [end for each in inside.split(",") for end in _range(each, nodelist)]
+            names = [name + end for name in names for end in ends]
+        if part.count("[") != part.count("]") or re.sub(r"\[[^\[\]]*\]", "", part).strip("[]") == "":
+            raise SlurmError(f"cannot read the node list {nodelist}")
+        found += [name.strip() for name in names]
+    return found
