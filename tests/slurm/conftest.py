@@ -1,0 +1,51 @@
+"""The fixture ``slurm``: a real cluster, brought up once, at rest before each test. Its tests are ``slow``."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slurm.box import Box, end_abandoned, why_not
+
+HERE = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cluster_slow: Slurm's own clocks make it slow; runs with GALLEY_SLURM_SLOW=1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents and "slurm" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+    if os.environ.get("GALLEY_SLURM_SLOW") == "1":
+        return
+    left_out = [item for item in items if item.get_closest_marker("cluster_slow")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("cluster_slow")]
+
+
+@pytest.fixture(scope="session")
+def _box() -> Iterator[Box]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    end_abandoned()
+    # not under tmp_path: a socket's path has a hundred characters at most
+    box = Box(Path(f"/var/tmp/galley-slurm-{os.getpid()}"), 3)
+    box.cluster("down")
+    box.up()
+    yield box
+    box.cluster("down")
+
+
+@pytest.fixture
+def slurm(_box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    """The cluster, with its commands on this process's PATH and no job's variables around."""
+    for name in set(os.environ) - set(_box.env):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", _box.env["PATH"])
+    yield _box
+    _box.reset()
