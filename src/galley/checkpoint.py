@@ -3,7 +3,7 @@
 Each rank writes the flat fp32 tensors that its optimizer steps (weights and both moments) to one safetensors file,
 whose header says which slice of which parameter lies where. Nothing is pickled, frozen weights are not written, and a
 reader takes just the slices that it needs, whatever the ranks and the ZeRO stage that wrote them. The manifest is
-written last: without it there is no checkpoint.
+written last, and the whole directory then gets the checkpoint's name: without a manifest there is no checkpoint.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from safetensors.torch import save_file
 from galley.engine import Engine, Fragment, base_optimizer, fragments, refresh_gathered, set_weight
 from galley.errors import UserError
 from galley.model import trained
-from galley.rundir import Checkpoint, RunDir, fsync_path, read_json, write_atomic
+from galley.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, write_atomic
+from galley.stage import Superseded
 from galley.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -45,9 +47,14 @@ class State:
 
 @dataclass
 class Writer:
-    """Saves and prunes the checkpoints of one run."""
+    """Saves and prunes the checkpoints of one run, until a later attempt begins.
+
+    After a network cut two attempts can run at once. Each writes in a directory of its own, and renames it to the
+    checkpoint's when it is whole. Rank 0 looks for a later attempt before each change to what both can see.
+    """
 
     run: RunDir
+    attempt: Attempt
     world: World
     engine: Engine
     keep: int
@@ -61,27 +68,39 @@ class Writer:
         """Write the checkpoint of ``state.step`` (collective).
 
         Raises ``UserError`` on every rank when any rank could not write: the previous checkpoint is intact.
+        Raises ``Superseded`` on every rank when a later attempt has begun.
         """
         checkpoint = self.run.checkpoint(state.step)
+        staging = checkpoint.root.with_name(f".attempt-{self.attempt.number:04d}-{checkpoint.root.name}")
         first = self.world.is_first
-        self._agreed(checkpoint, self._attempt(self._make_room, checkpoint) if first else None)
-        self._agreed(checkpoint, self._attempt(self._write_rank_file, checkpoint))
-        self._agreed(checkpoint, self._attempt(self._publish, checkpoint, state) if first else None)
+        self._agreed(checkpoint, self._attempt(self._make_room, checkpoint, staging) if first else None)
+        self._agreed(checkpoint, self._attempt(self._write_rank_file, staging))
+        self._agreed(checkpoint, self._attempt(self._publish, checkpoint, staging, state) if first else None)
         self.tidy()
         return checkpoint
 
     def tidy(self) -> None:
         """Prune on rank 0; what cannot be deleted is said, and costs nothing but room."""
-        if self.world.is_first and (problem := self._attempt(self.prune)):
+        if self.world.is_first and (problem := self._attempt(self.prune)) and not self.attempt.is_superseded():
             print(f"could not delete old checkpoints: {problem}", flush=True)
 
     def amend(self, state: State) -> None:
-        """Bring a checkpoint that stands up to date: its held-out loss may have been measured since."""
+        """Bring a checkpoint that stands up to date: its held-out loss may have been measured since (collective).
+
+        Raises as ``save`` does.
+        """
         checkpoint = self.run.checkpoint(state.step)
-        manifest = read_json(checkpoint.manifest) if self.world.is_first else None
+        self._agreed(checkpoint, self._attempt(self._amend, checkpoint, state) if self.world.is_first else None)
+
+    def _amend(self, checkpoint: Checkpoint, state: State) -> None:
+        self._fence()
+        manifest = read_json(checkpoint.manifest)
         if manifest and manifest["state"] != asdict(state):
             write_atomic(checkpoint.manifest, _manifest_text(manifest["files"], state, manifest))
-        self.world.barrier()
+
+    def _fence(self) -> None:
+        if self.attempt.is_superseded():
+            raise Superseded(self.attempt)
 
     def _attempt(self, work: Any, *arguments: Any) -> str | None:
         try:
@@ -92,53 +111,77 @@ class Writer:
         return None
 
     def _agreed(self, checkpoint: Checkpoint, problem: str | None) -> None:
-        """Go on together, or fail together where any rank has a problem (collective)."""
+        """Go on together, or fail together where any rank has a problem (collective).
+
+        A later attempt clears our unfinished files away, so that it can be the cause of any problem.
+        """
         problems = [each for each in self.world.gather(problem) if each]
         if problems:
+            self.world.fence(self.attempt)
             raise self._failed(checkpoint, problems[0])
 
     def _failed(self, checkpoint: Checkpoint, problem: str) -> UserError:
-        if self.world.is_first and not checkpoint.verifies():
-            shutil.rmtree(checkpoint.root, ignore_errors=True)
+        self.tidy()  # our half
         before = [each.step for each in self.run.checkpoints()]
         kept = f"the checkpoint of step {before[-1]} is intact" if before else "no earlier checkpoint exists"
         what = f"could not save step {checkpoint.step}: {problem}; {kept}"
         return UserError(str(checkpoint.root), what, "make room, then run the same command again to resume")
 
-    def _make_room(self, checkpoint: Checkpoint) -> None:
+    def _make_room(self, checkpoint: Checkpoint, staging: Path) -> None:
         """Prune before writing, so that a run never needs room for more than ``keep`` + best + one."""
-        self.prune()
-        shutil.rmtree(checkpoint.root, ignore_errors=True)
-        checkpoint.root.mkdir(parents=True)
+        self.tidy()
+        self._fence()
+        if not checkpoint.verifies():
+            _remove(checkpoint.root)
+        staging.mkdir(parents=True)
 
-    def _write_rank_file(self, checkpoint: Checkpoint) -> None:
+    def _write_rank_file(self, folder: Path) -> None:
         if self.engine.zero_optimization_stage() == 0 and not self.world.is_first:
             return  # every rank holds the same
-        path = checkpoint.root / f"rank-{self.world.rank:05d}.safetensors"
+        path = folder / f"rank-{self.world.rank:05d}.safetensors"
         tensors, layout = _pack(fragments(self.engine), base_optimizer(self.engine))
         save_file(tensors, path, metadata={"fragments": json.dumps(layout)})
         fsync_path(path)
 
-    def _publish(self, checkpoint: Checkpoint, state: State) -> None:
-        save_file(self.probes, checkpoint.root / "probes.safetensors")
-        fsync_path(checkpoint.root / "probes.safetensors")
-        fsync_path(checkpoint.root)
-        files = {path.name: path.stat().st_size for path in sorted(checkpoint.root.iterdir())}
+    def _publish(self, checkpoint: Checkpoint, staging: Path, state: State) -> None:
+        save_file(self.probes, staging / "probes.safetensors")
+        fsync_path(staging / "probes.safetensors")
+        fsync_path(staging)
+        files = {path.name: path.stat().st_size for path in sorted(staging.iterdir())}
         made_by = {"world": self.world.size, "zero_stage": self.engine.zero_optimization_stage()}
-        write_atomic(checkpoint.manifest, _manifest_text(files, state, made_by))
+        write_atomic(Checkpoint(staging).manifest, _manifest_text(files, state, made_by))
+        self._fence()
+        if checkpoint.verifies():  # an earlier attempt's ranks were still at it, and quicker
+            _remove(staging)
+            return
+        _remove(checkpoint.root)
+        staging.rename(checkpoint.root)
         fsync_path(checkpoint.root.parent)
 
     def prune(self) -> None:
-        """Delete all but the newest ``keep`` checkpoints and the best one. Manifests go first: no half checkpoint."""
-        standing = self.run.checkpoints()
+        """Delete all but the newest ``keep`` checkpoints and the best one, and what killed saves left."""
+        folder = self.run.root / "checkpoints"
         best = best_checkpoint(self.run)
-        for old in standing[: -self.keep]:
-            if best is None or old.step != best.step:
-                old.manifest.unlink()
-                shutil.rmtree(old.root)
-        for path in (self.run.root / "checkpoints").glob("step-*"):
-            if not Checkpoint(path).manifest.exists():
-                shutil.rmtree(path)
+        doomed = [each.root for each in self.run.checkpoints()[: -self.keep] if best is None or each.step != best.step]
+        doomed += [path for path in folder.glob("step-*") if not Checkpoint(path).manifest.exists()]
+        for path in doomed:
+            self._fence()
+            _remove(path)
+        for path in folder.glob(".attempt-*-step-*"):
+            self._fence()
+            shutil.rmtree(path, ignore_errors=True)  # an earlier attempt may still write there
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint's directory, if it is there. The manifest goes first: no half checkpoint.
+
+    What is not there is not deleted: a later attempt might just have made it.
+    """
+    manifest = Checkpoint(path).manifest
+    if manifest.exists():
+        manifest.unlink()
+    if path.exists():
+        shutil.rmtree(path)
 
 
 def best_checkpoint(run: RunDir) -> Checkpoint | None:

@@ -18,6 +18,13 @@ from galley.spec import RunSpec
 Work = Callable[[RunSpec, RunDir, Attempt], None]
 
 
+class Superseded(Exception):
+    """A later attempt has begun: this one ends in good order, and writes nothing that the later one reads."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(f"attempt {attempt.number} is superseded: a later one has taken over; nothing more is saved")
+
+
 def current_attempt(run: RunDir) -> Attempt:
     """The attempt that ``GALLEY_ATTEMPT`` names, else the newest, else the first: a stage can be started by hand."""
     number = os.environ.get("GALLEY_ATTEMPT")
@@ -38,7 +45,8 @@ def record_error(attempt: Attempt, who: str, status: int, message: str) -> None:
 def run_stage(who: str, work: Work, argv: list[str]) -> int:
     """Run ``work`` on the ``run.json`` that ``argv`` names.
 
-    Returns the exit status: 0, 2 for the user's mistakes (one line on stderr), 1 for anything else (a traceback).
+    Returns the exit status: 0 (for a superseded attempt too), 2 for the user's mistakes (one line on stderr), 1 for
+    anything else (a traceback).
     """
     if len(argv) != 1:
         print(f"galley: usage: python -m galley.{who} RUN/run.json", file=sys.stderr)
@@ -48,6 +56,8 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
     attempt = current_attempt(run)
     try:
         work(spec, run, attempt)
+    except Superseded as notice:
+        print(notice, flush=True)
     except UserError as error:
         print(f"galley: {error}", file=sys.stderr, flush=True)
         record_error(attempt, who, 2, str(error))

@@ -22,15 +22,20 @@ from galley.objective import output_head, sft_loss_sum
 from galley.rundir import Attempt, RunDir, read_json, write_atomic
 from galley.schedule import learning_rate
 from galley.spec import RunSpec
-from galley.stage import current_attempt, run_stage
+from galley.stage import Superseded, current_attempt, run_stage
 from galley.world import World, hold_run, join, redirect_output
 
 EARLY = "early stopping"
+GO_ON, STOP, SUPERSEDED = 0.0, 1.0, 2.0
+"""What rank 0 sees at a boundary, as a number: the others learn of it in a sum."""
 ADVICE = "try a lower optimizer.lr or a longer schedule.warmup in a new run (name=…)"
 
 
 def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
-    """Train from the newest checkpoint, or from the start, until done or told to stop."""
+    """Train from the newest checkpoint, or from the start, until done or told to stop.
+
+    Raises ``Superseded`` on every rank when a later attempt has begun, without saving.
+    """
     lock = hold_run(run)
     world = join(spec.placement)
     manifest = read_manifest(run)
@@ -39,6 +44,7 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     loop = Loop(spec, run, attempt, world, manifest, made)
     loop.introduce()
     verdict, reason = loop.run_to_end()
+    world.fence(attempt)
     if world.is_first:
         ending = {"verdict": verdict, "reason": reason, "step": loop.state.step, "steps": loop.order.steps}
         write_atomic(attempt.exit, json.dumps(ending | {"message": "", "status": 0}))
@@ -64,11 +70,12 @@ class Loop:
         self.held_out = open_split(self.run, HELD_OUT) if self.manifest.held_out else None
         self.order = batches.order(self.spec.task, len(self.train))
         self.head = output_head(self.engine)
-        self.writer = Writer(self.run, self.world, self.engine, self.cadence.keep)
+        self.writer = Writer(self.run, self.attempt, self.world, self.engine, self.cadence.keep)
 
     def run_to_end(self) -> tuple[str, str]:
         """Resume, loop, save; returns the verdict and its reason."""
         self._resume()
+        self.world.fence(self.attempt)  # the recorder drops rows
         self.recorder = self._recorder()
         reason = self._steps()
         self._save()
@@ -128,10 +135,10 @@ class Loop:
         started = time.perf_counter()
         ids = batches.share(self.order.batch(step), self.spec.placement, self.world.rank)
         mine = [batches.collate(self.train, each, self.manifest.packed, self.world.device) for each in ids]
-        supervised, tokens, stop = self.world.sum(
-            sum(each.supervised for each in mine), sum(each.token_count for each in mine), float(self._stop_asked())
+        supervised, tokens, sight = self.world.sum(
+            sum(each.supervised for each in mine), sum(each.token_count for each in mine), self._look()
         )
-        if stop:
+        if self._is_stop(sight):
             return self._stop_reason()
         torch.manual_seed(hash((self.spec.task.seed, step, self.world.rank)) % 2**63)
         loss = self._forward_backward(mine, supervised, step)
@@ -229,11 +236,20 @@ class Loop:
         self.writer.save(self.state)
         self._say(f"saved step {self.state.step} in {time.perf_counter() - started:.1f} s")
 
-    def _stop_asked(self) -> bool:
-        return self.world.is_first and self.attempt.stop.exists()
+    def _look(self) -> float:
+        if not self.world.is_first:
+            return GO_ON
+        if self.attempt.is_superseded():
+            return SUPERSEDED
+        return STOP if self.attempt.stop.exists() else GO_ON
+
+    def _is_stop(self, sight: float) -> bool:
+        if sight == SUPERSEDED:
+            raise Superseded(self.attempt)
+        return sight == STOP
 
     def _stop_agreed(self) -> bool:
-        return self.world.any(self._stop_asked())
+        return self._is_stop(self.world.sum(self._look())[0])
 
     def _stop_reason(self) -> str:
         reason = str((read_json(self.attempt.stop) or {}).get("reason", "user"))

@@ -16,8 +16,9 @@ import torch.distributed as dist
 
 from galley import operators
 from galley.errors import UserError
-from galley.rundir import RunDir
+from galley.rundir import Attempt, RunDir
 from galley.spec import Placement
+from galley.stage import Superseded
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
@@ -56,6 +57,11 @@ class World:
     def barrier(self) -> None:
         """Wait for all ranks (collective)."""
         dist.barrier()
+
+    def fence(self, attempt: Attempt) -> None:
+        """Raise ``Superseded`` on every rank where rank 0 sees that a later attempt has begun (collective)."""
+        if self.any(self.is_first and attempt.is_superseded()):
+            raise Superseded(attempt)
 
 
 def join(placement: Placement) -> World:

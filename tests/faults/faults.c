@@ -1,8 +1,8 @@
 /* LD_PRELOAD shim: count the file operations of a process below one directory, and end it, or fill its disk, at one.
 
    GALLEY_FAULT_DIR    only paths that contain this count
-   GALLEY_FAULT_AT     "12": SIGKILL before operation 12 (from 1); "12-full": from operation 12 on, writes fail with
-                       ENOSPC; unset: only count
+   GALLEY_FAULT_AT     "12": SIGKILL before operation 12 (from 1); "12-pause": SIGSTOP there; "12-full": from operation
+                       12 on, writes fail with ENOSPC; unset: only count
    GALLEY_FAULT_COUNT  file that gets one byte for each operation
 */
 #define _GNU_SOURCE
@@ -48,7 +48,7 @@ static int operation(int is_write) {
     }
     if (!at) return 0;
     if (strstr(at, "full")) return is_write && seen >= atoi(at);
-    if (seen == atoi(at)) syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
+    if (seen == atoi(at)) syscall(SYS_kill, syscall(SYS_getpid), strstr(at, "pause") ? SIGSTOP : SIGKILL);
     return 0;
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,20 @@ from galley.spec import RunSpec
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
     server = Ranks()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Ranks whose file operations can be counted, and made to kill them, to pause them or to fail."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    shim = tmp_path_factory.mktemp("shim") / "faults.so"
+    source = Path(__file__).parents[1] / "faults" / "faults.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(shim), str(source), "-ldl"], check=True)
+    server = Ranks({"LD_PRELOAD": str(shim)})
     yield server
     server.close()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,20 +18,6 @@ pytestmark = pytest.mark.slow
 
 SAMPLES = [[document] for document in make_documents(16)]
 STEPS = 2
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """Ranks whose file operations can be counted, and made to kill them or to fail."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    shim = tmp_path_factory.mktemp("shim") / "faults.so"
-    source = Path(__file__).parents[1] / "faults" / "faults.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(shim), str(source), "-ldl"], check=True)
-    server = Ranks({"LD_PRELOAD": str(shim)})
-    yield server
-    server.close()
 
 
 def make_run(root: Path, model: Path) -> tuple[RunDir, RunSpec]:
