@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import galley.quiet  # noqa: F401  # isort: skip
+from galley import heartbeat  # isort: skip
+
+if __name__ == "__main__":
+    heartbeat.begin()  # before the libraries: from a cold shared disk their import takes minutes
+
 import json
 import math
 import os
@@ -37,7 +42,9 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     Raises ``Superseded`` on every rank when a later attempt has begun, without saving.
     """
     lock = hold_run(run)
+    heartbeat.beat("join")
     world = join(spec.placement)
+    heartbeat.beat("load")
     manifest = read_manifest(run)
     torch.manual_seed(spec.task.seed)
     made = engine.build(model.load(spec, manifest, world.device), spec)
@@ -48,6 +55,7 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     if world.is_first:
         ending = {"verdict": verdict, "reason": reason, "step": loop.state.step, "steps": loop.order.steps}
         write_atomic(attempt.exit, json.dumps(ending | {"message": "", "status": 0}))
+    heartbeat.beat("end", loop.state.step)
     world.barrier()
     os.close(lock)
 
@@ -132,6 +140,7 @@ class Loop:
 
     def _step(self, step: int) -> str | None:
         """One optimizer step over the global batch; returns why it was not taken, if it was not."""
+        heartbeat.beat("step", self.state.step)
         started = time.perf_counter()
         ids = batches.share(self.order.batch(step), self.spec.placement, self.world.rank)
         mine = [batches.collate(self.train, each, self.manifest.packed, self.world.device) for each in ids]
@@ -155,6 +164,7 @@ class Loop:
         """Mean loss over the global batch. Each loss is scaled so that DeepSpeed's mean over ranks is that mean."""
         sums = []
         for number, batch in enumerate(mine, start=1):
+            heartbeat.beat("step", self.state.step)
             loss = sft_loss_sum(self.engine, self.head, batch)
             self.engine.set_gradient_accumulation_boundary(number == len(mine))
             self.engine.backward(loss * (self.world.size / supervised), scale_wrt_gas=False)
@@ -227,6 +237,7 @@ class Loop:
     def _save(self) -> None:
         if self.state.step == 0:
             return
+        heartbeat.beat("save", self.state.step)
         if self.writer.stands(self.state.step):
             self.writer.amend(self.state)
             return
@@ -249,6 +260,7 @@ class Loop:
         return sight == STOP
 
     def _stop_agreed(self) -> bool:
+        heartbeat.beat("evaluate", self.state.step)
         return self._is_stop(self.world.sum(self._look())[0])
 
     def _stop_reason(self) -> str:
@@ -267,6 +279,7 @@ def main(argv: list[str]) -> int:
     if len(argv) == 1:
         attempt = current_attempt(RunDir(Path(argv[0]).absolute().parent))
         redirect_output(attempt.log(f"rank-{rank}"))
+    heartbeat.begin()
     return run_stage(f"rank-{rank}", work, argv)
 
 
