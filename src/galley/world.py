@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
+import json
 import os
+import platform
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from galley import operators
 from galley.errors import UserError
@@ -23,6 +30,8 @@ from galley.stage import Superseded
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
 """Of every collective: ranks wait for one that writes a large checkpoint or reads from a cold disk."""
+REACH = 60.0
+"""Seconds in which ranks that are all there must have added up once: longer means that a network is cut."""
 
 
 @dataclass(frozen=True)
@@ -65,27 +74,107 @@ class World:
 
 
 def join(placement: Placement) -> World:
-    """Join the process group that torchrun's environment describes.
+    """Join the process group that torchrun's environment describes, once every rank is there.
 
-    Raises ``UserError`` when the world is not the one that the placement was made for: training with another
-    world size would silently change the global batch.
+    Raises ``UserError`` when the world is not the one that the placement was made for (training with another world
+    size would silently change the global batch), or when two ranks are on one GPU. Raises ``RuntimeError``, naming
+    this rank and its host, when the ranks cannot reach each other.
     """
+    world = _place(placement)
+    operators.adopt()
+    store, *_ = next(rendezvous("env://", timeout=PATIENCE))
+    meet(store, world, _gpu(world.device))
+    if problem := _within(REACH, lambda: _connect(store, world)):
+        what = f"ranks could not reach each other within {REACH:g} s: {problem}"
+        raise RuntimeError(f"rank {world.rank} on {platform.node()}: {what}")
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), timeout=PATIENCE, verbose=False)
+    return world
+
+
+def _place(placement: Placement) -> World:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     want = placement.nodes * placement.ranks_per_node
     if size != want:
         raise UserError("placement", f"run.json is for {want} ranks, but {size} started", "start the run with galley")
-    if placement.device == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            have = torch.cuda.device_count()
-            raise UserError("gpus", f"rank {rank} needs GPU {local_rank}, but {have} are visible", "ask for fewer")
-        torch.cuda.set_device(local_rank)
     torch.set_num_threads(placement.threads)
-    operators.adopt()
-    backend = "nccl" if placement.device == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, timeout=PATIENCE, verbose=False)
-    device = torch.device("cuda", local_rank) if placement.device == "cuda" else torch.device("cpu")
-    return World(rank, size, device)
+    if placement.device == "cpu":
+        return World(rank, size, torch.device("cpu"))
+    if local_rank >= torch.cuda.device_count():
+        have = torch.cuda.device_count()
+        raise UserError("gpus", f"rank {rank} needs GPU {local_rank}, but {have} are visible", "ask for fewer")
+    torch.cuda.set_device(local_rank)
+    return World(rank, size, torch.device("cuda", local_rank))
+
+
+def _gpu(device: torch.device) -> str:
+    """The GPU, so that two ranks on it name it alike, whatever number it has for each; empty on a CPU."""
+    if device.type == "cpu":
+        return ""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid} of {platform.node()}"
+
+
+def meet(store: Store, world: World, gpu: str) -> None:
+    """Wait in ``store`` until every rank is there: imports from a cold disk can be minutes apart.
+
+    Raises ``UserError`` on every rank where two named the same ``gpu``. (NCCL, too, refuses that, in its own words.)
+    """
+    store.set(f"galley/gpu/{world.rank}", gpu)
+    if world.is_first:
+        gpus = [store.get(f"galley/gpu/{rank}").decode() for rank in range(world.size)]
+        store.set("galley/met", json.dumps(_shared(gpus)))
+    if shared := json.loads(store.get("galley/met")):
+        raise UserError("gpus", shared, "give each rank a GPU of its own: see what else this job starts on that node")
+
+
+def _shared(gpus: list[str]) -> str | None:
+    for rank, gpu in enumerate(gpus):
+        if gpu and gpu in gpus[:rank]:
+            return f"ranks {gpus.index(gpu)} and {rank} are both on {gpu}"
+    return None
+
+
+def _connect(store: Store, world: World) -> None:
+    """Make the process group, and add up over it."""
+    bound: dict[str, Any] = {}
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)  # of this thread
+        bound = {"device_id": world.device} if world.size > 1 else {}  # as DeepSpeed does: NCCL connects at once
+    backend, prefixed = "nccl" if world.device.type == "cuda" else "gloo", PrefixStore("default_pg", store)
+    dist.init_process_group(backend, store=prefixed, rank=world.rank, world_size=world.size, timeout=PATIENCE, **bound)
+    total = world.sum(1.0)[0]
+    if total != world.size:
+        raise RuntimeError(f"an all-reduce over {world.size} ranks gives {total:g}")
+
+
+def _within(limit: float, work: Callable[[], None]) -> str | None:
+    """Do ``work``; returns what went wrong, if something did.
+
+    In a thread, for neither backend promises an end: Gloo waits for a peer that does not answer as long as a collective
+    may take, and NCCL connects in calls that have no timeout.
+    """
+    problem: list[str] = ["no answer"]
+
+    def run() -> None:
+        try:
+            work()
+            problem.clear()
+        except Exception as error:
+            problem[:] = [f"{type(error).__name__}: {error}".splitlines()[0]]
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit)
+    if thread.is_alive():
+        atexit.register(_end_at_once)
+    return problem[0] if problem else None
+
+
+def _end_at_once() -> None:
+    """A library's own clean-up would wait for the thread that still waits for other ranks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def hold_run(run: RunDir) -> int:
