@@ -1,4 +1,7 @@
-"""The fixture ``slurm``: a real cluster, brought up once, at rest before each test. Its tests are ``slow``."""
+"""Two Slurms. ``slurm`` is a real cluster, brought up once, at rest before each test; its tests are ``slow``.
+
+``fakes`` are stand-ins for the commands, for what a real cluster cannot be brought into.
+"""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from slurm.box import Box, end_abandoned, why_not
+from slurm.fakes.scenario import Scenario, path_without_slurm
 
 HERE = Path(__file__).parent
 
@@ -49,3 +53,11 @@ def slurm(_box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     monkeypatch.setenv("PATH", _box.env["PATH"])
     yield _box
     _box.reset()
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
+    """Fake commands on this process's PATH, which has no other Slurm on it."""
+    scenario = Scenario(tmp_path / "fakes")
+    monkeypatch.setenv("PATH", f"{scenario.bin}:{path_without_slurm(tmp_path / 'bin')}")
+    return scenario

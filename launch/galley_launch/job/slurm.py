@@ -30,16 +30,17 @@ from galley_launch.job.slurm_parse import (
 
 __all__ = ["Job", "Partition", "SlurmError", "hostnames"]  # the rest of this module is public without saying so
 
+_PLAIN = "no answer from Slurm's controller"  # scontrol of 22.05 has other words for it
 _ASK_S = 10.0
 # sbatch itself tries again while the controller restarts.
 _CHANGE_S = 60.0
 
 # What a job or a launcher around us sets, and what a user's shell sets to change the commands' output.
 _FOREIGN = re.compile(
-    r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCONTROL|SCANCEL|SPRIO|MASTER|PMI\w*?|OMPI|TORCHELASTIC)_\w*"
-    r"|(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|ROLE_NAME|PMI\w*"
+    r"(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCONTROL|SCANCEL|PMI|OMPI_|MASTER_|TORCHELASTIC_)\w*"
+    r"|(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|ROLE_NAME"
 )
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|\bAUTH\b", re.IGNORECASE)
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _KEPT = re.compile(r"HOME|USER|LOGNAME|SHELL|LANG|LC_\w+|PATH|TERM|SLURM_CONF|XDG_\w+|TZ")
 
 
@@ -63,12 +64,11 @@ def _complaint(command: str, stderr: str, status: int) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"error|fatal|failure|unrecognized|denied|disabled", line, re.I)]
     said = [re.sub(rf"^(\S*{command}: )?(error: |fatal: )?", "", line) for line in errors or lines]
+    said = [_PLAIN if line.startswith("Unexpected message received") else line for line in said]
     return f"{command}: {'; '.join(dict.fromkeys(said))[:500] or f'exit status {status}'}"
 
 
-def _run(
-    command: Sequence[str], environ: Mapping[str, str], timeout: float = _ASK_S
-) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], environ: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             command,
@@ -88,8 +88,8 @@ def _run(
         raise SlurmError(f"{command[0]}: no answer from Slurm within {timeout:g} s") from None
 
 
-def _ask(command: Sequence[str], timeout: float = _ASK_S) -> str:
-    done = _run(command, environment(), timeout)
+def _ask(command: Sequence[str]) -> str:
+    done = _run(command, environment(), _ASK_S)
     if done.returncode:
         raise SlurmError(_complaint(command[0], done.stderr, done.returncode))
     return done.stdout
@@ -99,7 +99,7 @@ def _queue(ids: Sequence[str]) -> dict[str, Job]:
     """What the controller still knows: jobs that wait or run, and those that ended a few minutes ago (MinJobAge)."""
     # ":|" sets no width, so nothing is cut, and ends the column with "|".
     fields = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
-    done = _run(["squeue", "-h", "-a", "-t", "all", "-j", ",".join(ids), "-O", fields], environment())
+    done = _run(["squeue", "-h", "-a", "-t", "all", "-j", ",".join(ids), "-O", fields], environment(), _ASK_S)
     # One unknown id among several is passed over in silence; alone it is an error.
     if done.returncode and "Invalid job id" not in done.stderr:
         raise SlurmError(_complaint("squeue", done.stderr, done.returncode))
@@ -202,12 +202,15 @@ def signal(job_id: str, name: str, batch: bool) -> None:
 
 def update(job_id: str, **fields: str) -> None:
     """Change a job: ``update("7", TimeLimit="60", ExcNodeList="node3")``. Raises SlurmError where Slurm refuses."""
-    _ask(["scontrol", "update", f"JobId={job_id}", *(f"{name}={value}" for name, value in fields.items())], _CHANGE_S)
+    changes = [f"{name}={value}" for name, value in fields.items()]
+    done = _run(["scontrol", "update", f"JobId={job_id}", *changes], environment(), _CHANGE_S)
+    if done.returncode:
+        raise SlurmError(_complaint("scontrol", done.stderr, done.returncode))
 
 
 def partitions() -> list[Partition]:
     """The partitions that this user can see, in Slurm's order. Raises SlurmError where there is no answer."""
-    return partitions_from_sinfo(_ask(["sinfo", "-h", "-e", "-o", "|".join(SINFO_FIELDS)]))
+    return partitions_from_sinfo(_ask(["sinfo", "-h", "-e", "--noconvert", "-o", "|".join(SINFO_FIELDS)]))
 
 
 def node_states(nodes: Sequence[str]) -> dict[str, str]:

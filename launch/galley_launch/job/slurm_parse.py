@@ -55,10 +55,11 @@ class Job:
     restarts: int
     """Times that it was requeued; 0 where only accounting still knows the job."""
     exit_status: int | None
-    """None: not over, or killed by a signal."""
+    """None: not over, or ended otherwise than by its own exit."""
     exit_signal: int | None
     preempted: bool
-    """Slurm chose it to make room, or has ended it for that."""
+    """While it runs: Slurm has chosen it to make room, and it is in its grace time. Afterwards: it was ended for that;
+    False again once it waits for its next start."""
     dependency: str
     requeue_allowed: bool
 
@@ -127,9 +128,9 @@ def parse_limit(text: str) -> int | None:
 def parse_exit(text: str) -> tuple[int | None, int | None]:
     """(status, signal) of ``3:0``, ``0:15`` or a raw wait status (squeue of 22.05); one of the two is None."""
     status, colon, signal = text.strip().partition(":")
-    if not status.isdigit():
+    if not status.isdecimal():
         return None, None
-    number = int(signal) if colon and signal.isdigit() else int(status) & 0x7F
+    number = int(signal) if colon and signal.isdecimal() else int(status) & 0x7F
     if number:
         return None, number
     return (int(status) if colon else int(status) >> 8), None
@@ -159,6 +160,8 @@ def _named(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
 def _job(row: dict[str, str]) -> Job:
     state = _state(row["State"])
     status, signal = parse_exit(row["exit_code"]) if state in _OVER else (None, None)
+    if status == 0 and state != "COMPLETED":
+        status = None  # accounting's 0:0 for a job that a lost node or a more important one ended
     return Job(
         id=row["JobID"],
         name=row["Name"],
@@ -232,7 +235,7 @@ def partitions_from_sinfo(text: str) -> list[Partition]:
     groups: dict[str, list[dict[str, str]]] = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) == len(SINFO_FIELDS) and cells[3].isdigit():
+        if len(cells) == len(SINFO_FIELDS) and cells[3].isdecimal():
             groups.setdefault(cells[0], []).append(_named(SINFO_FIELDS, cells))
     return [_partition(name, rows) for name, rows in groups.items()]
 
@@ -255,15 +258,10 @@ def start_from_test(text: str) -> float | None:
     return parse_time(found.group(1)) if found else None
 
 
-def _split(nodelist: str) -> list[str]:
-    """The list at its commas outside brackets."""
-    return [part for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", nodelist) if part]
-
-
 def _range(text: str, whole: str) -> list[str]:
     """``05-07`` as ``05``, ``06``, ``07``; one number as itself."""
     first, dash, last = text.strip().partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()):
+    if not first.isdecimal() or (dash and not last.isdecimal()):
         raise SlurmError(f"cannot read the node list {whole}")
     numbers = range(int(first), int(last or first) + 1)
     if not 0 < len(numbers) <= 1 << 17:
@@ -278,12 +276,12 @@ def hostnames(nodelist: str) -> list[str]:
         SlurmError: unbalanced brackets, or a range that is none.
     """
     found: list[str] = []
-    for part in _split(nodelist.strip()):
+    for part in re.split(r",(?![^\[]*\])", nodelist.strip()):
+        if part and not re.fullmatch(r"([^\[\],\s]|\[[^\[\]]+\])+", part):
+            raise SlurmError(f"cannot read the node list {nodelist}")
         names = [""]
-        for text, inside in re.findall(r"([^\[\]]+)|\[([^\[\]]*)\]", part):
+        for text, inside in re.findall(r"([^\[\]]+)|\[([^\[\]]+)\]", part):
             ends = [text] if text else [end for each in inside.split(",") for end in _range(each, nodelist)]
             names = [name + end for name in names for end in ends]
-        if part.count("[") != part.count("]") or re.sub(r"\[[^\[\]]*\]", "", part).strip("[]") == "":
-            raise SlurmError(f"cannot read the node list {nodelist}")
-        found += [name.strip() for name in names]
+        found += [name for name in names if name]
     return found
