@@ -2,12 +2,16 @@
 
 Each is compiled by a child process, ``python -m galley.operators NAME``: a compiler's failure stays its own, and
 prepare itself need not import DeepSpeed. Whoever loads them calls :func:`adopt` before, as ``galley.world.join`` does.
+Loading needs no compiler. ``python -m galley.operators`` prints the folder where they are, and a node may have a copy
+of that, which ``GALLEY_OPERATORS`` names.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -36,8 +40,7 @@ def build_operators(spec: RunSpec) -> None:
     Raises :class:`UserError` where the offloaded optimizer cannot be compiled. Ranks do without shared memory.
     """
     for name in wanted(spec.placement):
-        folder = Path(environment()["TORCH_EXTENSIONS_DIR"])
-        note = folder / f".galley-{name}-{spec.placement.device}.json"
+        note = _note(folder(), name, spec.placement.device)
         known = read_json(note)
         if known and Path(str(known.get("library"))).is_file():
             continue
@@ -66,12 +69,54 @@ def environment() -> dict[str, str]:
     return {"TORCH_EXTENSIONS_DIR": folder, "PATH": path}
 
 
-def adopt() -> None:
+def folder() -> Path:
+    """Where the operators are compiled: ``NAME/NAME.so``, and a note on each once it was."""
+    return Path(environment()["TORCH_EXTENSIONS_DIR"])
+
+
+def _note(where: Path, name: str, device: str) -> Path:
+    return where / f".galley-{name}-{device}.json"
+
+
+def adopt(placement: Placement | None = None) -> None:
     """Use the libraries that prepare compiled; to be called before an operator is loaded.
 
-    DeepSpeed may have been imported: the variables are read when it loads one.
+    DeepSpeed may have been imported: the variables are read when it loads one. What ranks of ``placement`` need is
+    loaded here, from this node's copy or from where it was compiled; what is in neither, DeepSpeed will compile.
     """
     os.environ.update(environment())
+    if placement is None:
+        return
+    for name in wanted(placement):
+        any(_use(name, library) for library in _compiled(name, placement.device))
+
+
+def _compiled(name: str, device: str) -> list[Path]:
+    """Libraries that a note says were compiled, this node's copy first."""
+    places = [Path(copy)] if (copy := os.environ.get("GALLEY_OPERATORS")) else []
+    found = []
+    for place in [*places, folder()]:
+        if known := read_json(_note(place, name, device)):
+            found += [place / name / f"{name}.so", Path(str(known.get("library")))]
+    return [library for library in dict.fromkeys(found) if library.is_file()]
+
+
+def _use(name: str, library: Path) -> bool:
+    """Load a library as DeepSpeed would, once it had asked ninja and a compiler whether it is up to date."""
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    if name in OpBuilder._loaded_ops:
+        return True
+    loader = importlib.machinery.ExtensionFileLoader(name, str(library))
+    spec = importlib.machinery.ModuleSpec(name, loader, origin=str(library))
+    try:
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+    except ImportError as error:
+        print(f"DeepSpeed's {TITLES[name]} in {library} cannot be loaded here: {error}", flush=True)
+        return False
+    OpBuilder._loaded_ops[name] = module
+    return True
 
 
 def wanted(placement: Placement) -> list[str]:
@@ -106,11 +151,11 @@ def main(name: str) -> None:
     """Compile ``name`` unless it is there, and print the library's path as the last line."""
     from torch.utils.cpp_extension import _get_build_directory
 
-    folder = Path(_get_build_directory(name, False))
-    library = folder / f"{name}.so"
-    mark = folder / ".galley"
-    with locked(folder.with_name(f".galley-{name}.lock")):
-        _clear_lock(folder / "lock", sure=mark.exists())
+    build = Path(_get_build_directory(name, False))
+    library = build / f"{name}.so"
+    mark = build / ".galley"
+    with locked(build.with_name(f".galley-{name}.lock")):
+        _clear_lock(build / "lock", sure=mark.exists())
         if not library.is_file():
             print(f"{NOTICE} DeepSpeed's {TITLES[name]} (about a minute, once)", flush=True)
         mark.touch()
@@ -155,4 +200,4 @@ def _load(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1]) if sys.argv[1:] else print(folder())

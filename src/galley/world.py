@@ -81,7 +81,7 @@ def join(placement: Placement) -> World:
     this rank and its host, when the ranks cannot reach each other.
     """
     world = _place(placement)
-    operators.adopt()
+    operators.adopt(placement)
     store, *_ = next(rendezvous("env://", timeout=PATIENCE))
     meet(store, world, _gpu(world.device))
     if problem := _within(REACH, lambda: _connect(store, world)):
