@@ -109,6 +109,11 @@ class Recorder:
         self._write({"step": step, "held_out_loss": loss, "held_out_tokens": tokens})
         print(f"step {step}/{self.steps}  held-out loss {loss:.4f}{' (best)' if best else ''}", flush=True)
 
+    def saved(self, step: int, seconds: float) -> None:
+        """Record how long a save took: how early a job must learn of its end follows from that."""
+        self._write({"step": step, "save_s": round(seconds, 4)})
+        print(f"saved step {step} in {seconds:.1f} s", flush=True)
+
     def _write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")
         for name, value in row.items():

@@ -245,7 +245,8 @@ class Loop:
         split = self.held_out or self.train
         self.writer.probes = evaluate.probes(self.engine, split, self.world.device)
         self.writer.save(self.state)
-        self._say(f"saved step {self.state.step} in {time.perf_counter() - started:.1f} s")
+        if self.recorder:
+            self.recorder.saved(self.state.step, time.perf_counter() - started)
 
     def _look(self) -> float:
         if not self.world.is_first:

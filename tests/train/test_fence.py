@@ -32,9 +32,10 @@ def make_run(root: Path, model: Path) -> RunDir:
     return run
 
 
-def shared(run: RunDir) -> dict[str, tuple[int, int, int]]:
-    """Everything but what is the first attempt's own: inode, size and time of change of each file."""
+def shared(run: RunDir, pid: int) -> dict[str, tuple[int, int, int]]:
+    """Everything but what is the own of the first attempt, process ``pid``: each file's inode, size and time."""
     own = (run.attempt(1).root, *(run.root / "checkpoints").glob(".attempt-0001-*"))
+    own += tuple(run.tensorboard.glob(f"events.out.tfevents.*.{pid}.*"))
     paths = [path for path in run.root.rglob("*") if path.is_file() and not any(map(path.is_relative_to, own))]
     stats = {str(path): path.stat() for path in paths if path.name != "log"}
     return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
@@ -103,9 +104,9 @@ def test_a_later_attempt_has_ended_meanwhile(tmp_path: Path, llama: Path, ranks:
         nameless += is_whole(run)
         run.begin_attempt()
         start(ranks, run)
-        before = shared(run)
+        before = shared(run, pid)
         let_go(faulty, run, pid)
-        assert shared(run) == before, number
+        assert shared(run, pid) == before, number
         assert (metrics(run), content(run)) == (metrics(whole), content(whole)), number
         assert [each.step for each in run.checkpoints()] == [STEPS]
         shutil.rmtree(run.root)
@@ -168,11 +169,11 @@ def test_an_attempt_that_comes_too_late_drops_no_rows(tmp_path: Path, llama: Pat
     run.begin_attempt()
     train(run, RunSpec.read(run.spec))
     shutil.rmtree(run.checkpoint(STEPS).root)  # so that the first would start over, and drop every row
-    before = shared(run)
+    before = shared(run, pid=0)
     env = {"GALLEY_ATTEMPT": "1"}
     assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log", env) == [0]
     assert NOTICE in run.attempt(1).log("rank-0").read_text()
-    assert shared(run) == before
+    assert shared(run, pid=0) == before
 
 
 def save_twice(argv: list[str]) -> int:

@@ -183,7 +183,7 @@ def test_what_each_step_records(tmp_path: Path, llama: Path, train: Train) -> No
     spec = make_spec(run, llama, steps=3)
     write_data(run, llama, SAMPLES, None, packed=False)
     train(run, spec)
-    row = json.loads(run.metrics.read_text().splitlines()[-1])
+    row = json.loads(run.metrics.read_text().splitlines()[-2])
     assert set(row) == {
         "step", "steps", "epoch", "loss", "lr", "grad_norm", "supervised_tokens", "tokens", "tokens_per_s", "mfu",
         "peak_memory_gb", "step_s", "left_s",
@@ -193,6 +193,21 @@ def test_what_each_step_records(tmp_path: Path, llama: Path, train: Train) -> No
     assert row["left_s"] == 0
     assert any(run.tensorboard.iterdir())
     assert "step 3/3  loss" in run.attempt(1).log("rank-0").read_text()
+
+
+@slow
+def test_each_save_is_measured_once(tmp_path: Path, llama: Path, train: Train) -> None:
+    run = RunDir(tmp_path)
+    spec = make_spec(run, llama, steps=4, cadence={"save_every": 2, "eval_every": 1})
+    write_data(run, llama, SAMPLES, SAMPLES[:5], packed=False)
+    train(run, spec)
+    train(run, spec)  # finds that everything stands
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    saves = [row for row in rows if "save_s" in row]
+    better = [row["step"] for row in rows if "held_out_loss" in row]  # the loss falls in each of these steps
+    assert [row["step"] for row in saves] == better == [1, 2, 3, 4]
+    assert all(set(row) == {"step", "save_s"} and 0 < row["save_s"] < 30 for row in saves)
+    assert run.attempt(1).log("rank-0").read_text().count("saved step ") == 4
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])

@@ -36,8 +36,11 @@ def make_run(root: Path, model: Path, **settings: Any) -> tuple[RunDir, RunSpec]
 
 
 def rows(run: RunDir) -> list[tuple[Any, ...]]:
-    """What must be the same to the bit: every step's loss, norm and rate, and every held-out loss."""
-    parsed = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    """What must be the same to the bit: every step's loss, norm and rate, and every held-out loss.
+
+    How long a save took is no such thing, and a kill can come between a save and its row.
+    """
+    parsed = [row for line in run.metrics.read_text().splitlines() if "save_s" not in (row := json.loads(line))]
     return [tuple(row.get(k) for k in ("step", "loss", "grad_norm", "lr", "tokens", "held_out_loss")) for row in parsed]
 
 
