@@ -80,8 +80,8 @@ class Box:
         assert not (check and done.returncode), f"cluster.sh {' '.join(words)}: {done.stdout}{done.stderr}"
         return done
 
-    def sh(self, *words: str, timeout: float = 30, check: bool = True, cwd: Path | None = None) -> str:
-        """What a command prints, run outside the nodes with the cluster's Slurm on its PATH."""
+    def run(self, *words: str, timeout: float = 30, cwd: Path | None = None) -> tuple[int, str, str]:
+        """(status, stdout, stderr) of a command run outside the nodes with the cluster's Slurm on its PATH."""
         done = subprocess.run(
             words,
             env=self.env,
@@ -92,14 +92,19 @@ class Box:
             check=False,
             stdin=subprocess.DEVNULL,
         )
-        assert not (check and done.returncode), f"{' '.join(words)}: {done.stdout}{done.stderr}"
-        return done.stdout
+        return done.returncode, done.stdout, done.stderr
+
+    def sh(self, *words: str, timeout: float = 30, check: bool = True, cwd: Path | None = None) -> str:
+        """What such a command prints."""
+        status, out, err = self.run(*words, timeout=timeout, cwd=cwd)
+        assert not (check and status), f"{' '.join(words)}: {out}{err}"
+        return out
 
     def job(self, job_id: str) -> dict[str, str]:
         """A job's fields as ``scontrol show job`` names them; {} where Slurm does not know it."""
-        words = self.sh("scontrol", "-o", "show", "job", job_id, check=False).split()
-        fields: dict[str, str] = {}
-        for name, equals, value in (word.partition("=") for word in words):
+        first, _, rest = self.sh("scontrol", "show", "job", job_id, check=False).partition("\n")
+        fields = {"JobName": first.partition(" JobName=")[2]} if first else {}
+        for name, equals, value in (word.partition("=") for word in rest.split()):
             if equals:
                 fields.setdefault(name, value)  # a comment at the end may look like a field
         return fields
