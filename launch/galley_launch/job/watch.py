@@ -150,7 +150,7 @@ def silent(watch: Watch, beats: dict[int, Beat], clock: float) -> list[int]:
     if any(every[rank].phase == "end" for rank in late):
         living = rank_processes(watch, beats, clock)
         late = [rank for rank in late if every[rank].phase != "end" or rank in living]
-    return sorted(late, key=lambda rank: every[rank].since)
+    return sorted(late, key=lambda rank: (every[rank].since, float(every[rank].body.get("time", 0))))
 
 
 def _can_write(folder: Path) -> bool:
