@@ -19,6 +19,8 @@ _PLAN_KEYS = "name runs deepspeed device ranks gpus nodes cluster init_from forc
 RESERVED = frozenset(f"{_PLAN_KEYS} step attempt rank".split())
 """The launcher's own keys; no recipe key may be one of these."""
 
+_CLUSTER = "cluster."
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -37,10 +39,14 @@ VERBS = {
     "show": Verb("RECIPE", frozenset(["deepspeed"]), settings=True),
     "plan": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
     "run": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
+    "submit": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
+    "clusters": Verb("[NAME]", frozenset()),
     "status": Verb("[RUN]", frozenset(["runs"])),
     "logs": Verb("RUN", frozenset(["runs", "rank", "attempt"])),
     "stop": Verb("RUN", frozenset(["runs"])),
-    "export": Verb("RUN", frozenset(["runs", "step"])),
+    "cancel": Verb("RUN", frozenset(["runs"])),
+    "why": Verb("RUN", frozenset(["runs"])),
+    "export": Verb("RUN", frozenset(["runs", "step", "cluster"])),
     "schema": Verb("", frozenset()),
 }
 
@@ -109,6 +115,8 @@ def _check_keys(verb: str, settings: list[str]) -> None:
             raise UserError("command line", f"{key} is given twice", "keep one of them")
         seen.add(key)
         allowed = VERBS[verb].keys
+        if key.startswith(_CLUSTER) and ("cluster" in allowed or verb == "clusters"):
+            continue
         if key in allowed or (VERBS[verb].settings and key not in RESERVED):
             continue
         if key == "rank" and VERBS[verb].settings:
@@ -133,6 +141,19 @@ def parse(argv: list[str]) -> Command:
     _check_count(verb, positionals)
     _check_keys(verb, settings)
     return Command(verb, tuple(positionals), tuple(settings))
+
+
+def is_ours(setting: str) -> bool:
+    """Whether a ``key=value`` word is the launcher's own, not the recipe's."""
+    key = split(setting)[0]
+    return key in RESERVED or key.startswith(_CLUSTER)
+
+
+def of_cluster(settings: Iterable[str]) -> list[str]:
+    """The words that change a cluster's profile; ``ranks`` and ``device`` do, too."""
+    short = {"ranks": "cluster.ranks_per_node", "device": "cluster.device"}
+    pairs = [split(setting) for setting in settings]
+    return [f"{short.get(key, key)}={value}" for key, value in pairs if key in short or key.startswith(_CLUSTER)]
 
 
 def split(setting: str) -> tuple[str, str]:

@@ -75,6 +75,33 @@ def run(recipe: str, *settings: str) -> Todo:
     return Todo(lambda: _commands().run(recipe, settings))
 
 
+def submit(recipe: str, *settings: str) -> Todo:
+    """Train on a Slurm cluster: the same recipe and words, as jobs that go on by themselves until it is done.
+
+    cluster=NAME nodes=4   a profile (galley clusters), and how many nodes of it; the default profile otherwise
+    cluster.time=4:00:00   any key of the profile, for this submission
+    ranks=4                ranks on each node, where not one for each GPU
+    Each job resumes where the one before it ended, whatever ended it, until the model is exported.
+    `galley plan` with the same words and cluster=NAME prints all that would be written and run.
+
+    galley submit smollm2-135m-lora cluster=venv nodes=2
+    galley submit runs/smollm2-135m-lora cluster.partition=long
+    """
+    return Todo(lambda: _commands().submit(recipe, settings))
+
+
+def clusters(name: str = "", *settings: str) -> Todo:
+    """List the cluster profiles and what Slurm says to them, or show one NAME in full.
+
+    Yours are ~/.config/galley/clusters/*.yaml and ./clusters/*.yaml; they win over the shipped ones.
+
+    galley clusters
+    galley clusters venv cluster.partition=gpu
+    """
+    at, rest = ("", (name, *settings)) if "=" in name else (name, settings)
+    return Todo(lambda: _commands().clusters(at, [word for word in rest if word]))
+
+
 def status(run: str = "", *settings: str) -> Todo:
     """Print a table of the runs in ./runs (or runs=DIRECTORY), or how one RUN is.
 
@@ -91,16 +118,33 @@ def logs(run: str, *settings: str) -> Todo:
 
     galley logs smollm2-135m-lora
     galley logs smollm2-135m-lora rank=1 attempt=2
+    galley logs smollm2-135m-lora attempt=0        a submitted run's prepare job
     """
     return Todo(lambda: _commands().logs(run, settings))
 
 
 def stop(run: str, *settings: str) -> Todo:
-    """Ask a live run to save and stop. Running it again goes on from there.
+    """Ask a live run to save and stop. Running or submitting it again goes on from there.
 
     galley stop smollm2-135m-lora
     """
     return Todo(lambda: _commands().stop(run, settings))
+
+
+def cancel(run: str, *settings: str) -> Todo:
+    """End all jobs of a submitted run now, without saving. What was saved before stays.
+
+    galley cancel smollm2-135m-lora
+    """
+    return Todo(lambda: _commands().cancel(run, settings))
+
+
+def why(run: str, *settings: str) -> Todo:
+    """Say why a run failed: which rank was first, the lines that show it, and what to change.
+
+    galley why smollm2-135m-lora
+    """
+    return Todo(lambda: _commands().why(run, settings))
 
 
 def export(run: str, *settings: str) -> Todo:
@@ -121,7 +165,8 @@ def schema() -> Todo:
 
 
 _FUNCTIONS: dict[str, Callable[..., Todo]] = {
-    each.__name__: each for each in (recipes, show, plan, run, status, logs, stop, export, schema)
+    each.__name__: each
+    for each in (recipes, show, plan, run, submit, clusters, status, logs, stop, cancel, why, export, schema)
 }
 
 

@@ -13,7 +13,7 @@ import galley
 from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import RunSpec
-from galley_launch import compose, facts, plan, resume, runs, view
+from galley_launch import compose, facts, plan, queue, resume, runs, view
 from galley_launch.arguments import split, whole
 from galley_launch.recipe import Recipe, build, header
 from galley_launch.strings import read_yaml
@@ -75,6 +75,8 @@ def _note(notes: Sequence[str]) -> None:
 
 def show_plan(name: str, settings: Sequence[str]) -> int:
     """Print a summary on stderr; on stdout every file that ``run`` would write and the commands of its stages."""
+    if any(split(setting)[0] == "cluster" for setting in settings):
+        return _show_submission(name, settings)
     made = compose.compose(name, settings, imagine=True)
     outlook = resume.outlook(made.run, compose.earlier(made.run), made.spec)
     todo = plan.left(_make_plan(made.spec, made.run, outlook.attempt), outlook.what)
@@ -87,10 +89,52 @@ def show_plan(name: str, settings: Sequence[str]) -> int:
     return 0
 
 
-def _said_of(what: resume.What, name: str) -> list[str]:
+def _submission(name: str, settings: Sequence[str]) -> tuple[compose.Composed, plan.Plan, resume.Outlook]:
+    from galley_launch import submission
+
+    made = compose.compose(name, settings, imagine=True, submits=True)
+    assert made.cluster is not None
+    old = compose.earlier(made.run)
+    outlook = resume.outlook(made.run, old, made.spec)
+    todo = submission.make(made.spec, made.run, old, made.cluster_name, made.cluster, outlook)
+    return made, todo, outlook
+
+
+def _show_submission(name: str, settings: Sequence[str]) -> int:
+    """The files of a submission, and its ``sbatch`` commands: what ``submit`` writes and runs, byte for byte."""
+    from galley_launch import submission
+
+    made, todo, outlook = _submission(name, settings)
+    _note([*made.notes, *_said_of(outlook.what, made.spec.name, "submit")])
+    known = facts.of_model(made.spec.placement.paths.model)
+    print("\n".join(view.summary(made.spec, known)), end="\n\n", file=sys.stderr, flush=True)
+    root = made.run.root.absolute()
+    blocks = [f"# {root / file}\n{text}" for file, text in todo.files.items()]
+    if todo.stages:
+        copies = submission.code()
+        blocks.append(f"# {root / 'code'}: {len(copies)} files, copied\n" + "".join(f"#   {each}\n" for each in copies))
+    blocks += [f"# {stage.name}\n{stage.shell()}\n" for stage in todo.stages]
+    print("\n".join(blocks), end="")
+    return 0
+
+
+def submit(name: str, settings: Sequence[str]) -> int:
+    """Submit a run to a cluster."""
+    from galley_launch import submission
+
+    made, todo, outlook = _submission(name, settings)
+    if not todo.stages:
+        print(f"run {made.spec.name} is finished: {made.run.root}")
+        return 0
+    _note([*made.notes, *_said_of(outlook.what, made.spec.name, "submit")])
+    assert made.cluster is not None
+    return submission.start(made.spec, made.run, made.cluster, todo)
+
+
+def _said_of(what: resume.What, name: str, verb: str = "run") -> list[str]:
     if what == "nothing":
-        return [f"run {name} is finished: galley run would write and start nothing"]
-    return [f"run {name} is trained: galley run would only export it"] if what == "export" else []
+        return [f"run {name} is finished: galley {verb} would write and start nothing"]
+    return [f"run {name} is trained: galley {verb} only exports it"] if what == "export" else []
 
 
 def run(name: str, settings: Sequence[str]) -> int:
@@ -113,11 +157,14 @@ def status(name: str, settings: Sequence[str]) -> int:
     base, _ = _runs(settings)
     if name:
         found = runs.find(name, base)
-        print("\n".join(view.details(runs.state(found), compose.read_spec(found), found.root)))
+        jobs = queue.look([found]).get(found.root)
+        lines = view.details(runs.state(found, jobs), compose.read_spec(found), found.root)
+        print("\n".join([*lines, *(queue.details(jobs) if jobs else [])]))
         return 0
     every = runs.every(base)
     if every:
-        view.states([runs.state(each) for each in every])
+        asked = queue.look(every)
+        view.states([runs.state(each, asked.get(each.root)) for each in every])
     else:
         print(f"no runs in {base}/ yet; start one with galley run (see galley recipes)")
     return 0
@@ -127,7 +174,7 @@ def logs(name: str, settings: Sequence[str]) -> int:
     """Print a run's logs, and follow them while it is live."""
     base, ours = _runs(settings)
     found = runs.find(name, base)
-    _, paths = runs.log_path(found, whole(ours, "rank", 0), whole(ours, "attempt", 1))
+    _, paths = runs.log_path(found, whole(ours, "rank", 0), whole(ours, "attempt", 0))
     try:
         runs.follow(found, paths, lambda line: print(line, flush=True))
     except (KeyboardInterrupt, BrokenPipeError):  # The reader has seen enough; the run goes on.
@@ -138,6 +185,38 @@ def logs(name: str, settings: Sequence[str]) -> int:
 def stop(name: str, settings: Sequence[str]) -> int:
     """Ask a live run to save and end."""
     print(runs.stop(runs.find(name, _runs(settings)[0])))
+    return 0
+
+
+def clusters(name: str, settings: Sequence[str]) -> int:
+    """Print the profiles, or one in full, and what Slurm says to them."""
+    from galley_launch import clusters as sites
+    from galley_launch.arguments import of_cluster
+
+    if name:
+        text, problems = sites.details(name, of_cluster(settings))
+        print(text, end="")
+        _note(problems)
+        return 0
+    for note in sites.listing():
+        print(f"\n{note}" if note else "")
+    return 0
+
+
+def cancel(name: str, settings: Sequence[str]) -> int:
+    """End the jobs of a submitted run now."""
+    found = runs.find(name, _runs(settings)[0])
+    if not queue.is_submitted(found):
+        raise UserError(str(found.root), "runs on one box", f"end it with: galley stop {name}")
+    print(queue.cancel(found))
+    return 0
+
+
+def why(name: str, settings: Sequence[str]) -> int:
+    """Print why a run failed."""
+    from galley_launch import why as reasons
+
+    print("\n".join(reasons.lines(runs.find(name, _runs(settings)[0]))))
     return 0
 
 

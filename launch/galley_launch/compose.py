@@ -8,18 +8,21 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from galley.errors import UserError
-from galley.rundir import RunDir
+from galley.rundir import RunDir, read_json
 from galley.spec import Origin, Placement, RunSpec
 from galley_launch import assets, devices, facts, places, rules, zero
-from galley_launch.arguments import RESERVED, nearest, split, whole
+from galley_launch.arguments import is_ours, nearest, of_cluster, split, whole
 from galley_launch.ds_keys import read_keys
 from galley_launch.recipe import Recipe, build, override, resolve_key
 from galley_launch.strings import Tree, read_names, read_yaml
+
+if TYPE_CHECKING:
+    from galley_launch.cluster import Cluster
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # As RunSpec.name; it is a folder's name too.
 
@@ -48,6 +51,9 @@ class Composed:
     spec: RunSpec
     run: RunDir
     notes: tuple[str, ...]
+    cluster: Cluster | None = None
+    """Where it is submitted to; None: it runs on this box."""
+    cluster_name: str = ""
 
 
 def recipes() -> dict[str, Path]:
@@ -109,8 +115,8 @@ def earlier(run: RunDir) -> RunSpec | None:
 def resolve(name: str, settings: Sequence[str]) -> tuple[Source, Recipe, dict[str, str]]:
     """The source, the typed recipe with overrides, and the launcher's own settings."""
     source = find(name)
-    ours = dict(split(setting) for setting in settings if split(setting)[0] in RESERVED)
-    theirs = [setting for setting in settings if split(setting)[0] not in RESERVED]
+    ours = dict(split(setting) for setting in settings if is_ours(setting))
+    theirs = [setting for setting in settings if not is_ours(setting)]
     tree = override(source.tree, theirs)
     if "init_from" in ours:
         tree = _initialised(tree, ours, theirs)
@@ -127,6 +133,13 @@ def _initialised(tree: Tree, ours: dict[str, str], theirs: Sequence[str]) -> Tre
     return tree | {"model": model | {"path": path}}
 
 
+def _on_cluster(ours: dict[str, str], cluster: Cluster) -> devices.Devices:
+    if "gpus" in ours:
+        raise UserError("gpus", "Slurm chooses the devices", f"say how many a node: ranks={cluster.ranks}")
+    nodes = whole(ours, "nodes", 1) or 1
+    return devices.Devices(cluster.device, cluster.ranks, None, nodes=nodes, threads=cluster.cores_per_rank)
+
+
 def _devices(ours: dict[str, str], before: Placement | None, imagine: bool) -> devices.Devices:
     ranks, gpus = whole(ours, "ranks", 1), read_names(ours.get("gpus", ""))
     kind = ours.get("device") or ("cpu" if before and before.device == "cpu" and not gpus else "cuda")
@@ -139,13 +152,13 @@ def _devices(ours: dict[str, str], before: Placement | None, imagine: bool) -> d
     return devices.imagined(ranks, gpus) if imagine else devices.on_gpus(ranks, gpus)
 
 
-def _refuse_what_comes_later(ours: dict[str, str]) -> None:
+def _refuse_on_one_box(ours: dict[str, str]) -> None:
     if ours.get("nodes", "1") != "1":
-        raise UserError("nodes", f"{ours['nodes']} nodes are not supported yet", "train on one box: leave nodes out")
-    if ours.get("cluster", "local") != "local":
-        raise UserError("cluster", f"{ours['cluster']!r}: clusters are not supported yet", "leave cluster out")
-    if "force" in ours:
-        raise UserError("force", "nothing here can be forced", "leave it out")
+        todo = "submit to a cluster: galley submit RECIPE cluster=NAME nodes=N"
+        raise UserError("nodes", f"{ours['nodes']} nodes are not one box", todo)
+    odd = next((key for key in ours if key.startswith("cluster.")), None)
+    if odd:
+        raise UserError(odd, "there is no cluster to change", "write cluster=NAME too (see galley clusters)")
 
 
 def _deepspeed(source: Source, ours: dict[str, str], recipe: Recipe, device: str) -> tuple[dict[str, Any], str]:
@@ -156,24 +169,27 @@ def _deepspeed(source: Source, ours: dict[str, str], recipe: Recipe, device: str
     return zero.reopen(before.deepspeed, before.device != device), f"of {source.run.root}"
 
 
-def _threads(recipe: Recipe, ranks: int) -> int:
-    return recipe.threads or max(1, len(os.sched_getaffinity(0)) // ranks)
+def _threads(ranks: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
-def _place(source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, where: devices.Devices) -> Placement:
+def _place(
+    source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, where: devices.Devices, cache: str | None
+) -> Placement:
     config, label = _deepspeed(source, ours, recipe, where.kind)
-    found = places.paths(recipe, run, source.folder)
+    found = places.paths(recipe, run, source.folder, cache)
     config = read_keys(config, label)
     rules.check(rules.Case(recipe, where.kind, config))
-    finished = zero.complete(config, label, recipe, where.kind, where.ranks, facts.of_model(found.model))
+    finished = zero.complete(config, label, recipe, where.kind, where.ranks * where.nodes, facts.of_model(found.model))
     return Placement.model_validate(
         {
             "device": where.kind,
+            "nodes": where.nodes,
             "ranks_per_node": where.ranks,
             "gpus": where.gpus and list(where.gpus),
             "micro_batch": recipe.micro_batch,
             "accumulation": finished["gradient_accumulation_steps"],
-            "threads": _threads(recipe, where.ranks),
+            "threads": recipe.threads or where.threads or _threads(where.ranks),
             "activation_checkpointing": recipe.activation_checkpointing,
             "deepspeed": finished,
             "paths": found,
@@ -181,7 +197,7 @@ def _place(source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, wh
     )
 
 
-def _run_dir(source: Source, ours: dict[str, str]) -> RunDir:
+def _run_dir(source: Source, ours: dict[str, str], base: str) -> RunDir:
     if source.run is not None:
         if "name" in ours or "runs" in ours:
             raise UserError("name", f"{source.label} is a run that exists", "leave name and runs out to continue it")
@@ -189,7 +205,7 @@ def _run_dir(source: Source, ours: dict[str, str]) -> RunDir:
     name = ours.get("name", source.stem)
     if not _NAME.fullmatch(name):
         raise UserError("name", f"{name!r} is not a run's name", "use letters, digits, '.', '_' and '-'")
-    return RunDir(Path(ours.get("runs", "runs")) / name)
+    return RunDir(Path(ours.get("runs", base)) / name)
 
 
 def version() -> str:
@@ -224,17 +240,30 @@ def _refused(error: ValidationError) -> UserError:
     return UserError(where, str(first["msg"]).removeprefix("Value error, "), "change it")
 
 
-def compose(name: str, settings: Sequence[str], imagine: bool) -> Composed:
-    """The complete run that ``galley plan NAME SETTINGS`` shows and ``galley run`` starts.
+def _cluster(source: Source, ours: dict[str, str], settings: Sequence[str]) -> tuple[str, Cluster]:
+    """The cluster that was asked for, else the one that a run which goes on was submitted to, else the default."""
+    from galley_launch import profiles  # Only where it is needed: its schema takes a while.
 
-    ``imagine``: plan for GPUs that are not here. Raises ``UserError``; writes nothing.
+    known = (read_json(source.run.cluster) or {}).get("name") if source.run else None
+    return profiles.find(ours.get("cluster") or known, of_cluster(settings))
+
+
+def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = False) -> Composed:
+    """The complete run that ``galley plan NAME SETTINGS`` shows and ``galley run`` or ``submit`` starts.
+
+    ``imagine``: plan for GPUs that are not here. ``submits``: for a cluster. Raises ``UserError``; writes nothing.
     """
     source, recipe, ours = resolve(name, settings)
-    _refuse_what_comes_later(ours)
-    run = _run_dir(source, ours)
+    at, cluster = _cluster(source, ours, settings) if submits else ("", None)
+    if "force" in ours:
+        raise UserError("force", "nothing here can be forced", "leave it out")
+    if cluster is None:
+        _refuse_on_one_box(ours)
+    run = _run_dir(source, ours, (cluster.runs if cluster else None) or "runs")
     old = earlier(run)  # Read even where a recipe is given: whatever it is, what cannot be read is not replaced.
-    where = _devices(ours, old.placement if old and source.run else None, imagine)
-    placement = _place(source, recipe, ours, run, where)
+    before = old.placement if old and source.run else None
+    where = _on_cluster(ours, cluster) if cluster else _devices(ours, before, imagine)
+    placement = _place(source, recipe, ours, run, where, cluster.cache if cluster else None)
     origin = Origin(recipe=source.label, overrides=list(settings), version=version(), commit=_commit())
     if old and source.run:
         origin = origin.model_copy(update={"recipe": old.origin.recipe})
@@ -249,4 +278,4 @@ def compose(name: str, settings: Sequence[str], imagine: bool) -> Composed:
         )
     except ValidationError as error:
         raise _refused(error) from None
-    return Composed(spec, run, where.notes)
+    return Composed(spec, run, where.notes, cluster, at)

@@ -31,15 +31,19 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Devices:
-    """What one node gives a run."""
+    """What a run gets."""
 
     kind: str
     """``cuda`` or ``cpu``."""
     ranks: int
+    """Ranks on each node."""
     gpus: tuple[str, ...] | None
-    """One GPU for each rank; None on the CPU."""
+    """One GPU for each rank; None on the CPU, and where a scheduler chooses."""
     notes: tuple[str, ...] = ()
     """What the user should know; one line each."""
+    nodes: int = 1
+    threads: int | None = None
+    """CPU threads of each rank; None: this machine's cores divided by its ranks."""
 
 
 def _query() -> list[Gpu]:

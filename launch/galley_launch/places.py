@@ -97,8 +97,11 @@ def cache() -> Path:
     return Path(os.environ.get("GALLEY_CACHE") or f"{base}/galley").expanduser().absolute()
 
 
-def paths(recipe: Recipe, run: RunDir, folder: Path) -> Paths:
-    """The absolute places of everything that ``recipe`` names. Raises ``UserError`` for what is not there."""
+def paths(recipe: Recipe, run: RunDir, folder: Path, shared: str | None = None) -> Paths:
+    """The absolute places of everything that ``recipe`` names. Raises ``UserError`` for what is not there.
+
+    ``shared``: a cluster's cache, instead of this machine's.
+    """
     before = (read_json(run.spec) or {}).get("placement", {}).get("paths", {})
     search = Search(folder, before, run.data_manifest.is_file())
     held_out = recipe.data.held_out_path
@@ -108,7 +111,7 @@ def paths(recipe: Recipe, run: RunDir, folder: Path) -> Paths:
         data=_data(recipe.data.path, "data.path", "data", search),
         held_out=held_out and _data(held_out, "data.held_out_path", "held_out", search),
         chat_template=_template(recipe.model.chat_template, search),
-        cache=str(cache()),
+        cache=shared or str(cache()),
     )
 
 

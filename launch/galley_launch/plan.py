@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.spec import Placement, RunSpec
 from galley_launch.resume import What
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -38,22 +38,27 @@ class Plan:
     stages: tuple[Stage, ...]
 
 
+def common_environment(place: Placement) -> dict[str, str]:
+    """What every stage has in its environment, on one box and in a job."""
+    env = {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # Of one library about another: nothing that a user can mend.
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    return env | ({"DS_ACCELERATOR": "cpu"} if place.device == "cpu" else {})
+
+
 def _env(spec: RunSpec, attempt: int, python_path: str | None, processes: int) -> dict[str, str]:
     place = spec.placement
     threads = place.threads * place.ranks_per_node // processes
     env = {
         # python -m puts the working directory first on the path: a datasets.py there would shadow the library.
         "PYTHONSAFEPATH": "1",
-        "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # As nvidia-smi counts; CUDA itself would put the fastest first.
         "CUDA_VISIBLE_DEVICES": ",".join(place.gpus or []),
-        "PYTHONWARNINGS": "ignore::FutureWarning",  # Of one library about another: nothing that a user can mend.
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "GALLEY_ATTEMPT": str(attempt),
-    }
-    if place.device == "cpu":
-        env["DS_ACCELERATOR"] = "cpu"
+    } | common_environment(place)
     if python_path is not None:
         env["PYTHONPATH"] = python_path
     return env

@@ -11,7 +11,7 @@ from typing import Any
 
 from galley.errors import UserError
 from galley.rundir import Attempt, RunDir, read_json
-from galley_launch import locks
+from galley_launch import locks, queue
 from galley_launch.arguments import nearest
 from galley_launch.display import Tail
 
@@ -24,7 +24,8 @@ class State:
 
     name: str
     state: str
-    """``live``, ``done``, ``stopped``, ``failed``, ``lost`` (ended without a word) or ``new``."""
+    """``live``, ``stopping``, ``done``, ``stopped``, ``failed``, ``lost`` (ended without a word) or ``new``; of a
+    submitted run also ``queued``, ``preparing``, ``exporting`` or ``unknown`` (Slurm does not answer)."""
     row: dict[str, Any]
     """The newest metrics, evaluation included."""
     attempt: int
@@ -67,13 +68,14 @@ def last_row(path: Path) -> dict[str, Any]:
     return row
 
 
-def state(run: RunDir) -> State:
-    """How ``run`` is now."""
+def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
+    """How ``run`` is now; ``jobs``: what Slurm says, where it was submitted."""
     attempts, checkpoints = run.attempts(), run.checkpoints()
     end = (read_json(attempts[-1].exit) or {}) if attempts else {}
     word = str(end.get("verdict", "lost")) if attempts else "new"
-    if locks.is_live(run):
-        word = "stopping" if attempts and attempts[-1].stop.exists() else "live"
+    now = queue.word(jobs) if jobs else "live" if locks.is_live(run) else ""
+    if now:
+        word = "stopping" if now == "live" and attempts and attempts[-1].stop.exists() else now
     return State(
         name=run.root.absolute().name,
         state=word,
@@ -89,13 +91,13 @@ def log_path(run: RunDir, rank: int | None, number: int | None) -> tuple[Attempt
     attempts = run.attempts()
     if not attempts:
         raise UserError(str(run.root), "has no attempt yet", "start it with galley run")
-    attempt = run.attempt(number) if number else attempts[-1]
+    attempt = run.attempt(number) if number is not None else attempts[-1]
     if not attempt.root.is_dir():
         raise UserError("attempt", f"{number} is not there", f"choose from 1 to {attempts[-1].number}")
     if rank is None:
         # torchrun's own log repeats what ranks say; it is all there is where no rank came up.
         middle = "train" if attempt.log("train").exists() and not attempt.log("rank-0").exists() else "rank-0"
-        return attempt, [attempt.log(name) for name in ("prepare", middle, "export")]
+        return attempt, [attempt.log(name) for name in ("job", "prepare", middle, "export")]
     if not attempt.log(f"rank-{rank}").is_file():
         found = sorted(path.stem.removeprefix("rank-") for path in attempt.logs.glob("rank-*.log"))
         todo = f"choose from {', '.join(found)}" if found else "the ranks have not started"
@@ -108,7 +110,7 @@ def follow(run: RunDir, paths: list[Path], show: Callable[[str], None], poll: fl
     tails = [Tail(path) for path in paths]
     live = True
     while live:
-        live = locks.is_live(run)  # Looked at first, so that what comes before the end is still shown.
+        live = _is_live(run)  # Looked at first, so that what comes before the end is still shown.
         for tail in tails:
             for line in tail.lines():
                 show(line)
@@ -116,8 +118,16 @@ def follow(run: RunDir, paths: list[Path], show: Callable[[str], None], poll: fl
             time.sleep(poll)
 
 
+def _is_live(run: RunDir) -> bool:
+    if queue.is_submitted(run):
+        return bool(queue.look([run])[run.root].jobs)
+    return locks.is_live(run)
+
+
 def stop(run: RunDir) -> str:
     """Ask a live run to save and end; returns what to tell the user. Raises ``UserError`` where it is not live."""
+    if queue.is_submitted(run):
+        return queue.stop(run)
     attempts = run.attempts()
     if not attempts or not locks.is_live(run):
         raise UserError(str(run.root), "is not running", "see galley status")

@@ -216,7 +216,7 @@ class Placement(Part):
     nodes: Positive = 1
     ranks_per_node: Positive = 1
     gpus: list[str] | None = None
-    """Devices of this node by index or UUID, one for each rank; None on the CPU."""
+    """Devices of this node by index or UUID, one for each rank; None on the CPU, and where a scheduler chooses."""
     sequence: Literal[1] = 1
     """Degree of sequence parallelism."""
     tensor: Literal[1] = 1

@@ -1,0 +1,216 @@
+"""A cluster: where a run's jobs go, and what a node there is like."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
+_TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)|(\d+)-(\d+)(?::([0-5]\d))?|(\d+)")
+_SIZE = re.compile(r"[1-9]\d*[MGT]")
+# What the script says itself; a second word about it would win or be lost without notice.
+_OURS_TEXT = """
+array batch begin chdir constraint cpus-per-task dependency error exclude exclusive export export-file get-user-env gpus
+gpus-per-node gpus-per-task gres input job-name mem mem-per-cpu mem-per-gpu nodes no-requeue nodelist ntasks
+ntasks-per-node open-mode output parsable partition account qos reservation quiet requeue signal test-only time uid gid
+wait wrap
+"""
+_OURS = frozenset(_OURS_TEXT.split())
+
+
+def _line(value: str) -> str:
+    if _CONTROL.search(value):
+        raise ValueError("holds a newline or another control character")
+    return value
+
+
+def _time(value: str) -> str:
+    if not _TIME.fullmatch(value) or not seconds(value):
+        raise ValueError("is not a time such as 12:00:00, 2-00:00:00 or 90 (minutes)")
+    return value
+
+
+def _size(value: str) -> str:
+    if not _SIZE.fullmatch(value):
+        raise ValueError("is not a size such as 120G")
+    return value
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("is not a variable's name")
+    return name
+
+
+def _absolute(value: str) -> str:
+    """``value`` with ``~`` and the submitter's own variables put in, so that jobs need not know them."""
+    path = os.path.expandvars(os.path.expanduser(_line(value)))  # noqa: PTH111 - Path would drop a trailing dot
+    if not path.startswith("/"):
+        raise ValueError("is not an absolute path")
+    return path
+
+
+def _directive(value: str) -> str:
+    found = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:=.*)?", _line(value))
+    if not found:
+        raise ValueError("is not an option such as --mail-type=END")
+    if found[1] in _OURS:
+        raise ValueError(f"sets {found[1]}, which the job script sets itself")
+    return value
+
+
+def seconds(time: str) -> int:
+    """Seconds of a Slurm time: ``M``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S`` (sbatch(1), --time)."""
+    found = _TIME.fullmatch(time)
+    if not found:
+        raise ValueError(f"{time!r} is not a time")
+    days, hours, minutes, secs, days2, hours2, minutes2, only = (int(part or 0) for part in found.groups())
+    return ((days + days2) * 24 + hours + hours2) * 3600 + (minutes + minutes2 + only) * 60 + secs
+
+
+def megabytes(size: str) -> int:
+    """MiB of ``120G``."""
+    return int(size[:-1]) * {"M": 1, "G": 1024, "T": 1024**2}[size[-1]]
+
+
+Line = Annotated[str, AfterValidator(_line)]
+Time = Annotated[str, AfterValidator(_time)]
+Size = Annotated[str, AfterValidator(_size)]
+Place = Annotated[str, AfterValidator(_absolute)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A frozen piece of a profile; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Container(Section):
+    """The image that ranks run in."""
+
+    runtime: Literal["apptainer", "pyxis"]
+    """``apptainer exec`` below srun, or srun's own ``--container-image`` (Pyxis)."""
+    image: Line
+    """A .sif or .sqsh file, or what the runtime takes (``docker://…``)."""
+    mounts: list[Line] = []
+    """``/here:/there`` pairs or paths; the run, its model, data and cache are mounted as they are."""
+
+
+class Side(Section):
+    """What the jobs on one node take that prepare the data and export the model."""
+
+    partition: Line | None = None
+    """None: the partition of training."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """Some partitions take no job without a GPU."""
+    cores: Count = 8
+    memory: Size = "32G"
+    time: Time = "4:00:00"
+
+
+class Patience(Section):
+    """Seconds without a sign of life, by phase, after which a rank has hung and its attempt is ended."""
+
+    start: Count = 900
+    """From the start of a rank to its first word: an import from a cold disk."""
+    join: Count = 600
+    load: Count = 3600
+    step: Count = 1200
+    evaluate: Count = 1200
+    save: Count = 3600
+
+
+class Cluster(Section):
+    """One cluster, as its users see it."""
+
+    about: Line = ""
+    """One line for ``galley clusters``."""
+    default: bool = False
+    """Whether ``galley submit`` takes this cluster where none is named."""
+    partition: Line | None = None
+    """None: the cluster's default."""
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    """Features that nodes must have: ``h100``."""
+    reservation: Line | None = None
+    time: Time = "24:00:00"
+    """Wall time of one attempt; a run may take several."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    gpus_per_node: Count = 8
+    """GPUs of a whole node; 1 rank each."""
+    gpu_type: Line | None = None
+    """As the site calls it (``h100``), where it must be named."""
+    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    """How GPUs are asked for: ``--gpus-per-node=8`` or ``--gres=gpu:8``."""
+    ranks_per_node: Count | None = None
+    """Ranks on each node; None: one for each GPU, on CPU clusters one. With fewer than its GPUs a node is shared."""
+    cores_per_rank: Count = 8
+    memory_per_rank: Size | None = None
+    """Where a job takes part of a node. Whole nodes are taken with all their memory. None: the site's default."""
+    whole_nodes: bool = True
+    """Take nodes alone where every GPU of them is used."""
+    modules: list[Line] = []
+    """Environment modules to load, in order."""
+    setup: Place | None = None
+    """A shell file that jobs source first, for what cannot be said here."""
+    venv: Place | None = None
+    """Virtual environment on a shared disk. With no venv, conda or container: that of this galley."""
+    conda: Line | None = None
+    """Name or path of a conda environment; ``conda`` must be there after ``modules`` and ``setup``."""
+    container: Container | None = None
+    host_python: Line = "python3"
+    """Python 3.9 or newer on the nodes themselves, for the job's own few decisions; needs no package."""
+    variables: dict[Annotated[str, AfterValidator(_variable)], Line] = {}
+    """Environment of every stage: ``NCCL_DEBUG: WARN``. Never a secret: see ``secrets``."""
+    secrets: list[Annotated[str, AfterValidator(_variable)]] = ["HF_TOKEN", "WANDB_API_KEY"]
+    """Variables that are taken from the environment of ``galley submit`` to a private file that jobs read."""
+    interface: Line | None = None
+    """Network interface for NCCL and gloo (``ib0``); None: they choose."""
+    scratch: Place | None = None
+    """Fast directory of each node for caches; None: ``$SLURM_TMPDIR``, ``$TMPDIR`` or ``/tmp`` there."""
+    cache: Place | None = None
+    """Shared directory for prepared data and converted models; None: ``~/.cache/galley``."""
+    runs: Place | None = None
+    """Shared directory of runs; None: ``./runs``."""
+    attempts: Count = 20
+    """Attempts after which a run ends, whatever they died of."""
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """GPU-hours (CPU clusters: rank-hours) after which a run is stopped; None: no limit."""
+    exclude_hours: Annotated[float, Field(ge=0)] = 24.0
+    """How long a node that failed is avoided."""
+    requeue: bool = False
+    """Let Slurm requeue a pre-empted job under its own number. Off: its successor takes over, two minutes sooner."""
+    side: Side = Side()
+    patience: Patience = Patience()
+    directives: list[Annotated[str, AfterValidator(_directive)]] = []
+    """Further ``#SBATCH`` options: ``--mail-type=END``."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        given = [name for name in ("venv", "conda", "container") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say where Python is; keep one of them")
+        for name in self.variables:
+            if _SECRET.search(name):
+                raise ValueError(f"variables.{name} looks like a secret; list its name under secrets instead")
+        if self.device == "cuda" and (self.ranks_per_node or 1) > self.gpus_per_node:
+            raise ValueError(
+                f"ranks_per_node {self.ranks_per_node} is more than gpus_per_node {self.gpus_per_node}; one rank a GPU"
+            )
+        return self
+
+    @property
+    def ranks(self) -> int:
+        """Ranks on each node."""
+        return self.ranks_per_node or (self.gpus_per_node if self.device == "cuda" else 1)
+
+    @property
+    def takes_whole_nodes(self) -> bool:
+        """Whether jobs have their nodes to themselves."""
+        return self.whole_nodes and (self.device == "cpu" or self.ranks == self.gpus_per_node)

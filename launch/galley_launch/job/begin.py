@@ -1,0 +1,179 @@
+"""The beginning of a job: is there anything to do, as which attempt, on which nodes, and who comes next."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from galley.rundir import Attempt, RunDir, read_json, write_atomic
+from galley_launch.job import chain, slurm
+from galley_launch.job.ending import Ending, judge, newest_checkpoint, used_hours
+from galley_launch.job.finish import conclude, drop_successor, export
+
+# Above every system's ephemeral range (Linux: 32768 to 60999), so that no outgoing connection has taken it.
+_FIRST_PORT, _PORTS = 61000, 4500
+
+
+class NothingToDo(Exception):
+    """The job ends at once, and says why."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What Slurm gave this job."""
+
+    job: str
+    restart: int
+    nodes: tuple[str, ...]
+
+    @property
+    def port(self) -> int:
+        """A port of its own for each job and restart, above the ephemeral range."""
+        digits = "".join(each for each in self.job if each.isdigit()) or "0"
+        return _FIRST_PORT + (int(digits) + 97 * self.restart) % _PORTS
+
+
+def allocation() -> Allocation:
+    """What Slurm's environment says. Raises NothingToDo where it contradicts itself."""
+    env = os.environ
+    if "SLURM_JOB_ID" not in env:
+        raise NothingToDo("not inside a Slurm job; hand this script to sbatch")
+    nodes = tuple(slurm.hostnames(env["SLURM_JOB_NODELIST"]))
+    count = int(env.get("SLURM_JOB_NUM_NODES", len(nodes)))
+    if len(nodes) != count:
+        raise NothingToDo(f"Slurm names {len(nodes)} nodes ({env['SLURM_JOB_NODELIST']}) but says {count}")
+    return Allocation(env["SLURM_JOB_ID"], int(env.get("SLURM_RESTART_COUNT", "0")), nodes)
+
+
+def settle(run: RunDir, attempt: Attempt, here: Allocation) -> dict[str, Any]:
+    """How an earlier attempt ended: written down by itself, or judged now by what it left."""
+    before = read_json(attempt.exit) or {}
+    if "again" in before and before.get("again") is not None:
+        return before
+    facts = read_json(attempt.job) or {}
+    job = str(facts.get("job", ""))
+    same = job == here.job  # requeued under its own number: pre-empted, or its node died
+    ending = judge(run, attempt, None, "PREEMPTED" if same else chain.state_of(job) if job else "")
+    return conclude(run, attempt, ending)
+
+
+def _check_over(run: RunDir, here: Allocation, cluster: dict[str, Any]) -> None:
+    """Raise NothingToDo where the run needs no further attempt."""
+    asked = read_json(run.end)
+    if asked:
+        raise NothingToDo(f"the run was ended by galley {asked.get('reason', 'stop')}")
+    attempts = [each for each in run.attempts() if each.number > 0]
+    prepared = read_json(run.attempt(0).exit) or {}
+    if not attempts and prepared.get("verdict") == "failed" and prepared.get("again") is False:
+        raise NothingToDo(f"preparing failed: {prepared.get('message')}")
+    if not attempts:
+        return
+    last = settle(run, attempts[-1], here)
+    if last.get("verdict") == "done":
+        if not last.get("exported"):
+            export(run, attempts[-1])
+        raise NothingToDo("the run is done")
+    if not last.get("again"):
+        raise NothingToDo(f"attempt {attempts[-1].number} ended the run: {last.get('message') or last.get('reason')}")
+    _check_budget(run, attempts[-1], cluster)
+
+
+def _check_budget(run: RunDir, last: Attempt, cluster: dict[str, Any]) -> None:
+    tried = last.number - int(cluster["first_attempt"]) + 1
+    most, hours = int(cluster["attempts"]), cluster.get("gpu_hours")
+    over = ""
+    if tried >= most:
+        over = f"{tried} attempts were made, as many as cluster.attempts allows"
+    elif hours and used_hours(run) >= float(hours):
+        over = f"{used_hours(run):.2f} GPU-hours are used, and cluster.gpu_hours is {hours}"
+    if over:
+        conclude(run, last, Ending("stopped", "budget", again=False, message=over))
+        raise NothingToDo(over)
+
+
+def _check_nodes(run: RunDir, here: Allocation, limit_s: int) -> None:
+    """Go back into the queue where Slurm gave a node that is known to be bad (it was found out after submitting)."""
+    bad = sorted(set(here.nodes) & set(chain.excluded(run)))
+    if not bad:
+        return
+    options = chain.options(run, limit_s, here.job)
+    try:
+        slurm.test_only(Path(chain.script(run, "train")), [each for each in options if "--dependency" not in each])
+    except slurm.SlurmError as error:
+        print(f"galley: {', '.join(bad)} should be avoided, but without it: {error}", flush=True)
+        return
+    job = chain.submit(run, "train", options)
+    raise NothingToDo(f"{', '.join(bad)} is to be avoided ({chain.excluded(run)[bad[0]]}); job {job} takes over")
+
+
+def _successor(run: RunDir, here: Allocation, limit_s: int) -> str | None:
+    """Queue the job that takes over when this one has ended, however it ends. One at a time."""
+    try:
+        waiting = [job.id for job in chain.live(run, ["train"]) if job.id != here.job]
+        return waiting[-1] if waiting else chain.submit(run, "train", chain.options(run, limit_s, here.job))
+    except slurm.SlurmError as error:
+        print(f"galley: no successor could be queued: {error}", flush=True)
+        return None
+
+
+def begin_training(run: RunDir) -> Path:
+    """Take the next attempt; returns the file of its facts. Raises NothingToDo."""
+    cluster, spec = read_json(run.cluster) or {}, read_json(run.spec) or {}
+    here, placement = allocation(), spec["placement"]
+    try:
+        _check_over(run, here, cluster)
+    except NothingToDo:
+        drop_successor(run, here.job)
+        raise
+    if len(here.nodes) != placement["nodes"]:
+        raise NothingToDo(f"the run is for {placement['nodes']} nodes, but Slurm gave {len(here.nodes)}")
+    _check_nodes(run, here, int(cluster["limit_s"]))
+    successor = _successor(run, here, int(cluster["limit_s"]))
+    attempt = run.begin_attempt()
+    ranks = len(here.nodes) * int(placement["ranks_per_node"])
+    facts = {"job": here.job, "restart": here.restart, "nodes": here.nodes, "head": here.nodes[0], "port": here.port}
+    facts.update(started=time.time(), ranks=ranks, successor=successor, checkpoint=newest_checkpoint(run))
+    write_atomic(attempt.placement, json.dumps(placement, indent=2) + "\n")
+    prepare = "0" if run.data_manifest.is_file() else "1"
+    return _open(attempt, facts, {"GALLEY_HEAD": here.nodes[0], "GALLEY_PREPARE": prepare})
+
+
+def begin_aside(run: RunDir, stage: str, step: str) -> Path:
+    """Open a job on one node: ``prepare`` belongs to attempt 0, ``export`` to the last. Raises NothingToDo."""
+    asked = read_json(run.end)
+    if asked and (stage == "prepare" or asked.get("reason") == "cancel"):
+        raise NothingToDo(f"the run was ended by galley {asked.get('reason')}")
+    attempts = run.attempts()
+    attempt = run.attempt(0) if stage == "prepare" else attempts[-1]
+    if stage == "prepare":
+        attempt.exit.unlink(missing_ok=True)
+    here = allocation()
+    for error in (attempt.root / "errors").glob(f"{stage}.json"):
+        error.unlink()
+    facts = {"job": here.job, "nodes": here.nodes}
+    return _open(attempt, facts if stage == "prepare" else None, {"GALLEY_EXPORT_STEP": step})
+
+
+def _open(attempt: Attempt, facts: dict[str, Any] | None, more: dict[str, str]) -> Path:
+    """Make the attempt's directories, write ``job.json`` and the shell's facts."""
+    here = allocation()
+    for place in (attempt.logs, attempt.stop.parent, attempt.root / "errors", attempt.preflight, attempt.heartbeats):
+        place.mkdir(parents=True, exist_ok=True)
+    if facts is not None:
+        write_atomic(attempt.job, json.dumps(facts, indent=1) + "\n")
+    shell = {
+        "GALLEY_ATTEMPT": str(attempt.number),
+        "GALLEY_ATTEMPT_DIR": str(attempt.root),
+        "GALLEY_LOGS": str(attempt.logs).replace("%", "%%"),  # srun fills in what follows a percent sign
+        "GALLEY_PORT": str(here.port),
+        "GALLEY_RENDEZVOUS": f"{here.job}.{here.restart}",
+        **more,
+    }
+    path = attempt.root / "job.env"
+    write_atomic(path, "".join(f"export {key}={shlex.quote(value)}\n" for key, value in shell.items()))
+    return path

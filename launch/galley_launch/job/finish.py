@@ -1,0 +1,108 @@
+"""The end of a job: write the verdict down, and see to it that the right job follows, or none."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from galley.rundir import Attempt, RunDir, read_json, write_atomic
+from galley_launch.job import chain, preflight, slurm
+from galley_launch.job.ending import Ending, judge, newest_checkpoint
+from galley_launch.job.evidence import last_step
+
+
+def conclude(run: RunDir, attempt: Attempt, ending: Ending) -> dict[str, Any]:
+    """Write ``exit.json``: what the ranks said, and the verdict. Bad nodes are avoided from now on."""
+    before = read_json(attempt.exit) or {}
+    body = {**before, **ending.body(), "checkpoint": newest_checkpoint(run), "last_step": last_step(run) or 0}
+    body.setdefault("ended", time.time())
+    body.setdefault("step", body["checkpoint"] or None)
+    if ending.verdict == "done":
+        body.update(message="", status=0)
+    write_atomic(attempt.exit, json.dumps(body))
+    cluster = read_json(run.cluster) or {}
+    chain.exclude(run, ending.nodes, f"attempt {attempt.number}: {ending.kind}", float(cluster.get("exclude_hours", 0)))
+    return body
+
+
+def drop_successor(run: RunDir, job: str) -> None:
+    """Take whatever else of the run waits to train out of the queue."""
+    with suppress(slurm.SlurmError):  # it would end by itself, as soon as it began
+        slurm.cancel([each.id for each in chain.live(run, ["train"]) if each.id != job])
+
+
+def export(run: RunDir, attempt: Attempt) -> None:
+    """Submit the job that exports, unless one is there already."""
+    if chain.live(run, ["export"]):
+        return
+    job = chain.submit(run, "export")
+    print(f"galley: trained; job {job} exports attempt {attempt.number}", flush=True)
+
+
+def end_training(run: RunDir, attempt: Attempt, status: int, where: str) -> int:
+    """Judge the attempt that this job made. Returns the job's exit status."""
+    if attempt.is_superseded():  # this job was cut off, and another took over: what follows is that one's to say
+        print("galley: a later attempt has taken over", flush=True)
+        return 1
+    facts = read_json(attempt.job) or {}
+    job = str(facts.get("job", ""))
+    ending = judge(run, attempt, status, chain.state_of(job))
+    if where == "preflight" and ending.verdict != "stopped":
+        ending = _unfit(attempt, facts)
+    if read_json(run.end):
+        ending = Ending(ending.verdict, ending.reason, False, ending.message, ending.kind, ending.nodes)
+    undecided = ending.verdict == "stopped" and ending.reason == "signal"
+    body = conclude(run, attempt, ending)
+    if undecided:  # scancel sends a signal, too: the successor will know how Slurm called it in the end
+        write_atomic(attempt.exit, json.dumps({**body, "again": None}))
+    _follow(run, attempt, ending, facts)
+    print(f"galley: attempt {attempt.number}: {ending.verdict} ({ending.reason}) {ending.message}".rstrip(), flush=True)
+    return 0 if ending.verdict in ("done", "stopped") else 1
+
+
+def _unfit(attempt: Attempt, facts: dict[str, Any]) -> Ending:
+    bad = preflight.bad_nodes(attempt, list(facts.get("nodes", [])))
+    message = "; ".join(f"{node}: {why}" for node, why in bad.items()) or "the preflight did not run"
+    return Ending("failed", "preflight", again=True, message=message, kind="node", nodes=tuple(bad))
+
+
+def _follow(run: RunDir, attempt: Attempt, ending: Ending, facts: dict[str, Any]) -> None:
+    """Make the queue agree with the verdict."""
+    try:
+        if not ending.again:
+            drop_successor(run, str(facts.get("job", "")))
+        if ending.verdict == "done":
+            export(run, attempt)
+        if ending.again and ending.nodes and facts.get("successor"):
+            slurm.update(str(facts["successor"]), ExcNodeList=",".join(sorted(chain.excluded(run))))
+    except slurm.SlurmError as error:
+        print(f"galley: {error}", flush=True)
+
+
+def end_aside(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
+    """The end of a job on one node."""
+    errors = [each for each in attempt.errors() if each.get("who") == stage]
+    if stage == "export":
+        before = read_json(attempt.exit) or {}
+        why = str(errors[0].get("message")) if errors else "" if status == 0 else f"exit status {status}"
+        write_atomic(attempt.exit, json.dumps({**before, "exported": status == 0, "export_error": why}))
+        _forget_secrets(run)
+        return status
+    if status:
+        users = bool(errors) and errors[0].get("status") == 2
+        message = str(errors[0].get("message")) if errors else f"prepare ended with status {status}; see its log"
+        kind = "configuration" if users or status == 78 else "code"
+        conclude(run, attempt, Ending("failed", "prepare", False, message, kind))
+        drop_successor(run, "")
+    return status
+
+
+def _forget_secrets(run: RunDir) -> None:
+    """Remove the private file of secrets: nothing of this run needs it any more."""
+    place = (read_json(run.cluster) or {}).get("secrets_file")
+    if place:
+        with suppress(OSError):
+            Path(str(place)).unlink()

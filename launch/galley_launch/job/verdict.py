@@ -1,0 +1,97 @@
+"""What a job decides by itself: ``begin``, ``stop``, ``clock``, ``end``. Called by ``slurm/train.sbatch.j2``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+
+from galley.rundir import Attempt, RunDir, read_json
+from galley_launch.job import begin, chain, finish, slurm
+from galley_launch.job.ending import used_hours
+
+NOTHING = 3
+"""Status of ``begin`` where the job has nothing to do; the script then ends with 0."""
+_TICK_S = 2.0
+_EARLY_S = 75.0  # Slurm signals up to a minute before it was asked to (sbatch(1), --signal).
+
+
+def _begin(run: RunDir, stage: str, step: str) -> int:
+    """Print the path of the facts that the job script reads; or say why there is nothing to do."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the script reads the path from stdout
+            path = begin.begin_training(run) if stage == "train" else begin.begin_aside(run, stage, step)
+    except begin.NothingToDo as end:
+        print(f"galley: {end}", file=sys.stderr, flush=True)
+        return NOTHING
+    print(path)
+    return 0
+
+
+def _why(job: slurm.Job | None, lead: float) -> str:
+    """What a signal to the batch script means: Slurm says it only beside the signal."""
+    if job is None:
+        return "signal"
+    if job.preempted:
+        return "preemption"
+    if job.state == "CANCELLED":
+        return "cancel"
+    left = slurm.now_left(job)
+    return "walltime" if left is not None and left < lead + _EARLY_S else "signal"
+
+
+def _stop(attempt: Attempt, signal: str) -> int:
+    """Turn a signal into a request to save and stop."""
+    try:
+        job = slurm.job(os.environ["SLURM_JOB_ID"])
+    except (slurm.SlurmError, KeyError):
+        job = None
+    run = RunDir(attempt.root.parent.parent)
+    reason = _why(job, chain.lead(run, int((read_json(run.cluster) or {})["limit_s"])))
+    print(f"galley: SIG{signal}: {reason}; asking the ranks to save and stop", flush=True)
+    attempt.request_stop(reason)
+    return 0
+
+
+def _clock(run: RunDir, attempt: Attempt, parent: int) -> int:
+    """Ask for a stop when the time that is left is what saving needs, or when the GPU-hours are used up.
+
+    Slurm's own signal has a grain of a minute, and its lead was settled when the job was submitted; this follows the
+    steps and saves as they are measured.
+    """
+    cluster, facts = read_json(run.cluster) or {}, read_json(attempt.job) or {}
+    deadline = _deadline(str(facts.get("job", "")), float(cluster["limit_s"]), float(facts["started"]))
+    hours = cluster.get("gpu_hours")
+    while Path(f"/proc/{parent}").is_dir() and not attempt.stop.exists():
+        if time.time() > deadline - chain.need(run, cluster["limit_s"]):
+            attempt.request_stop("walltime")
+        elif hours and used_hours(run) >= float(hours):
+            attempt.request_stop("budget")
+        time.sleep(_TICK_S)
+    return 0
+
+
+def _deadline(job: str, limit_s: float, started: float) -> float:
+    try:
+        found = slurm.job(job)
+    except slurm.SlurmError:
+        found = None
+    return found.end if found and found.end else started + limit_s
+
+
+def main(argv: list[str]) -> int:
+    """Run one decision; returns the exit status."""
+    what, first, *rest = argv
+    if what == "begin":
+        return _begin(RunDir(Path(first)), rest[0], rest[1] if len(rest) > 1 else "last")
+    if what == "stop":
+        return _stop(Attempt(Path(first)), rest[0])
+    run, attempt = RunDir(Path(first)), Attempt(Path(rest[0]))
+    if what == "clock":
+        return _clock(run, attempt, int(rest[1]))
+    if what == "end":
+        return finish.end_training(run, attempt, int(rest[1]), rest[2] if len(rest) > 2 else "train")
+    assert what == "end-aside", what
+    return finish.end_aside(run, attempt, rest[2], int(rest[1]))

@@ -1,0 +1,187 @@
+"""The files of a run's jobs: what ``slurm/train.sbatch.j2`` becomes for a run on a cluster. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from galley.errors import UserError
+from galley.rundir import RunDir
+from galley.spec import RunSpec
+from galley_launch import assets
+from galley_launch.cluster import Cluster, Container, megabytes, seconds
+from galley_launch.plan import common_environment
+
+STAGES = ("prepare", "train", "export")
+
+
+def quote(value: object) -> str:
+    """``value`` as one word of a shell, or of an ``#SBATCH`` line (sbatch reads quotes as a shell does).
+
+    Everything that a template fills in goes through here. Raises ``UserError`` for what could leave its line.
+    """
+    text = str(value)
+    if any(ord(each) < 32 or each in "\x7f\x85\u2028\u2029" for each in text):
+        raise UserError("job script", f"{text!r} holds a newline or another control character", "take it out")
+    return shlex.quote(text)
+
+
+def _log(run: RunDir, stage: str) -> str:
+    """What Slurm writes before an attempt has its own logs. Slurm fills in ``%x``, so a percent sign is doubled."""
+    folder = str(run.jobs.absolute() / "logs")
+    if "\\" in folder:
+        raise UserError(str(run.root), "Slurm takes no backslash in a log's path", "choose another runs=DIRECTORY")
+    return f"{folder.replace('%', '%%')}/{stage}-%j.out"
+
+
+def job_name(run: RunDir) -> str:
+    """Name of all of the run's jobs: only one of them runs at a time (``--dependency=singleton``)."""
+    root = str(run.root.absolute())
+    return f"galley-{run.root.absolute().name}-{hashlib.sha256(root.encode()).hexdigest()[:6]}"
+
+
+def secrets_file(run: RunDir) -> Path:
+    """The private file of the run's secrets: outside the run directory, which is copied and archived."""
+    base = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    return base.absolute() / "galley" / "secrets" / f"{job_name(run)}.env"
+
+
+def _python(cluster: Cluster) -> str:
+    if cluster.venv:
+        return f"{cluster.venv}/bin/python"
+    return "python" if cluster.conda or cluster.container else sys.executable
+
+
+def _environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[str, str]:
+    """What every process of a job of ``stage`` has in its environment. No secret is among it."""
+    place, alone = spec.placement, stage != "train"
+    gpus = 0 if place.device == "cpu" else cluster.side.gpus if alone else place.ranks_per_node
+    found = {
+        **common_environment(place),
+        "GALLEY_RUN": str(run.root.absolute()),
+        "GALLEY_PYTHON": _python(cluster),
+        "GALLEY_NODES": str(1 if alone else place.nodes),
+        "GALLEY_RANKS": str(place.ranks_per_node),
+        "GALLEY_GPUS": str(gpus),
+        "GALLEY_THREADS": str(cluster.side.cores if alone else place.threads),
+        "GALLEY_PATIENCE": ",".join(f"{key}={value}" for key, value in cluster.patience.model_dump().items()),
+        # Where prepare compiles operators, and training finds them: shared, one for each environment.
+        "TORCH_EXTENSIONS_DIR": f"{place.paths.cache}/operators/{_installation(cluster)}",
+    }
+    if cluster.scratch:
+        found["GALLEY_SCRATCH"] = cluster.scratch
+    if cluster.interface:
+        found |= {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
+    return found | cluster.variables
+
+
+def _installation(cluster: Cluster) -> str:
+    where = cluster.container.image if cluster.container else cluster.conda or _python(cluster)
+    return hashlib.sha256(where.encode()).hexdigest()[:12]
+
+
+def _mounts(spec: RunSpec, run: RunDir, container: Container) -> list[str]:
+    """What the container must see, each where it is outside, then the profile's own."""
+    paths = spec.placement.paths
+    files = [paths.model, paths.data, paths.held_out, paths.chat_template]
+    needed = [str(run.root.absolute()), paths.cache, *(each for each in files if each and each.startswith("/"))]
+    return [*dict.fromkeys(f"{each}:{each}" for each in needed), *container.mounts]
+
+
+def _container(spec: RunSpec, run: RunDir, container: Container, names: list[str]) -> tuple[list[str], list[str]]:
+    """Options of srun, and words before the command, that start it inside ``container``."""
+    mounts = ",".join(_mounts(spec, run, container))
+    if container.runtime == "pyxis":
+        # Without --container-env the image's own environment would win.
+        options = {"image": container.image, "mounts": mounts, "env": ",".join(sorted(names))}
+        return [f"--container-{key}={value}" for key, value in options.items()], []
+    gpus = ["--nv"] if spec.placement.device == "cuda" else []
+    return [], ["apptainer", "exec", *gpus, "--bind", mounts, container.image]
+
+
+# What begin.py adds, which containers have to be told of.
+_JOB_NAMES = [f"GALLEY_{name}" for name in ("ATTEMPT", "ATTEMPT_DIR", "HEAD", "PORT", "RENDEZVOUS", "EXPORT_STEP")]
+
+
+def _size(spec: RunSpec, cluster: Cluster, stage: str) -> dict[str, Any]:
+    """How much of how many nodes a job of ``stage`` takes."""
+    place = spec.placement
+    if stage != "train":
+        side, gpus = cluster.side, 0 if place.device == "cpu" else cluster.side.gpus
+        size = {"nodes": 1, "gpus": gpus, "cores": side.cores, "memory": side.memory, "whole_nodes": False}
+        return size | {"time": side.time, "partition": side.partition or cluster.partition}
+    ranks, each = place.ranks_per_node, cluster.memory_per_rank
+    whole = cluster.takes_whole_nodes and (place.device == "cpu" or ranks == cluster.gpus_per_node)
+    return {
+        "nodes": place.nodes,
+        "gpus": 0 if place.device == "cpu" else ranks,
+        "cores": cluster.cores_per_rank * ranks,
+        "memory": f"{megabytes(each) * ranks}M" if each else None,
+        "whole_nodes": whole,
+        "time": cluster.time,
+        "partition": cluster.partition,
+    }
+
+
+def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[str, Any]:
+    size = _size(spec, cluster, stage)
+    names = ("account", "qos", "constraint", "reservation")
+    where = [("partition", size.pop("partition")), *((name, getattr(cluster, name)) for name in names)]
+    environment = _environment(spec, run, cluster, stage)
+    given = [*environment, *_JOB_NAMES, *cluster.secrets]
+    srun, launcher = _container(spec, run, cluster.container, given) if cluster.container else ([], [])
+    return size | {
+        "stage": stage,
+        "name": spec.name,
+        "version": spec.origin.version,
+        "job_name": job_name(run),
+        "gpu_request": cluster.gpu_request,
+        "gpu_type": cluster.gpu_type,
+        "where": [(option, value) for option, value in where if value],
+        "requeue": cluster.requeue or stage != "train",
+        "lead": max(1, min(300, seconds(cluster.time) // 2)),
+        "log": _log(run, stage),
+        "directives": [_split(each) for each in cluster.directives],
+        "run": str(run.root.absolute()),
+        "host_python": cluster.host_python,
+        "setup": cluster.setup,
+        "modules": cluster.modules,
+        "conda": cluster.conda,
+        "secrets": str(secrets_file(run)),
+        "environment": list(environment.items()),
+        "srun": srun,
+        "launcher": launcher,
+    }
+
+
+def _split(directive: str) -> tuple[str, str]:
+    option, _, value = directive.partition("=")
+    return option, value
+
+
+def scripts(spec: RunSpec, run: RunDir, cluster: Cluster) -> dict[str, str]:
+    """``jobs/STAGE.sbatch`` of each stage, by path in the run directory."""
+    import jinja2  # Slow to import, and few verbs need it.
+
+    folder = assets.folder("slurm")
+    engine = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        finalize=quote,  # Nothing reaches the script unquoted, whatever the template says.
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    template = engine.get_template("train.sbatch.j2")
+    return {f"jobs/{stage}.sbatch": template.render(_context(spec, run, cluster, stage)) for stage in STAGES}
+
+
+def facts(run: RunDir, name: str, cluster: Cluster, attempt: int) -> str:
+    """The bytes of ``cluster.json``: what jobs know of the cluster. ``attempt``: the first after this submission."""
+    body = {"name": name, **cluster.model_dump(mode="json", exclude={"about", "default"})}
+    body |= {"limit_s": seconds(cluster.time), "first_attempt": attempt, "secrets_file": str(secrets_file(run))}
+    return json.dumps(body, indent=1) + "\n"

@@ -1,0 +1,133 @@
+"""How a submitted run is, and asking it to end: the files of the run and Slurm's word together."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from galley.errors import UserError
+from galley.rundir import RunDir, write_atomic
+from galley_launch.job import chain, slurm
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The run's jobs that wait or run; Slurm may not answer."""
+
+    jobs: tuple[slurm.Job, ...] = ()
+    stages: tuple[str, ...] = ()
+    """Of each job."""
+    problem: str = ""
+
+    @property
+    def running(self) -> slurm.Job | None:
+        """The job that runs, training first."""
+        return next((job for job in reversed(self.jobs) if job.state in ("RUNNING", "COMPLETING", "SUSPENDED")), None)
+
+    @property
+    def waiting(self) -> slurm.Job | None:
+        """The first job that waits."""
+        return next((job for job in self.jobs if job is not self.running), None)
+
+    def stage_of(self, job: slurm.Job) -> str:
+        """``prepare``, ``train`` or ``export``."""
+        return self.stages[self.jobs.index(job)]
+
+
+def is_submitted(run: RunDir) -> bool:
+    """Whether the run belongs to a cluster."""
+    return run.cluster.is_file()
+
+
+def look(runs: Sequence[RunDir]) -> dict[Path, Queue]:
+    """The queue of each submitted run, by root: one question to Slurm for all of them."""
+    ours = {run.root: chain.submitted(run)[-6:] for run in runs if is_submitted(run)}
+    ids = [str(each["job"]) for found in ours.values() for each in found]
+    try:
+        known = {job: each for job, each in slurm.jobs(ids).items() if not each.is_over()} if ids else {}
+    except slurm.SlurmError as error:
+        return {root: Queue(problem=str(error)) for root in ours}
+    return {root: _queue(found, known) for root, found in ours.items()}
+
+
+def _queue(found: list[dict[str, str]], known: dict[str, slurm.Job]) -> Queue:
+    there = [each for each in found if str(each["job"]) in known]
+    return Queue(tuple(known[str(each["job"])] for each in there), tuple(str(each["stage"]) for each in there))
+
+
+def word(queue: Queue) -> str:
+    """The state of a submitted run while a job of it waits or runs; empty where none does."""
+    if queue.problem:
+        return "unknown"
+    if queue.running:
+        return {"prepare": "preparing", "export": "exporting"}.get(queue.stage_of(queue.running), "live")
+    return "queued" if queue.waiting else ""
+
+
+def details(queue: Queue) -> list[str]:
+    """What ``galley status RUN`` says of the jobs."""
+    if queue.problem:
+        return [f"{'queue':<11}{queue.problem}"]
+    return [f"{'job':<11}{_sentence(job, queue.stage_of(job))}" for job in queue.jobs]
+
+
+def _sentence(job: slurm.Job, stage: str) -> str:
+    text = f"{job.id} ({stage}) {job.state.lower()}"
+    if job.state == "PENDING":
+        start = f", expected to start {clock(job.start)}" if job.start else ""
+        return f"{text}: {job.reason}{start}"
+    left = slurm.now_left(job)
+    limit = f", {round(left / 60)} min of its time limit left" if left is not None else ""
+    return f"{text} on {', '.join(job.nodes)}{limit}"
+
+
+def clock(moment: float) -> str:
+    """``14:05``, with the day where it is not today's."""
+    when, now = time.localtime(moment), time.localtime()
+    return time.strftime("%H:%M" if when[:3] == now[:3] else "%a %d %b %H:%M", when)
+
+
+def _ask_end(run: RunDir, reason: str) -> None:
+    run.end.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(run.end, json.dumps({"reason": reason, "time": time.time()}))
+
+
+def stop(run: RunDir) -> str:
+    """Save, then end: no further attempt. Returns what to tell. Raises ``UserError`` where nothing waits or runs."""
+    queue = _live(run)
+    _ask_end(run, "stop")
+    running = queue.running
+    slurm.cancel([job.id for job in queue.jobs if job is not running])
+    if running is None:
+        return f"took {run.root.name} out of the queue (job {', '.join(job.id for job in queue.jobs)})"
+    stage = queue.stage_of(running)
+    if stage != "train":
+        slurm.cancel([running.id])
+        return f"ended job {running.id}, which did not train yet" if stage == "prepare" else f"ended job {running.id}"
+    attempts = [each for each in run.attempts() if each.number > 0]
+    if attempts and not attempts[-1].exit.exists():
+        attempts[-1].request_stop("user")
+    return f"asked {run.root.name} (job {running.id}) to save and stop; galley logs {run.root} follows it"
+
+
+def cancel(run: RunDir) -> str:
+    """End all jobs of the run now, without saving. Returns what to tell."""
+    queue = _live(run)
+    _ask_end(run, "cancel")
+    attempts = [each for each in run.attempts() if each.number > 0]
+    if queue.running and attempts and not attempts[-1].exit.exists():
+        attempts[-1].request_stop("cancel")
+    slurm.cancel([job.id for job in queue.jobs])
+    return f"cancelled job {', '.join(job.id for job in queue.jobs)} of {run.root.name}"
+
+
+def _live(run: RunDir) -> Queue:
+    queue = look([run])[run.root]
+    if queue.problem:
+        raise UserError("slurm", queue.problem, "try again where Slurm answers")
+    if not queue.jobs:
+        raise UserError(str(run.root), "has no job in the queue", "see galley status")
+    return queue

@@ -1,0 +1,192 @@
+"""Submit a run to a cluster: check, write, freeze the code, hand the job scripts to ``sbatch``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import galley
+from galley.errors import UserError
+from galley.rundir import RunDir, fsync_path, write_atomic
+from galley.spec import RunSpec
+from galley_launch import assets, jobs, locks, resume
+from galley_launch.cluster import Cluster, seconds
+from galley_launch.display import say
+from galley_launch.job import chain, slurm
+from galley_launch.jobs import quote
+from galley_launch.plan import Plan, Stage
+
+_SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+def code() -> dict[str, Path]:
+    """What a job runs, by path in the run's ``code/``: the data plane, and the job's own decisions."""
+    packages = {"galley": Path(str(galley.__file__)).parent, "galley_launch/job": Path(__file__).parent / "job"}
+    found = {"galley_launch/__init__.py": Path(__file__).parent / "__init__.py"}
+    found |= {name: assets.folder("slurm") / name for name in ("node.sh", "verdict.py")}
+    for name, folder in packages.items():
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+        found |= {f"{name}/{path.relative_to(folder)}": path for path in files}
+    return dict(sorted(found.items()))
+
+
+def _needs_preparing(run: RunDir, old: RunSpec | None, new: RunSpec) -> bool:
+    if old is None or not run.data_manifest.is_file():
+        return True
+    return old.task.model_copy(update={"duration": new.task.duration}) != new.task
+
+
+def make(spec: RunSpec, run: RunDir, old: RunSpec | None, name: str, cluster: Cluster, outlook: resume.Outlook) -> Plan:
+    """The plan of a submission: the files of the run, and the ``sbatch`` commands, one a stage."""
+    if outlook.what == "nothing":
+        return Plan({}, ())
+    files = jobs.scripts(spec, run, cluster) | {"cluster.json": jobs.facts(run, name, cluster, outlook.attempt)}
+    stages = ["export"]
+    if outlook.what == "train":
+        stages = ["prepare", "train"] if _needs_preparing(run, old, spec) else ["train"]
+    options = chain.options(run, seconds(cluster.time), None)
+    commands = []
+    for stage in stages:
+        more = options if stage == "train" else []
+        argv = ("sbatch", "--parsable", *more, str(run.jobs.absolute() / f"{stage}.sbatch"))
+        commands.append(Stage(stage, argv, {}))
+    return Plan(files | {"run.json": spec.to_json()}, tuple(commands))
+
+
+def check(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> float | None:
+    """Raise ``UserError`` for what can be known before anything is queued; returns the expected start."""
+    refuse_if_queued(run)
+    if locks.is_live(run):
+        raise locks.in_use(run)
+    _check_environment(cluster)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for stage in todo.stages:
+            path = Path(folder) / f"{stage.name}.sbatch"
+            path.write_text(todo.files[f"jobs/{stage.name}.sbatch"], encoding="utf-8")
+            paths.append((path, stage.argv[2:-1]))
+        with ThreadPoolExecutor() as pool:
+            tests = [pool.submit(slurm.test_only, path, options) for path, options in paths]
+        try:
+            return [test.result() for test in tests][-1]
+        except slurm.SlurmError as error:
+            raise _refused(spec, cluster, error) from None
+
+
+def _refused(spec: RunSpec, cluster: Cluster, error: slurm.SlurmError) -> UserError:
+    """Slurm's refusal, with what the partition has: Slurm itself does not say what was too much."""
+    try:
+        found = slurm.partitions()
+    except slurm.SlurmError:
+        raise UserError("slurm", str(error), "see that Slurm answers here: sinfo") from None
+    known = {each.name: each for each in found}
+    name = cluster.partition or next((each.name for each in found if each.is_default), "")
+    if name not in known:
+        return UserError("cluster.partition", f"no partition {name!r} ({error})", f"there are {', '.join(known)}")
+    each = known[name]
+    have = f"partition {name} is {each.state.lower()} and has {describe(each)}"
+    wanted = f"{spec.placement.nodes} nodes of {spec.placement.ranks_per_node} ranks"
+    return UserError("slurm", f"refuses {wanted}: {error}", f"{have}; ask for what there is (galley clusters)")
+
+
+def describe(each: slurm.Partition) -> str:
+    """``3 nodes of 8 cores, 62 GB, 4 h100 GPUs``."""
+    gpus = f"{each.gpus} {each.gpu_type} GPUs".replace("  ", " ") if each.gpus else "no GPUs"
+    return f"{each.nodes} nodes of {each.cores} cores, {each.memory_mb // 1024} GB, {gpus}"
+
+
+def _check_environment(cluster: Cluster) -> None:
+    """A missing interpreter is found here rather than on every node: the disk is shared."""
+    if cluster.venv and not os.access(f"{cluster.venv}/bin/python", os.X_OK):
+        todo = "make it (python3 -m venv), or name another: cluster.venv=PATH"
+        raise UserError("cluster.venv", f"no Python at {cluster.venv}/bin/python", todo)
+    image = cluster.container.image if cluster.container else ""
+    if image.startswith("/") and not Path(image).exists():
+        raise UserError("cluster.container.image", f"no file {image}", "build it, or name another")
+    if cluster.setup and not Path(cluster.setup).is_file():
+        raise UserError("cluster.setup", f"no file {cluster.setup}", "write it, or leave setup out")
+
+
+def refuse_if_queued(run: RunDir) -> None:
+    """Raise ``UserError`` where jobs of the run wait or run."""
+    if not run.submitted.is_file():
+        return
+    try:
+        there = chain.live(run)
+    except slurm.SlurmError as error:
+        raise UserError("slurm", str(error), "try again where Slurm answers") from None
+    if there:
+        found = ", ".join(f"{job.id} ({job.state})" for job in there)
+        todo = f"galley stop {run.root} (or cancel) ends them, then try again"
+        raise UserError(str(run.root), f"is in the queue: job {found}", todo)
+
+
+def write(todo: Plan, run: RunDir) -> None:
+    """Write the plan's files and the code. Raises ``UserError`` where that fails."""
+    try:
+        (run.jobs / "logs").mkdir(parents=True, exist_ok=True)  # Slurm fails without a word where it is missing.
+        _freeze(run)
+        for name, text in todo.files.items():
+            write_atomic(run.root / name, text)
+        run.end.unlink(missing_ok=True)
+        fsync_path(run.jobs)
+    except OSError as error:
+        todo_next = "make room, or runs=DIRECTORY"
+        raise UserError(str(run.root), f"cannot be written to ({error.strerror})", todo_next) from None
+
+
+def _freeze(run: RunDir) -> None:
+    """Copy the code into the run: what is edited while the job waits changes nothing."""
+    fresh = run.root / ".code.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    for name, source in code().items():
+        target = fresh / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    shutil.rmtree(run.code, ignore_errors=True)
+    fresh.rename(run.code)
+
+
+def keep_secrets(run: RunDir, names: Sequence[str]) -> list[str]:
+    """Write the named variables, as far as they are set, to the run's private file; returns the names."""
+    path, given = jobs.secrets_file(run), {name: os.environ[name] for name in names if os.environ.get(name)}
+    path.unlink(missing_ok=True)
+    if not given:
+        return []
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.parent.chmod(0o700)
+    text = "".join(f"{name}={quote(value)}\n" for name, value in given.items())
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    return list(given)
+
+
+def submit(run: RunDir, todo: Plan) -> dict[str, str]:
+    """Submit each stage; returns the job of each. Raises ``UserError``; what was queued before is cancelled then."""
+    found: dict[str, str] = {}
+    for stage in todo.stages:
+        try:
+            found[stage.name] = chain.submit(run, stage.name, stage.argv[2:-1])
+        except slurm.SlurmError as error:
+            slurm.cancel(list(found.values()))
+            raise UserError("slurm", str(error), "nothing is left in the queue") from None
+    return found
+
+
+def start(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> int:
+    """Check, write and submit. Returns the exit status."""
+    check(spec, run, cluster, todo)
+    write(todo, run)
+    keep_secrets(run, cluster.secrets)
+    found = submit(run, todo)
+    place = spec.placement
+    ids = ", then ".join(f"{job} ({stage})" for stage, job in found.items())
+    kind = "CPU ranks" if place.device == "cpu" else "GPUs"
+    say(f"submitted run {spec.name} on {place.nodes} nodes of {place.ranks_per_node} {kind}: job {ids}")
+    say(f"  galley status {run.root}    how it is")
+    say(f"  galley logs {run.root}      what it prints")
+    return 0

@@ -1,0 +1,56 @@
+#!/bin/bash
+# What runs once on each node of a job, below srun: one stage of the run that $GALLEY_RUN names.
+#   node.sh prepare | preflight | train | export
+set -uo pipefail
+stage=$1 node=${SLURMD_NODENAME:-$(hostname)}
+ulimit -c 0
+ulimit -n "$(ulimit -Hn)" 2>/dev/null
+ulimit -l unlimited 2>/dev/null # RDMA registers memory
+
+# Caches of compilers are this node's and this job's own: on a shared disk they race (DeepSpeed#5205).
+scratch=${GALLEY_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
+local=$scratch/galley-$UID-${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}-$node
+mkdir -p -m 700 "$local/tmp" "$local/heartbeats" || { echo "galley: scratch: $scratch cannot be written to on $node; set cluster.scratch" >&2; exit 78; }
+[[ -O $local ]] || { echo "galley: scratch: $local is somebody else's" >&2; exit 78; }
+trap 'rm -rf "$local"' EXIT
+export TMPDIR=$local/tmp TRITON_CACHE_DIR=$local/triton TORCHINDUCTOR_CACHE_DIR=$local/inductor \
+  CUDA_CACHE_PATH=$local/nv PYTHONPYCACHEPREFIX=$local/pyc GALLEY_HEARTBEATS=$local/heartbeats GALLEY_SCRATCH=$scratch
+# Nodes often lack a compiler: take along what prepare compiled.
+if [[ $stage == train && -d ${TORCH_EXTENSIONS_DIR:-} ]]; then
+  cp -r "$TORCH_EXTENSIONS_DIR" "$local/operators" && export GALLEY_OPERATORS=$local/operators TORCH_EXTENSIONS_DIR=$local/operators
+fi
+# What was submitted, not what a checkout has become since; and no folder of the user's shadows a library.
+export PYTHONPATH=$GALLEY_RUN/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
+
+command -v "$GALLEY_PYTHON" >/dev/null || { echo "galley: environment: no Python at $GALLEY_PYTHON on $node; see venv, conda and container of the cluster's profile" >&2; exit 78; }
+if [[ $stage == preflight ]]; then
+  "$GALLEY_PYTHON" -m galley_launch.job.preflight "$GALLEY_ATTEMPT_DIR"
+  exit $?
+fi
+if [[ $stage != train ]]; then
+  OMP_NUM_THREADS=$GALLEY_THREADS "$GALLEY_PYTHON" -m "galley.$stage" "$GALLEY_RUN/run.json"
+  exit $?
+fi
+
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$GALLEY_THREADS
+host=false
+[[ ${SLURM_NODEID:-0} == 0 ]] && host=true
+# Slurm's SIGTERM may reach every process of the step. Only this shell acts on it: it asks all ranks to save.
+asked() { [[ -e $GALLEY_ATTEMPT_DIR/ctl/stop ]] || { printf '{"reason": "signal"}' >"$local/stop" && cp "$local/stop" "$GALLEY_ATTEMPT_DIR/ctl/stop"; }; }
+trap '' TERM USR1
+"$GALLEY_PYTHON" -m torch.distributed.run \
+  --nnodes "$GALLEY_NODES" --nproc-per-node "$GALLEY_RANKS" --max-restarts 0 \
+  --rdzv-backend c10d --rdzv-id "$GALLEY_RENDEZVOUS" --rdzv-endpoint "$GALLEY_HEAD:$GALLEY_PORT" \
+  --rdzv-conf "is_host=$host,join_timeout=300,read_timeout=60" --local-addr "$node" \
+  --signals-to-handle SIGQUIT \
+  -m galley.train "$GALLEY_RUN/run.json" &
+ranks=$!
+trap asked TERM USR1
+"$GALLEY_PYTHON" -m galley_launch.job.watch --parent "$ranks" --heartbeats "$GALLEY_HEARTBEATS" \
+  --attempt "$GALLEY_ATTEMPT_DIR" --limits "$GALLEY_PATIENCE" --ranks "$GALLEY_RANKS" &
+watch=$!
+while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done
+wait "$ranks"
+status=$?
+while kill -0 "$watch" 2>/dev/null; do wait "$watch"; done
+exit $status
