@@ -28,7 +28,7 @@ def why_not() -> str | None:
 
 
 def end_abandoned() -> None:
-    """Take down clusters of test sessions that were killed."""
+    """Take down clusters of test runs that were killed."""
     for marker in Path("/var/tmp").glob("galley-slurm-*/.slurm-box"):
         pid = marker.parent.name.removeprefix("galley-slurm-")
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():

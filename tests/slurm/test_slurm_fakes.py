@@ -1,5 +1,6 @@
 """slurm.py against fake commands: sites and moments that a live cluster cannot be brought into."""
 
+import os
 import time
 from pathlib import Path
 
@@ -43,7 +44,23 @@ def test_no_job_or_launcher_or_secret_reaches_a_command(fakes: Scenario) -> None
     for call in fakes.calls():
         assert not set(LEAKS) & set(call["env"]), call["program"]
         assert (call["env"]["SLURM_CONF"], call["env"]["TZ"]) == ("/etc/slurm/slurm.conf", "UTC")
-        assert (call["env"]["EDITOR"], call["stdin"]) == ("vi", "")
+        assert call["env"]["EDITOR"] == "vi"
+
+
+def test_no_command_reads_what_the_caller_is_fed(fakes: Scenario, tmp_path: Path) -> None:
+    """A loop in a shell script feeds its body; a command that reads that too ends the loop."""
+    read, write = os.pipe()
+    os.write(write, b"for somebody else")
+    os.close(write)
+    kept = os.dup(0)
+    os.dup2(read, 0)
+    try:
+        slurm.job("1")
+        slurm.submit(tmp_path / "a.sh")
+    finally:
+        os.dup2(kept, 0)
+    assert [call["stdin"] for call in fakes.calls()] == ["", "", ""]
+    assert os.read(read, 100) == b"for somebody else"
 
 
 @pytest.mark.usefixtures("leaky")
@@ -79,7 +96,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_a_refusal_is_slurms_own_reason_in_one_line(fakes: Scenario, tmp_path: Path, refusal: str) -> None:
-    fakes.set(refuses=refusal, notice="*** maintenance on Tuesday ***\n")
+    fakes.set(refuses=refusal, notice="*** maintenance on Tuesday ***\n2026\n")
     with pytest.raises(slurm.SlurmError) as caught:
         slurm.submit(tmp_path / "a.sh")
     assert str(caught.value) == f"sbatch: Batch job submission failed: {refusal}"
@@ -241,7 +258,7 @@ def test_partitions_and_nodes_of_a_newer_slurm(fakes: Scenario) -> None:
 
 def test_time_left(fakes: Scenario) -> None:
     running = {"State": "RUNNING", "EndTime": "2026-11-23T10:40:00"}
-    fakes.job("5", {"EndTime": "NONE"}, {"State": "PENDING"}, **running)
+    fakes.job("5", {"EndTime": "NONE"}, {**running, "State": "PENDING"}, **running)
     seen = [slurm.jobs(["5", "6"])["5"] for _ in range(3)]
     now = 1795430400.0 - 60
     assert [slurm.now_left(each, now) for each in seen] == [60.0, None, None]
