@@ -1,0 +1,57 @@
+"""What to say of each kind of failure, and what to do about it: whole sentences, with Galley's own settings in them."""
+
+from __future__ import annotations
+
+WORDS = {
+    "gpu_oom": "a GPU ran out of memory",
+    "host_oom": "a host ran out of memory",
+    "nccl": "the network between GPUs (NCCL) failed",
+    "gloo": "the network between ranks (gloo) failed",
+    "port": "the ranks could not find one another",
+    "disk": "a disk is full",
+    "hub": "the hub did not give what was asked for",
+    "node": "a node is broken",
+    "hang": "the ranks hung",
+    "configuration": "a setting or the environment is wrong",
+    "code": "the code raised an error",
+    "killed": "it was killed from outside",
+}
+"""Every kind of failure, in words."""
+
+REPLACE = "Have this node looked at; Galley avoids it from now on (excluded.json), elsewhere say gpus=… without it."
+DRIVER = "The node's NVIDIA driver or its GPUs are not usable: have it looked at, or take a torch built for its driver."
+LESS = (
+    "Halve micro_batch= (the global batch stays the same), keep activation_checkpointing=true, shorten "
+    "data.max_length=, or shard more: deepspeed=zero3 or deepspeed=zero3_offload_cpu."
+)
+HOST = (
+    "Ask for more host memory (cluster.memory_per_node=…; 0 takes the whole node), or need less: no offload to the "
+    "CPU (deepspeed=zero3), fewer ranks on a node."
+)
+SHM = "Give /dev/shm more room: the container's --shm-size or tmpfs size, or cluster.memory_per_node=… that counts it."
+ROOM = "Make room there or raise the quota (cadence.keep= keeps fewer checkpoints), then start the run again."
+FIND = "Check that every node resolves the head node's name and reaches its port (firewall, wrong network interface)."
+MEET = "Galley takes another port when it tries again; on one box, end whatever holds the port (ss -ltnp)."
+ACCESS = "Check the name, ask for access on its page, and give a token: `hf auth login` or HF_TOKEN."
+OFFLINE = "Fetch it once where there is a network (galley run … on the login node prepares), or give a folder."
+LATER = "The hub or the way to it was down: try again later, or fetch it once and give a folder."
+INSTALL = (
+    "Install what is missing where the run trains: pip install 'galley-tune[train]' in that environment, which on a "
+    "cluster every compute node must see."
+)
+MODULES = "Correct the module, conda or set-up lines of the cluster's profile; try them on a compute node."
+CONTAINER = "Correct the container image of the cluster's profile; the file must be readable on the compute nodes."
+REQUEST = "Slurm refuses what the job asks for: correct the cluster's profile (nodes, GPUs, cores, memory)."
+LINKS = (
+    "Look at the first rank's log, then at the fabric (ibstat, ethtool); NCCL_DEBUG=INFO and "
+    "NCCL_SOCKET_IFNAME=… in the cluster's profile say more."
+)
+LATE = "A rank came late to a collective or not at all: look for the rank whose log stops first, and at its node."
+LOCKED = "Locked memory is limited: have `ulimit -l unlimited` set for jobs (LimitMEMLOCK=infinity for slurmd)."
+KILLED = "The user, the cluster or the kernel ended it; the same command goes on from the last checkpoint."
+PEERS = "It follows another rank's end: look for the log that stops first, and at that rank's node."
+KERNEL = "A GPU kernel went wrong: CUDA_LAUNCH_BLOCKING=1 shows which; if it never comes back, suspect that GPU."
+LOOK = "Read the lines around it in the log; the same command goes on from the last checkpoint once it is mended."
+WAITED = "See where that rank stood, and its node's file systems and GPUs; the run goes on from the last checkpoint."
+UNFIT = "Have that node looked at; Galley avoids it from now on (excluded.json)."
+EVERYWHERE = "Every node says so: the job's request or its environment is wrong (the cluster's profile), not a node."

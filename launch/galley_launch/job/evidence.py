@@ -1,0 +1,115 @@
+"""What an attempt left behind, read from its directory: records of errors, the ends of its logs, heartbeats, checks.
+
+Nothing here judges (:mod:`galley_launch.job.classify` does), and nothing here fails: what is torn, missing or strange
+is left out. An attempt is looked at *because* something went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from galley.rundir import Attempt, RunDir, read_json
+
+TAIL = 64 * 1024
+"""Bytes of a log that are read, from its end."""
+LONGEST = 1000
+"""Characters of a line that are looked at."""
+# Colours of a terminal, and whatever else could move its cursor.
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that is known of an attempt that failed."""
+
+    status: int | None
+    """Exit status of the job step, of torchrun or of the stage; above 128: the signal that ended it. None: unknown."""
+    state: str
+    """Slurm's word for the job: RUNNING, TIMEOUT, NODE_FAIL, OUT_OF_MEMORY, PREEMPTED, CANCELLED … Empty: unknown."""
+    errors: list[dict[str, Any]]
+    """``{"who", "status", "message", "time", "host"}``, first failure first."""
+    logs: dict[str, str]
+    """Name (``rank-3``, ``node-n1``, ``job``, ``prepare``) to its last :data:`TAIL` bytes."""
+    heartbeats: list[dict[str, Any]]
+    """``{"rank", "pid", "host", "phase", "step", "time"}``."""
+    preflight: list[dict[str, Any]]
+    """``{"node", "ok", "checks": [{"name", "ok", "detail"}]}``."""
+    hang: dict[str, Any] | None
+    """``{"node", "rank", "phase", "step", "silent_s"}`` of the watcher that called it a hang first."""
+    step: int | None
+    """Last step in the run's metrics."""
+
+
+def tail(path: Path, size: int = TAIL) -> str:
+    """The last ``size`` bytes of ``path``, from a line's beginning; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - size))
+            data = file.read(size)
+    except OSError:
+        return ""
+    text = data.decode("utf-8", "replace")
+    cut = length > size and "\n" in text
+    return text[text.index("\n") + 1 :] if cut else text
+
+
+def clean(text: str) -> str:
+    """``text`` in lines of at most :data:`LONGEST` characters, without control characters.
+
+    A carriage return begins a line too: progress bars draw over what they drew before.
+    """
+    text = text.replace("\t", "    ").encode("utf-8", "replace").decode("utf-8")  # a record may hold half a character
+    return "\n".join(_CONTROL.sub("", line[:LONGEST]).rstrip() for line in text.splitlines())
+
+
+def _objects(paths: list[Path]) -> list[dict[str, Any]]:
+    return [value for value in map(read_json, paths) if value is not None]
+
+
+def _errors(attempt: Attempt) -> list[dict[str, Any]]:
+    try:
+        return attempt.errors()
+    except (TypeError, ValueError):  # a record whose time is no number
+        return _objects(sorted((attempt.root / "errors").glob("*.json")))
+
+
+def _hang(attempt: Attempt) -> dict[str, Any] | None:
+    found = sorted(attempt.root.glob("hang-*.json"), key=_written)
+    return next(iter(_objects(found)), None)
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return float("inf")
+
+
+def last_step(run: RunDir) -> int | None:
+    """The last step in the run's metrics."""
+    for line in reversed(tail(run.metrics).splitlines()):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue  # a line torn by a kill
+    return None
+
+
+def collect(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Evidence:
+    """Read what ``attempt`` left. ``status`` and ``state`` are as in :class:`Evidence`."""
+    return Evidence(
+        status=status,
+        state=state,
+        errors=_errors(attempt),
+        logs={path.stem: tail(path) for path in sorted(attempt.logs.glob("*.log"))},
+        heartbeats=_objects(sorted(attempt.heartbeats.glob("*.json"))),
+        preflight=_objects(sorted(attempt.preflight.glob("*.json"))),
+        hang=_hang(attempt),
+        step=last_step(run),
+    )
