@@ -49,8 +49,10 @@ trap asked TERM USR1
 "$GALLEY_PYTHON" -m galley_launch.job.watch --parent "$ranks" --heartbeats "$GALLEY_HEARTBEATS" \
   --attempt "$GALLEY_ATTEMPT_DIR" --limits "$GALLEY_PATIENCE" --ranks "$GALLEY_RANKS" &
 watch=$!
+{ while kill -0 "$watch" 2>/dev/null; do wait "$watch"; done; wait "$watch"; } && hang=0 || hang=$?
+# After a hang its ranks are dead; torchrun may wait for other nodes' all the same.
+if [[ $hang == 3 ]]; then sleep 5; kill -KILL "$ranks" 2>/dev/null; fi
 while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done
 wait "$ranks"
 status=$?
-while kill -0 "$watch" 2>/dev/null; do wait "$watch"; done
 exit $status
