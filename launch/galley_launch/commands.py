@@ -174,9 +174,10 @@ def logs(name: str, settings: Sequence[str]) -> int:
     """Print a run's logs, and follow them while it is live."""
     base, ours = _runs(settings)
     found = runs.find(name, base)
-    _, paths = runs.log_path(found, whole(ours, "rank", 0), whole(ours, "attempt", 0))
+    rank, number = whole(ours, "rank", 0), whole(ours, "attempt", 0)
+    first = runs.first_logs(found, rank, number)
     try:
-        runs.follow(found, paths, lambda line: print(line, flush=True))
+        runs.follow(found, lambda: runs.log_paths(found, rank, number, first), lambda line: print(line, flush=True))
     except (KeyboardInterrupt, BrokenPipeError):  # The reader has seen enough; the run goes on.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that Python's own last flush is quiet too
     return 0

@@ -153,6 +153,8 @@ def _devices(ours: dict[str, str], before: Placement | None, imagine: bool) -> d
 
 
 def _refuse_on_one_box(ours: dict[str, str]) -> None:
+    if "cluster" in ours:
+        raise UserError("cluster", "galley run trains on this box", f"galley submit RECIPE cluster={ours['cluster']}")
     if ours.get("nodes", "1") != "1":
         todo = "submit to a cluster: galley submit RECIPE cluster=NAME nodes=N"
         raise UserError("nodes", f"{ours['nodes']} nodes are not one box", todo)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from galley.errors import UserError
 from galley.rundir import RunDir, write_atomic
 from galley_launch.job import chain, slurm
+
+_POLL_S = 5.0
+"""Slurm's controller answers everybody; nobody should ask it several times a second."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,30 @@ def clock(moment: float) -> str:
     """``14:05``, with the day where it is not today's."""
     when, now = time.localtime(moment), time.localtime()
     return time.strftime("%H:%M" if when[:3] == now[:3] else "%a %d %b %H:%M", when)
+
+
+@dataclass
+class Watch:
+    """Whether a submitted run goes on, asked of Slurm a few times a minute, and said when it changes."""
+
+    run: RunDir
+    said: str = ""
+    live: bool = True
+    _next: float = 0.0
+
+    def is_live(self, show: Callable[[str], None]) -> bool:
+        """Whether a job waits or runs. Shows a line when the word about a waiting job changes."""
+        if time.monotonic() < self._next:
+            return self.live
+        self._next = time.monotonic() + _POLL_S
+        queue = look([self.run])[self.run.root]
+        self.live = bool(queue.jobs) or bool(queue.problem)
+        job = None if queue.running else queue.waiting
+        text = f"-- {_sentence(job, queue.stage_of(job))}" if job else f"-- {queue.problem}" if queue.problem else ""
+        if text and text != self.said:
+            show(text)
+        self.said = text
+        return self.live
 
 
 def _ask_end(run: RunDir, reason: str) -> None:

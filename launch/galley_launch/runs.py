@@ -86,42 +86,60 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     )
 
 
-def log_path(run: RunDir, rank: int | None, number: int | None) -> tuple[Attempt, list[Path]]:
-    """The attempt and the logs that ``galley logs`` shows. Raises ``UserError`` where they are not there."""
+def log_paths(run: RunDir, rank: int | None, number: int | None, since: int = 0) -> list[Path]:
+    """The logs that ``galley logs`` shows, in order: of attempt ``number``, or of every attempt from ``since`` on."""
+    found: list[Path] = []
+    for attempt in run.attempts():
+        if attempt.number == number or (number is None and attempt.number >= since):
+            found += _logs_of(attempt, rank)
+    return found
+
+
+def _logs_of(attempt: Attempt, rank: int | None) -> list[Path]:
+    if rank is not None:
+        return [attempt.log(f"rank-{rank}")]
+    # torchrun's own logs repeat what ranks say; they are all there is where no rank came up.
+    middle = [attempt.log("rank-0")]
+    if not middle[0].exists():
+        middle = [attempt.log("train"), *sorted(attempt.logs.glob("train-*.log"))]
+    return [attempt.log("job"), attempt.log("prepare"), *middle, attempt.log("export")]
+
+
+def first_logs(run: RunDir, rank: int | None, number: int | None) -> int:
+    """The attempt that ``galley logs`` begins with. Raises ``UserError`` where what was asked for is not there."""
     attempts = run.attempts()
     if not attempts:
+        if queue.is_submitted(run):
+            return 0
         raise UserError(str(run.root), "has no attempt yet", "start it with galley run")
     attempt = run.attempt(number) if number is not None else attempts[-1]
     if not attempt.root.is_dir():
-        raise UserError("attempt", f"{number} is not there", f"choose from 1 to {attempts[-1].number}")
-    if rank is None:
-        # torchrun's own log repeats what ranks say; it is all there is where no rank came up.
-        middle = "train" if attempt.log("train").exists() and not attempt.log("rank-0").exists() else "rank-0"
-        return attempt, [attempt.log(name) for name in ("job", "prepare", middle, "export")]
-    if not attempt.log(f"rank-{rank}").is_file():
+        there = ", ".join(str(each.number) for each in attempts)
+        raise UserError("attempt", f"{number} is not there", f"choose from {there}")
+    if rank is not None and not attempt.log(f"rank-{rank}").is_file():
         found = sorted(path.stem.removeprefix("rank-") for path in attempt.logs.glob("rank-*.log"))
         todo = f"choose from {', '.join(found)}" if found else "the ranks have not started"
         raise UserError("rank", f"no log of rank {rank} in attempt {attempt.number}", todo)
-    return attempt, [attempt.log(f"rank-{rank}")]
+    return attempt.number
 
 
-def follow(run: RunDir, paths: list[Path], show: Callable[[str], None], poll: float = 0.3) -> None:
-    """Show each log, and go on while the run is live."""
-    tails = [Tail(path) for path in paths]
+def follow(run: RunDir, paths: Callable[[], list[Path]], show: Callable[[str], None], poll: float = 0.3) -> None:
+    """Show each log of ``paths``, which may become more, and go on while the run is live."""
+    tails: dict[Path, Tail] = {}
+    watch = queue.Watch(run) if queue.is_submitted(run) else None
+    shown = 0
     live = True
     while live:
-        live = _is_live(run)  # Looked at first, so that what comes before the end is still shown.
-        for tail in tails:
-            for line in tail.lines():
+        live = watch.is_live(show) if watch else locks.is_live(run)  # First, so that the end is still shown.
+        for path in paths():
+            number = int(path.parent.parent.name)
+            for line in tails.setdefault(path, Tail(path)).lines():
+                if watch and number != shown:
+                    show(f"-- attempt {number}" if number else "-- prepare")
+                    shown = number
                 show(line)
         if live:
             time.sleep(poll)
-
-
-def _is_live(run: RunDir) -> bool:
-    if queue.is_submitted(run):
-        return bool(queue.look([run])[run.root].jobs)
-    return locks.is_live(run)
 
 
 def stop(run: RunDir) -> str:

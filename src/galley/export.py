@@ -69,7 +69,7 @@ def relative_difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def _device(spec: RunSpec, manifest: Manifest) -> str:
     """A GPU where two copies of the unquantised model fit (the merged one is checked), else the CPU."""
-    if spec.placement.device == "cpu":
+    if spec.placement.device == "cpu" or not torch.cuda.is_available():  # a job of its own may have no GPU
         return "cpu"
     width = 2 if spec.task.model.dtype == "bfloat16" else 4
     free, _ = torch.cuda.mem_get_info(0)

@@ -137,7 +137,7 @@ def test_logs_of_one_rank(run: RunDir, capsys: pytest.CaptureFixture[str]) -> No
     ("settings", "message"),
     [
         (["rank=7"], "rank: no log of rank 7 in attempt 1; choose from 0, 1"),
-        (["attempt=2"], "attempt: 2 is not there; choose from 1 to 1"),
+        (["attempt=2"], "attempt: 2 is not there; choose from 1"),
         (["rank=²"], "rank: '²' is not a whole number from 0; write rank=0, rank=1 …"),
         (["rank=-1"], "rank: '-1' is not a whole number from 0; write rank=0, rank=1 …"),
     ],
@@ -152,7 +152,8 @@ def test_logs_follow_a_live_run_to_its_end(run: RunDir) -> None:
     lock = run.lock.open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     shown: list[str] = []
-    follower = threading.Thread(target=runs.follow, args=(run, [run.attempt(1).log("rank-0")], shown.append, 0.02))
+    log = run.attempt(1).log("rank-0")
+    follower = threading.Thread(target=runs.follow, args=(run, lambda: [log], shown.append, 0.02))
     follower.start()
     fakes.wait_for(lambda: shown == ["step 1", "step 2"])
     with run.attempt(1).log("rank-0").open("a") as file:
