@@ -10,14 +10,17 @@ ulimit -l unlimited 2>/dev/null # RDMA registers memory
 # Caches of compilers are this node's and this job's own: on a shared disk they race (DeepSpeed#5205).
 scratch=${GALLEY_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
 local=$scratch/galley-$UID-${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}-$node
-mkdir -p -m 700 "$local/tmp" "$local/heartbeats" || { echo "galley: scratch: $scratch cannot be written to on $node; set cluster.scratch" >&2; exit 78; }
+mkdir -p -m 700 "$local/tmp" "$local/heartbeats" "$local/operators" || { echo "galley: scratch: $scratch cannot be written to on $node; set cluster.scratch" >&2; exit 78; }
 [[ -O $local ]] || { echo "galley: scratch: $local is somebody else's" >&2; exit 78; }
-trap 'rm -rf "$local"' EXIT
+beats=$local/heartbeats # in memory where that can be: each rank writes there at every step
+[[ -w /dev/shm ]] && beats=/dev/shm/${local##*/} && mkdir -p -m 700 "$beats"
+trap 'rm -rf "$local" "$beats"' EXIT
 export TMPDIR=$local/tmp TRITON_CACHE_DIR=$local/triton TORCHINDUCTOR_CACHE_DIR=$local/inductor \
-  CUDA_CACHE_PATH=$local/nv PYTHONPYCACHEPREFIX=$local/pyc GALLEY_HEARTBEATS=$local/heartbeats GALLEY_SCRATCH=$scratch
+  CUDA_CACHE_PATH=$local/nv PYTHONPYCACHEPREFIX=$local/pyc GALLEY_HEARTBEATS=$beats GALLEY_SCRATCH=$scratch
 # Nodes often lack a compiler: take along what prepare compiled.
 if [[ $stage == train && -d ${TORCH_EXTENSIONS_DIR:-} ]]; then
-  cp -r "$TORCH_EXTENSIONS_DIR" "$local/operators" && export GALLEY_OPERATORS=$local/operators TORCH_EXTENSIONS_DIR=$local/operators
+  (cd "$TORCH_EXTENSIONS_DIR" && cp --parents .galley-*.json ./*/*.so "$local/operators") 2>/dev/null
+  export GALLEY_OPERATORS=$local/operators TORCH_EXTENSIONS_DIR=$local/operators
 fi
 # What was submitted, not what a checkout has become since; and no folder of the user's shadows a library.
 export PYTHONPATH=$GALLEY_RUN/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1

@@ -151,6 +151,8 @@ def export(run: str, *settings: str) -> Todo:
     """Write a run's model again, from its last checkpoint, its best one, or any other that it kept.
 
     galley export smollm2-135m-lora
+    cluster=NAME: in a job there, because login nodes end long work
+
     galley export smollm2-135m-lora step=best
     """
     return Todo(lambda: _commands().export(run, settings))

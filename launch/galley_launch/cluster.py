@@ -104,6 +104,9 @@ class Container(Section):
 class Side(Section):
     """What the jobs on one node take that prepare the data and export the model."""
 
+    prepare: Literal["job", "here"] = "job"
+    """``here``: on the host of ``galley submit``, before anything is queued, where nodes do not reach the internet."""
+
     partition: Line | None = None
     """None: the partition of training."""
     gpus: Annotated[int, Field(ge=0)] = 0
@@ -199,6 +202,8 @@ class Cluster(Section):
         for name in self.variables:
             if _SECRET.search(name):
                 raise ValueError(f"variables.{name} looks like a secret; list its name under secrets instead")
+        if self.side.prepare == "here" and (self.conda or self.container or self.modules):
+            raise ValueError("side.prepare: here works in a venv only; leave conda, container and modules out")
         if self.device == "cuda" and (self.ranks_per_node or 1) > self.gpus_per_node:
             raise ValueError(
                 f"ranks_per_node {self.ranks_per_node} is more than gpus_per_node {self.gpus_per_node}; one rank a GPU"

@@ -221,6 +221,15 @@ def why(name: str, settings: Sequence[str]) -> int:
     return 0
 
 
+def _export_there(spec: RunSpec, run: RunDir, name: str | None, settings: Sequence[str], step: str) -> int:
+    from galley_launch import profiles, submission
+
+    if not run.checkpoints():
+        raise UserError(str(run.root), "has no checkpoint yet", "train it first: galley submit")
+    found, cluster = profiles.find(name, [each for each in settings if not each.startswith("cluster=")])
+    return submission.export(spec, run, found, cluster, step)
+
+
 def export(name: str, settings: Sequence[str]) -> int:
     """Write a run's export from a checkpoint."""
     from galley_launch import runner
@@ -234,5 +243,8 @@ def export(name: str, settings: Sequence[str]) -> int:
         steps = ", ".join(str(each.step) for each in found.checkpoints()) or "none yet"
         raise UserError("step", f"{found.root} has no checkpoint of step {step}", f"it has: {steps}")
     spec = compose.read_spec(found)
+    at = [setting for setting in settings if split(setting)[0].startswith("cluster")]
+    if at:
+        return _export_there(spec, found, ours.get("cluster"), at, step)
     runner.check_installed()
     return runner.export(found, lambda attempt: plan.export_stage(spec, found, attempt, step, _python_path()))

@@ -156,7 +156,7 @@ def _refuse_on_one_box(ours: dict[str, str]) -> None:
     if "cluster" in ours:
         raise UserError("cluster", "galley run trains on this box", f"galley submit RECIPE cluster={ours['cluster']}")
     if ours.get("nodes", "1") != "1":
-        todo = "submit to a cluster: galley submit RECIPE cluster=NAME nodes=N"
+        todo = "galley submit RECIPE cluster=NAME nodes=N"
         raise UserError("nodes", f"{ours['nodes']} nodes are not one box", todo)
     odd = next((key for key in ours if key.startswith("cluster.")), None)
     if odd:

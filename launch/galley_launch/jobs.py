@@ -57,7 +57,7 @@ def _python(cluster: Cluster) -> str:
     return "python" if cluster.conda or cluster.container else sys.executable
 
 
-def _environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[str, str]:
+def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[str, str]:
     """What every process of a job of ``stage`` has in its environment. No secret is among it."""
     place, alone = spec.placement, stage != "train"
     gpus = 0 if place.device == "cpu" else cluster.side.gpus if alone else place.ranks_per_node
@@ -132,8 +132,8 @@ def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[s
     size = _size(spec, cluster, stage)
     names = ("account", "qos", "constraint", "reservation")
     where = [("partition", size.pop("partition")), *((name, getattr(cluster, name)) for name in names)]
-    environment = _environment(spec, run, cluster, stage)
-    given = [*environment, *_JOB_NAMES, *cluster.secrets]
+    variables = environment(spec, run, cluster, stage)
+    given = [*variables, *_JOB_NAMES, *cluster.secrets]
     srun, launcher = _container(spec, run, cluster.container, given) if cluster.container else ([], [])
     return size | {
         "stage": stage,
@@ -153,7 +153,7 @@ def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[s
         "modules": cluster.modules,
         "conda": cluster.conda,
         "secrets": str(secrets_file(run)),
-        "environment": list(environment.items()),
+        "environment": list(variables.items()),
         "srun": srun,
         "launcher": launcher,
     }

@@ -41,8 +41,8 @@ class Queue:
 
 
 def is_submitted(run: RunDir) -> bool:
-    """Whether the run belongs to a cluster."""
-    return run.cluster.is_file()
+    """Whether a job was ever submitted for the run."""
+    return run.submitted.is_file()
 
 
 def look(runs: Sequence[RunDir]) -> dict[Path, Queue]:

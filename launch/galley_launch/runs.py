@@ -73,7 +73,7 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     attempts, checkpoints = run.attempts(), run.checkpoints()
     end = (read_json(attempts[-1].exit) or {}) if attempts else {}
     word = str(end.get("verdict", "lost")) if attempts else "new"
-    now = queue.word(jobs) if jobs else "live" if locks.is_live(run) else ""
+    now = (queue.word(jobs) if jobs else "") or ("live" if locks.is_live(run) else "")
     if now:
         word = "stopping" if now == "live" and attempts and attempts[-1].stop.exists() else now
     return State(

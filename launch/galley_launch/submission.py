@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,8 @@ def make(spec: RunSpec, run: RunDir, old: RunSpec | None, name: str, cluster: Cl
     files = jobs.scripts(spec, run, cluster) | {"cluster.json": jobs.facts(run, name, cluster, outlook.attempt)}
     stages = ["export"]
     if outlook.what == "train":
-        stages = ["prepare", "train"] if _needs_preparing(run, old, spec) else ["train"]
+        aside = _needs_preparing(run, old, spec) and cluster.side.prepare == "job"
+        stages = ["prepare", "train"] if aside else ["train"]
     options = chain.options(run, seconds(cluster.time), None)
     commands = []
     for stage in stages:
@@ -177,11 +179,40 @@ def submit(run: RunDir, todo: Plan) -> dict[str, str]:
     return found
 
 
+def _prepare_here(spec: RunSpec, run: RunDir, cluster: Cluster) -> None:
+    """Prepare on this host, as the job would. Raises ``UserError`` where that fails; nothing is queued then."""
+    attempt = run.attempt(0)
+    attempt.logs.mkdir(parents=True, exist_ok=True)
+    variables = jobs.environment(spec, run, cluster, "prepare") | {"GALLEY_ATTEMPT": "0"}
+    variables |= {"GALLEY_ATTEMPT_DIR": str(attempt.root)}
+    done = subprocess.run(["bash", str(run.code / "node.sh"), "prepare"], env=os.environ | variables, check=False)
+    if done.returncode:
+        raise UserError("prepare", f"ended with status {done.returncode} (above)", "mend that; nothing was queued")
+
+
+def export(spec: RunSpec, run: RunDir, name: str, cluster: Cluster, step: str) -> int:
+    """Submit a job that exports the checkpoint of ``step``. Returns the exit status."""
+    refuse_if_queued(run)
+    _check_environment(cluster)
+    script = jobs.scripts(spec, run, cluster)["jobs/export.sbatch"]
+    files = {"jobs/export.sbatch": script, "cluster.json": jobs.facts(run, name, cluster, len(run.attempts()) + 1)}
+    write(Plan(files, ()), run)
+    keep_secrets(run, cluster.secrets)
+    try:
+        job = chain.submit(run, "export", arguments=[step])
+    except slurm.SlurmError as error:
+        raise UserError("slurm", str(error), "see that Slurm answers here: sinfo") from None
+    say(f"submitted the export of run {run.root.name}, step {step}: job {job}")
+    return 0
+
+
 def start(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> int:
     """Check, write and submit. Returns the exit status."""
     check(spec, run, cluster, todo)
     write(todo, run)
     keep_secrets(run, cluster.secrets)
+    if cluster.side.prepare == "here" and todo.stages[0].name == "train":
+        _prepare_here(spec, run, cluster)
     found = submit(run, todo)
     place = spec.placement
     ids = ", then ".join(f"{job} ({stage})" for stage, job in found.items())

@@ -27,7 +27,7 @@ from galley.data import Manifest, tokenizer_folder
 from galley.errors import UserError
 from galley.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, write_atomic
 from galley.spec import RunSpec
-from galley.stage import run_stage
+from galley.stage import Superseded, run_stage
 
 TOLERANCE = {("float32", False): 1e-4, ("float32", True): 1e-4, ("bfloat16", False): 2e-2, ("bfloat16", True): 5e-2}
 """Largest relative difference of centred logits, by dtype and by whether an adapter was merged (which rounds)."""
@@ -194,7 +194,7 @@ class Exporter:
         (target / "README.md").write_text(card.render(self.spec, self.manifest, self.checkpoint), encoding="utf-8")
 
 
-def work(spec: RunSpec, run: RunDir, _: Attempt) -> None:
+def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     """Export one checkpoint, replacing an earlier export."""
     chosen = choose(run, os.environ.get("GALLEY_EXPORT_STEP", "last"))
     torch.set_num_threads(spec.placement.threads * spec.placement.ranks_per_node)
@@ -205,6 +205,8 @@ def work(spec: RunSpec, run: RunDir, _: Attempt) -> None:
     exporter.build()
     facts = {"step": chosen.step, "method": spec.task.method.kind, "checks": [asdict(each) for each in exporter.checks]}
     write_atomic(building / "export.json", json.dumps(facts, indent=1))
+    if attempt.is_superseded():
+        raise Superseded(attempt)
     _swap_in(building, run)
     print(f"exported to {run.export}", flush=True)
 

@@ -41,7 +41,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["my.yaml", "device=tpu"], "device: 'tpu' is neither cuda nor cpu; write device=cuda or device=cpu"),
         (["my.yaml", "device=cpu", "ranks=0"], "ranks: '0' is not a whole number from 1; write ranks=1, ranks=2 …"),
         (["my.yaml", "device=cpu", "gpus=0"], "gpus: given as 0 with device=cpu; take one of the two out"),
-        (["my.yaml", "nodes=2", *ON_CPU], "nodes: 2 nodes are not one box; submit to a cluster: galley submit RECIPE cluster=NAME nodes=N"),
+        (["my.yaml", "nodes=2", *ON_CPU], "nodes: 2 nodes are not one box; galley submit RECIPE cluster=NAME nodes=N"),
         (["my.yaml", "cluster=x", *ON_CPU], "cluster: galley run trains on this box; galley submit RECIPE cluster=x"),
         (["my.yaml", "force=1", *ON_CPU], "force: nothing here can be forced; leave it out"),
         (["my.yaml", "name=a/b", *ON_CPU], "name: 'a/b' is not a run's name; use letters, digits, '.', '_' and '-'"),
