@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from galley.rundir import Attempt, RunDir, read_json
-from galley_launch import locks, runs
+from galley_launch import locks, queue, runs
 from galley_launch.job import patterns
 from galley_launch.job.advice import WORDS
 from galley_launch.job.classify import Failure, classify
-from galley_launch.job.evidence import collect, last_step
+from galley_launch.job.evidence import Evidence, collect, last_step, tail
 from galley_launch.job.findings import cut
 
 _WIDTH = 120
@@ -28,6 +29,8 @@ class _Fall:
     """Its ``exit.json``."""
     failure: Failure
     step: int | None
+    what: str
+    """What was tried: ``attempt 2``, ``prepare``, ``export``."""
 
     @property
     def words(self) -> str:
@@ -37,48 +40,72 @@ class _Fall:
 
 def lines(run: RunDir) -> list[str]:
     """What ``galley why`` prints of ``run``: its newest failure in full, then each failed attempt in one line."""
-    state, attempts = runs.state(run), run.attempts()
-    failed = [attempt for attempt in attempts if _has_failed(run, attempt, attempts[-1])]
-    if not failed:
-        return [_no_failure(state, attempts)]
-    falls = [_fall(run, attempt, attempt == attempts[-1]) for attempt in failed]
+    jobs = queue.look([run]).get(run.root)
+    state, attempts = runs.state(run, jobs), run.attempts()
+    live = queue.word(jobs) not in ("", "queued") if jobs else locks.is_live(run)
+    falls = [fall for attempt in attempts if (fall := _fall(run, attempt, attempt == attempts[-1], live))]
+    if not falls:
+        return _before_any(run, state) if not attempts else [f"run {state.name} did not fail: it is {_ending(state)}"]
     last = falls[-1]
-    before = "" if last.attempt == attempts[-1] else f"is {_ending(state)}; attempt {last.attempt.number} of it "
-    where = f" in attempt {last.attempt.number}" if len(attempts) > 1 and not before else ""
-    after = f" after step {last.step}" if last.step else " before its first step"
-    head = f"run {state.name} {before}failed{where}{after}: {last.words}"
-    return [*_wrapped(head, 2), "", *_details(run, last), *(_table(falls) if len(falls) > 1 else [])]
+    over = last.attempt == attempts[-1] and not live
+    head = f"run {state.name} {'' if over else f'is {_ending(state)}; it '}failed{_where(last, len(attempts))}"
+    table = _table(falls) if len(falls) > 1 else []
+    return [*_wrapped(f"{head}: {last.words}", _WIDTH), "", *_details(run, last), *table]
 
 
-def _has_failed(run: RunDir, attempt: Attempt, newest: Attempt) -> bool:
-    end = read_json(attempt.exit)
-    if end is not None:
-        return end.get("verdict") in ("failed", "lost")
-    if attempt != newest:
-        return True
-    if run.cluster.exists():  # Whether its job still runs is not to be seen from here.
-        return bool(attempt.errors()) or any(attempt.root.glob("hang-*.json"))
-    return not locks.is_live(run)
-
-
-def _no_failure(state: runs.State, attempts: list[Attempt]) -> str:
-    if not attempts:
-        return f"run {state.name} did not fail: it has no attempt yet"
-    return f"run {state.name} did not fail: it is {_ending(state)}"
+def _where(fall: _Fall, attempts: int) -> str:
+    if not fall.what.startswith("attempt"):
+        return f" in {fall.what}"
+    after = f" after step {fall.step}" if fall.step else " before its first step"
+    return (f" in {fall.what}" if attempts > 1 else "") + after
 
 
 def _ending(state: runs.State) -> str:
     at = f" at step {state.row['step']}" if state.state == "stopped" and "step" in state.row else ""
-    word = "not done yet" if state.state == "lost" else state.state
-    return f"{word}{at}"
+    return f"{'not done yet' if state.state == 'lost' else state.state}{at}"
 
 
-def _fall(run: RunDir, attempt: Attempt, newest: bool) -> _Fall:
-    end = read_json(attempt.exit) or {}
+def _before_any(run: RunDir, state: runs.State) -> list[str]:
+    """Of a run without an attempt: its jobs may have ended before they could begin one."""
+    logs = sorted((run.jobs / "logs").glob("*.out"), key=lambda path: path.stat().st_mtime)
+    told = [path for path in logs if tail(path).strip()]
+    if not told or state.state not in ("new", "lost"):
+        return [f"run {state.name} did not fail: it has no attempt yet"]
+    found = Evidence(None, "", [], {str(told[-1].relative_to(run.root)): tail(told[-1])}, [], [], None, None)
+    failure = classify(found)
+    head = f"run {state.name} has no attempt: its job ended before it could begin one ({WORDS[failure.kind]})"
+    rows = [("shown by", list(failure.lines)), ("to do", [failure.advice]), ("log", [str(told[-1])])]
+    return [*_wrapped(head, _WIDTH), "", *(line for key, values in rows for line in _row(key, values))]
+
+
+def _fall(run: RunDir, attempt: Attempt, newest: bool, live: bool) -> _Fall | None:
+    """How ``attempt`` failed; None where it did not, or still runs."""
+    end = read_json(attempt.exit)
+    if newest and live and end is None:
+        return None
+    end = end or {}
+    if end.get("verdict") == "done" and newest and not live and _export_failed(run, attempt, end):
+        return _Fall(attempt, {}, _of_export(run, attempt), None, "export")
+    if end.get("verdict", "lost") not in ("failed", "lost"):
+        return None
     known = end.get("last_step", end.get("step"))
     step = int(known) if isinstance(known, int) else last_step(run) if newest else None
-    evidence = replace(collect(run, attempt, _status(end), str(end.get("state") or "")), step=step)
-    return _Fall(attempt, end, _agreed(end, classify(evidence)), step)
+    found = replace(collect(run, attempt, _status(end), str(end.get("state") or "")), step=step)
+    what = f"attempt {attempt.number}" if attempt.number else "prepare"
+    return _Fall(attempt, end, _agreed(end, classify(found)), step, what)
+
+
+def _export_failed(run: RunDir, attempt: Attempt, end: dict[str, Any]) -> bool:
+    tried = attempt.log("export").exists()
+    return end.get("exported") is not True and tried and not (run.export / "export.json").is_file()
+
+
+def _of_export(run: RunDir, attempt: Attempt) -> Failure:
+    found = collect(run, attempt, None, "")
+    logs = {name: text for name, text in found.logs.items() if name.startswith("export")}
+    errors = [error for error in found.errors if error.get("who") == "export"]
+    status = errors[0].get("status") if errors else 1 if "rror" in "".join(logs.values()) else None
+    return classify(replace(found, logs=logs, errors=errors, heartbeats=[], hang=None, status=status))
 
 
 def _status(end: dict[str, Any]) -> int | None:
@@ -108,33 +135,35 @@ def _advice(kind: str) -> str:
 
 def _details(run: RunDir, fall: _Fall) -> list[str]:
     failure, found = fall.failure, run.checkpoints()
+    resumes = f"after step {found[-1].step}" if found else "from the start: there is no checkpoint"
     rows = [("first", [failure.who] if failure.who else []), ("shown by", list(failure.lines))]
-    rows += [("to do", [failure.advice]), ("again", [_again(fall, run)])]
-    rows += [("resumes", [f"after step {found[-1].step}" if found else "from the start: there is no checkpoint"])]
+    rows += [("to do", [failure.advice]), ("again", [_again(fall, run.root)])]
+    rows += [("resumes", [resumes] if fall.what.startswith("attempt") else [])]
     rows += [("avoid", [", ".join(failure.nodes)] if failure.nodes else []), ("logs", [str(fall.attempt.logs)])]
     return [line for key, values in rows for line in _row(key, values)]
 
 
-def _again(fall: _Fall, run: RunDir) -> str:
-    if "again" in fall.end:
+def _again(fall: _Fall, root: Path) -> str:
+    if fall.end.get("again") is not None:
         return "another attempt follows by itself" if fall.end["again"] else "no attempt follows by itself"
-    return f"the same may go well: galley run {run.root}" if fall.failure.retry else "not before that is changed"
+    same = f"galley export {root}" if fall.what == "export" else f"galley run {root}"
+    return f"the same may go well: {same}" if fall.failure.retry else "not before that is changed"
 
 
 def _row(key: str, values: list[str]) -> list[str]:
-    wrapped = [line for value in values for line in _wrapped(value, 2)]
+    wrapped = [line for value in values for line in _wrapped(value, _WIDTH - _KEY)]
     return [f"{key if not number else '':<{_KEY}}{line}" for number, line in enumerate(wrapped)]
 
 
-def _wrapped(text: str, hang: int) -> list[str]:
-    return textwrap.wrap(text, _WIDTH - _KEY, subsequent_indent=" " * hang, break_on_hyphens=False) or [""]
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False) or [""]
 
 
 def _table(falls: list[_Fall]) -> list[str]:
-    rows = [("attempt", "step", "what failed")]
-    rows += [(str(fall.attempt.number), "" if fall.step is None else str(fall.step), _short(fall)) for fall in falls]
-    width = max(len(step) for _, step, _ in rows)
-    return ["", *(f"{number:<{_KEY}}{step:<{width}}  {what}".rstrip() for number, step, what in rows)]
+    rows = [("failed", "step", "what")]
+    rows += [(fall.what, "" if fall.step is None else str(fall.step), _short(fall)) for fall in falls]
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return ["", *(f"{what:<{first}}  {step:<{second}}  {why}".rstrip() for what, step, why in rows)]
 
 
 def _short(fall: _Fall) -> str:

@@ -75,6 +75,10 @@ def write(run: RunDir, attempt: Attempt, words: list[str], body: bytes) -> None:
             run.metrics.write_bytes(body)
         case ["raw", name]:
             (attempt.root / name).write_bytes(body)
+        case [name] if name.startswith("jobs/logs/train-"):
+            (run.root / name).parent.mkdir(parents=True)
+            (run.root / name).write_bytes(body)
+            attempt.job.write_text(json.dumps({"job": Path(name).stem.removeprefix("train-")}))
         case ["hang"]:
             (attempt.root / "hang-node.json").write_bytes(body)
         case ["errors" | "heartbeats" | "preflight" as folder]:

@@ -25,12 +25,12 @@ LESS = (
     "data.max_length=, or shard more: deepspeed=zero3 or deepspeed=zero3_offload_cpu."
 )
 HOST = (
-    "Ask for more host memory (cluster.memory_per_node=…; 0 takes the whole node), or need less: no offload to the "
-    "CPU (deepspeed=zero3), fewer ranks on a node."
+    "Ask for more host memory (cluster.memory_per_rank=…, or cluster.whole_nodes=true), or need less: no offload to "
+    "the CPU (deepspeed=zero3), fewer ranks on a node."
 )
-SHM = "Give /dev/shm more room: the container's --shm-size or tmpfs size, or cluster.memory_per_node=… that counts it."
+SHM = "Give /dev/shm more room: the container's tmpfs, or cluster.memory_per_rank=… where it counts as memory."
 ROOM = "Make room there or raise the quota (cadence.keep= keeps fewer checkpoints), then start the run again."
-FIND = "Check that every node resolves the head node's name and reaches its port (firewall, wrong network interface)."
+FIND = "Check that every node resolves the head node's name and reaches its port (firewall, cluster.interface=…)."
 MEET = "Galley takes another port when it tries again; on one box, end whatever holds the port (ss -ltnp)."
 ACCESS = "Check the name, ask for access on its page, and give a token: `hf auth login` or HF_TOKEN."
 OFFLINE = "Fetch it once where there is a network (galley run … on the login node prepares), or give a folder."
@@ -39,12 +39,16 @@ INSTALL = (
     "Install what is missing where the run trains: pip install 'galley-tune[train]' in that environment, which on a "
     "cluster every compute node must see."
 )
-MODULES = "Correct the module, conda or set-up lines of the cluster's profile; try them on a compute node."
-CONTAINER = "Correct the container image of the cluster's profile; the file must be readable on the compute nodes."
+MODULES = (
+    "Correct cluster.modules, cluster.setup or cluster.conda in the cluster's profile; try them on a compute node."
+)
+CONTAINER = (
+    "Correct cluster.container.image: it must be readable on the compute nodes, and the runtime installed there."
+)
 REQUEST = "Slurm refuses what the job asks for: correct the cluster's profile (nodes, GPUs, cores, memory)."
 LINKS = (
-    "Look at the first rank's log, then at the fabric (ibstat, ethtool); NCCL_DEBUG=INFO and "
-    "NCCL_SOCKET_IFNAME=… in the cluster's profile say more."
+    "Look at the first rank's log, then at the fabric (ibstat, ethtool); NCCL_DEBUG: INFO among cluster.variables says "
+    "more, cluster.interface=… names the network to use."
 )
 LATE = "A rank came late to a collective or not at all: look for the rank whose log stops first, and at its node."
 LOCKED = "Locked memory is limited: have `ulimit -l unlimited` set for jobs (LimitMEMLOCK=infinity for slurmd)."
@@ -52,6 +56,10 @@ KILLED = "The user, the cluster or the kernel ended it; the same command goes on
 PEERS = "It follows another rank's end: look for the log that stops first, and at that rank's node."
 KERNEL = "A GPU kernel went wrong: CUDA_LAUNCH_BLOCKING=1 shows which; if it never comes back, suspect that GPU."
 LOOK = "Read the lines around it in the log; the same command goes on from the last checkpoint once it is mended."
-WAITED = "See where that rank stood, and its node's file systems and GPUs; the run goes on from the last checkpoint."
+WAITED = (
+    "See where that rank stood, and its node's file systems and GPUs; was it only slow, raise cluster.patience of that "
+    "phase. It goes on from the last checkpoint."
+)
 UNFIT = "Have that node looked at; Galley avoids it from now on (excluded.json)."
 EVERYWHERE = "Every node says so: the job's request or its environment is wrong (the cluster's profile), not a node."
+SCRATCH = "Have that node's local disk cleared, or set cluster.scratch=… to a directory with room on every node."

@@ -34,7 +34,10 @@ class Evidence:
     errors: list[dict[str, Any]]
     """``{"who", "status", "message", "time", "host"}``, first failure first."""
     logs: dict[str, str]
-    """Name (``rank-3``, ``node-n1``, ``job``, ``prepare``) to its last :data:`TAIL` bytes."""
+    """Name (``rank-3``, ``train-node1``, ``job``, ``prepare``) to its last :data:`TAIL` bytes.
+
+    A name with a slash is a file of the run: what Slurm itself wrote, ``jobs/logs/train-4242.out``.
+    """
     heartbeats: list[dict[str, Any]]
     """``{"rank", "pid", "host", "phase", "step", "time"}``."""
     preflight: list[dict[str, Any]]
@@ -101,13 +104,22 @@ def last_step(run: RunDir) -> int | None:
     return None
 
 
+def slurm_log(run: RunDir, job: object, stage: str) -> dict[str, str]:
+    """What Slurm wrote of a job besides the job's own log: why it ended it."""
+    path = run.jobs / "logs" / f"{stage}-{job}.out"
+    text = tail(path) if job else ""
+    return {str(path.relative_to(run.root)): text} if text.strip() else {}
+
+
 def collect(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Evidence:
     """Read what ``attempt`` left. ``status`` and ``state`` are as in :class:`Evidence`."""
+    job = (read_json(attempt.job) or {}).get("job")
+    logs = {path.stem: tail(path) for path in sorted(attempt.logs.glob("*.log"))}
     return Evidence(
         status=status,
         state=state,
         errors=_errors(attempt),
-        logs={path.stem: tail(path) for path in sorted(attempt.logs.glob("*.log"))},
+        logs={**logs, **slurm_log(run, job, "train" if attempt.number else "prepare")},
         heartbeats=_objects(sorted(attempt.heartbeats.glob("*.json"))),
         preflight=_objects(sorted(attempt.preflight.glob("*.json"))),
         hang=_hang(attempt),

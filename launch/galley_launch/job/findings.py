@@ -76,7 +76,7 @@ class Finding:
 
 def shown(voice: Voice, lines: Iterable[str]) -> tuple[str, ...]:
     """``lines`` of a voice's log, or of what it recorded, with their source."""
-    source = f"{voice.name}.log" if voice.text else f"errors/{voice.name}.json"
+    source = f"errors/{voice.name}.json" if not voice.text else voice.log if "/" in voice.log else f"{voice.log}.log"
     return tuple(cut(f"{source}: {_PREFIX.sub(_TIME, line.strip())}") for line in lines if line.strip())[:SHOWN]
 
 
@@ -125,8 +125,7 @@ def hear(rules: Sequence[Rule], case: Case) -> list[Finding]:
 
 def _counts(finding: Finding, case: Case) -> bool:
     """Once ranks are up, what a job's scripts lacked does not matter."""
-    script = finding.voice.name in ("job", "train") or finding.voice.name.startswith("node-")
-    return not (script and case.started and finding.rule.kind == "configuration")
+    return not (finding.voice.is_script and case.started and finding.rule.kind == "configuration")
 
 
 def when(finding: Finding, case: Case) -> float:
@@ -141,8 +140,11 @@ def retry(kind: str, evidence: Evidence) -> bool:
 
 
 def everywhere(failure: Failure, case: Case) -> Failure:
-    """Where every node is to blame, none is."""
-    if len(case.nodes) < 2 or set(failure.nodes) < set(case.nodes):
+    """Where every node is to blame, none is: the request or the environment is. And the other way round."""
+    some = set(failure.nodes) < set(case.nodes)
+    if failure.kind == "configuration" and failure.nodes:
+        return replace(failure, kind="node", retry=True) if some else replace(failure, nodes=())
+    if some or len(case.nodes) < 2:
         return failure
     if failure.kind == "node":
         failure = replace(failure, kind="configuration", advice=EVERYWHERE)

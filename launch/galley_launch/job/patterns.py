@@ -31,6 +31,7 @@ from galley_launch.job.advice import (
     REPLACE,
     REQUEST,
     ROOM,
+    SCRATCH,
     SHM,
 )
 
@@ -108,7 +109,7 @@ CAUSES = (
     _rule(
         "disk",
         r"No space left on device: '/(?:var/)?tmp/",
-        "That node's own /tmp is full: have it cleared, or set cluster.scratch=… to a folder with room.",
+        SCRATCH,
         blames=True,
         retry=True,
     ),
@@ -139,7 +140,9 @@ CAUSES = (
     _rule("hub", r"We couldn't connect to 'https?://|offline mode is enabled", OFFLINE),
     _rule("port", r"EADDRINUSE|errno: 98\b|\[Errno 98\]", MEET),
     _rule(
-        "gloo", r"Unable to find address for: \S+", "GLOO_SOCKET_IFNAME names no interface of that node: correct it."
+        "gloo",
+        r"Unable to find address for: \S+",
+        "No such network interface there: correct cluster.interface (GLOO_SOCKET_IFNAME).",
     ),
     _rule("nccl", r"Bootstrap ?: no socket interface found", LINKS),
     _rule("nccl", r"with family \d+ is neither AF_INET", LINKS),
@@ -154,6 +157,8 @@ CAUSES = (
         r"no kernel image is available for execution",
         "This torch was not built for these GPUs: install one that knows their compute capability.",
     ),
+    _rule("configuration", r"^galley: environment: no Python at \S+", INSTALL, blames=True),
+    _rule("node", r"^galley: scratch: .*", SCRATCH, blames=True),
     _rule("configuration", r"Lmod has detected the following error", MODULES, more=2),
     _rule("configuration", r"Unable to locate a modulefile for|\b(?:module|ml): command not found", MODULES),
     _rule("configuration", r"CondaError:|EnvironmentNameNotFound|\bconda: command not found", MODULES),
@@ -278,6 +283,6 @@ SIGNALS = {
     7: ("host_oom", SHM),
     8: ("code", "A program divided by zero outside Python: look at the rank's log."),
     9: ("killed", "Look whether the kernel wanted memory (dmesg, or the job's MaxRSS): then ask for more host memory."),
-    11: ("code", "A library crashed: PYTHONFAULTHANDLER=1 in the cluster's profile shows where."),
+    11: ("code", "A library crashed: PYTHONFAULTHANDLER: 1 among cluster.variables shows where."),
 }
 """Signals that a rank died of by itself; 15 and 6 are what torchrun and its peers' libraries do to the others."""

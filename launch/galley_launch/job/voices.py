@@ -9,6 +9,9 @@ from typing import Any
 
 from galley_launch.job.evidence import Evidence, clean
 
+STAGES = ("prepare", "export")
+"""What runs in one process; train's ranks speak for themselves."""
+_NODES = ("train", "preflight")
 UNKNOWN = float("inf")
 """The time of what has none: it counts as the last."""
 
@@ -44,9 +47,11 @@ class Voice:
     """What one rank, stage or node said, or the job's own script."""
 
     name: str
-    """Of its log: ``rank-3``, ``prepare``, ``train``, ``node-n2``, ``job``."""
-    text: str
-    """Its log, clean."""
+    """``rank-3``, ``prepare``, ``export``; or a log that is shared: ``train``, ``train-node2``, ``job``."""
+    log: str = ""
+    """Name of its log; empty: it has none."""
+    text: str = ""
+    """That log, clean."""
     message: str = ""
     """The first line of the error that it recorded."""
     status: int | None = None
@@ -77,7 +82,12 @@ class Voice:
         """``rank 3 on node2``, ``prepare``, ``node2``, or nothing for what everybody shares."""
         if self.rank is not None:
             return f"rank {self.rank} on {self.host}" if job and self.host else f"rank {self.rank}"
-        return self.host if self.name.startswith("node-") else "" if self.name in ("job", "train") else self.name
+        return self.host if self.is_script else self.name
+
+    @property
+    def is_script(self) -> bool:
+        """Not a rank or a stage itself, but the shell and torchrun around it."""
+        return self.rank is None and self.name not in STAGES
 
 
 @dataclass(frozen=True)
@@ -91,12 +101,22 @@ class _Death:
 
 def in_job(evidence: Evidence) -> bool:
     """Whether the attempt was a Slurm job."""
-    return bool(evidence.state or evidence.preflight) or any(n == "job" or n.startswith("node-") for n in evidence.logs)
+    return bool(evidence.state or evidence.preflight) or any(
+        "/" in n or n == "job" or split(n)[1] for n in evidence.logs
+    )
+
+
+def split(log: str) -> tuple[str, str]:
+    """Who speaks in a log, and the node that its name holds: srun keeps one for each node, ``train-node2``."""
+    word, _, node = log.partition("-")
+    if word in STAGES:
+        return word, node
+    return log, node if word in _NODES else ""
 
 
 def nodes(evidence: Evidence) -> list[str]:
     """The job's nodes, as far as they left a log or a report."""
-    logs = {name.partition("-")[2] for name in evidence.logs if name.startswith("node-")}
+    logs = {split(name)[1] for name in evidence.logs} - {""}
     return sorted(logs | {str(each["node"]) for each in evidence.preflight if each.get("node")})
 
 
@@ -118,7 +138,7 @@ def _deaths(evidence: Evidence) -> dict[int, _Death]:
     """How ranks ended by torchrun's tables; of a rank that is in several, the earliest."""
     found: dict[int, _Death] = {}
     for name, text in evidence.logs.items():
-        node = name.partition("-")[2] if name.startswith("node-") else ""
+        node = split(name)[1]
         plain = clean(text) if _ROOT in text else ""
         root = plain.rfind(_ROOT)
         for entry in _ENTRY.finditer(plain):
@@ -147,14 +167,16 @@ def voices(evidence: Evidence) -> list[Voice]:
     errors: dict[str, dict[str, Any]] = {}
     for error in evidence.errors:
         errors.setdefault(str(error.get("who")), error)
+    logs = [(*split(log), log) for log in evidence.logs]
+    mute = [(name, "", "") for name in (*errors, *deaths) if name not in {name for name, _, _ in logs}]
     found = []
-    for name in dict.fromkeys([*errors, *deaths, *evidence.logs]):
+    for name, node, log in dict.fromkeys([*logs, *mute]):
         error, death = errors.get(name, {}), deaths.get(name)
-        text, message = clean(str(evidence.logs.get(name, ""))), clean(str(error.get("message") or ""))
-        node = name.partition("-")[2] if name.startswith("node-") else ""
+        text, message = clean(str(evidence.logs.get(log, ""))), clean(str(error.get("message") or ""))
         found.append(
             Voice(
                 name=name,
+                log=log,
                 text=text,
                 message=message.partition("\n")[0],
                 raised=_raised(text, message),
