@@ -45,7 +45,7 @@ def lines(run: RunDir) -> list[str]:
     live = queue.word(jobs) not in ("", "queued") if jobs else locks.is_live(run)
     falls = [fall for attempt in attempts if (fall := _fall(run, attempt, attempt == attempts[-1], live))]
     if not falls:
-        return _before_any(run, state) if not attempts else [f"run {state.name} did not fail: it is {_ending(state)}"]
+        return [_no_failure(state)] if attempts else _before_any(run, state)
     last = falls[-1]
     over = last.attempt == attempts[-1] and not live
     head = f"run {state.name} {'' if over else f'is {_ending(state)}; it '}failed{_where(last, len(attempts))}"
@@ -58,6 +58,12 @@ def _where(fall: _Fall, attempts: int) -> str:
         return f" in {fall.what}"
     after = f" after step {fall.step}" if fall.step else " before its first step"
     return (f" in {fall.what}" if attempts > 1 else "") + after
+
+
+def _no_failure(state: runs.State) -> str:
+    if state.state == "unknown":
+        return f"run {state.name} has not failed as far as is known: Slurm does not say whether it still runs"
+    return f"run {state.name} did not fail: it is {_ending(state)}"
 
 
 def _ending(state: runs.State) -> str:
