@@ -187,7 +187,7 @@ def help_text(verb: str) -> str:
         doc = inspect.getdoc(_FUNCTIONS[verb]) or ""
         settings = " [key=value …]" if VERBS[verb].keys else ""
         return f"galley {verb} {VERBS[verb].words}".rstrip() + f"{settings}\n\n{doc}"
-    lines = [f"  {name:<9}{(inspect.getdoc(each) or '').splitlines()[0]}" for name, each in _FUNCTIONS.items()]
+    lines = [f"  {name:<10}{(inspect.getdoc(each) or '').splitlines()[0]}" for name, each in _FUNCTIONS.items()]
     return "\n".join(
         [
             "galley: fine-tune a language model from a recipe and a ZeRO config",

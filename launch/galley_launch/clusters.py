@@ -38,14 +38,13 @@ def check(cluster: Cluster, partitions: Sequence[slurm.Partition]) -> list[str]:
     return found
 
 
-def listing() -> list[str]:
-    """Print the table of profiles; returns what Slurm's answer was."""
-    rows, notes = [], []
+def listing() -> None:
+    """Print the table of profiles, and that of the partitions that Slurm has here."""
+    rows, partitions, problem = [], [], ""
     try:
         partitions = slurm.partitions()
-        notes = [f"Slurm here: {each.name}{'*' if each.is_default else ''} ({describe(each)})" for each in partitions]
     except slurm.SlurmError as error:
-        partitions, notes = [], [f"Slurm does not answer here, so nothing was checked ({error})"]
+        problem = f"Slurm does not answer here, so nothing was checked ({error})"
     for name, path in profiles.every().items():
         cluster = profiles.load(path)
         problems = check(cluster, partitions) if partitions else []
@@ -53,7 +52,12 @@ def listing() -> list[str]:
         mark = " (default)" if cluster.default else ""
         rows.append((name + mark, cluster.about, _whose(path), verdict))
     view.table(("cluster", "about", "where", "against sinfo"), rows)
-    return notes
+    print()
+    if problem:
+        print(problem)
+        return
+    here = [(f"{each.name}{'*' if each.is_default else ''}", each.state.lower(), describe(each)) for each in partitions]
+    view.table(("partition", "state", "has"), here)
 
 
 def _whose(path: Path) -> str:

@@ -199,8 +199,7 @@ def clusters(name: str, settings: Sequence[str]) -> int:
         print(text, end="")
         _note(problems)
         return 0
-    for note in sites.listing():
-        print(f"\n{note}" if note else "")
+    sites.listing()
     return 0
 
 

@@ -18,6 +18,9 @@ from galley_launch.cluster import Cluster, Container, megabytes, seconds
 from galley_launch.plan import common_environment
 
 STAGES = ("prepare", "train", "export")
+_HUB_CACHE = ("HF_HUB_CACHE", "HF_HOME")
+# Of the submitter's environment, jobs get these only: where the hub and its cache are.
+_INHERITED = (*_HUB_CACHE, "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME")
 
 
 def quote(value: object) -> str:
@@ -77,6 +80,7 @@ def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dic
         found["GALLEY_SCRATCH"] = cluster.scratch
     if cluster.interface:
         found |= {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
+    found |= {name: os.environ[name] for name in _INHERITED if os.environ.get(name)}
     return found | cluster.variables
 
 
@@ -85,17 +89,27 @@ def _installation(cluster: Cluster) -> str:
     return hashlib.sha256(where.encode()).hexdigest()[:12]
 
 
-def _mounts(spec: RunSpec, run: RunDir, container: Container) -> list[str]:
+def _hub_cache(variables: dict[str, str]) -> str:
+    """Where models of the hub lie (huggingface_hub's environment variables)."""
+    given = next((variables[name] for name in _HUB_CACHE if name in variables), None)
+    return given or str(Path(variables.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface")
+
+
+def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, hub: str) -> list[str]:
     """What the container must see, each where it is outside, then the profile's own."""
     paths = spec.placement.paths
-    files = [paths.model, paths.data, paths.held_out, paths.chat_template]
+    files = [paths.model, paths.data, paths.held_out, paths.chat_template, cluster.scratch, hub]
     needed = [str(run.root.absolute()), paths.cache, *(each for each in files if each and each.startswith("/"))]
     return [*dict.fromkeys(f"{each}:{each}" for each in needed), *container.mounts]
 
 
-def _container(spec: RunSpec, run: RunDir, container: Container, names: list[str]) -> tuple[list[str], list[str]]:
-    """Options of srun, and words before the command, that start it inside ``container``."""
-    mounts = ",".join(_mounts(spec, run, container))
+def _container(spec: RunSpec, run: RunDir, cluster: Cluster, variables: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Options of srun, and words before the command, that start it inside the cluster's container, if there is one."""
+    container = cluster.container
+    if container is None:
+        return [], []
+    names = [*variables, *_JOB_NAMES, *cluster.secrets]
+    mounts = ",".join(_mounts(spec, run, cluster, container, _hub_cache(variables)))
     if container.runtime == "pyxis":
         # Without --container-env the image's own environment would win.
         options = {"image": container.image, "mounts": mounts, "env": ",".join(sorted(names))}
@@ -133,8 +147,7 @@ def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[s
     names = ("account", "qos", "constraint", "reservation")
     where = [("partition", size.pop("partition")), *((name, getattr(cluster, name)) for name in names)]
     variables = environment(spec, run, cluster, stage)
-    given = [*variables, *_JOB_NAMES, *cluster.secrets]
-    srun, launcher = _container(spec, run, cluster.container, given) if cluster.container else ([], [])
+    srun, launcher = _container(spec, run, cluster, variables)
     return size | {
         "stage": stage,
         "name": spec.name,

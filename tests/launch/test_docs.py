@@ -16,6 +16,8 @@ def test_the_slurm_page_walks_through_the_script_as_it_is(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", "/home/ada/.config")
     monkeypatch.setenv("GALLEY_CACHE", "/home/ada/.cache/galley")
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
     words = ["cluster=venv", "nodes=4", "cluster.partition=gpu", "cluster.venv=/home/ada/galley", "runs=/home/ada/runs"]
     made = compose.compose("llama3.1-8b-full", words, imagine=True, submits=True)
     assert made.cluster is not None

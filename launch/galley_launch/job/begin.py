@@ -132,6 +132,7 @@ def begin_training(run: RunDir) -> Path:
         raise
     if len(here.nodes) != placement["nodes"]:
         raise NothingToDo(f"the run is for {placement['nodes']} nodes, but Slurm gave {len(here.nodes)}")
+    chain.note(run, "train", here.job)  # it may have been handed to sbatch by hand
     _check_nodes(run, here, int(cluster["limit_s"]))
     successor = _successor(run, here, int(cluster["limit_s"]))
     attempt = run.begin_attempt()

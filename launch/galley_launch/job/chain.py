@@ -22,10 +22,15 @@ def script(run: RunDir, stage: str) -> str:
 def submit(run: RunDir, stage: str, options: Sequence[str] = (), arguments: Sequence[str] = ()) -> str:
     """Submit the job of ``stage`` and write down its number. Raises SlurmError."""
     job = slurm.submit(run.jobs / f"{stage}.sbatch", options, arguments)
-    line = json.dumps({"job": job, "stage": stage, "time": round(time.time(), 1)})
-    with run.submitted.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    note(run, stage, job)
     return job
+
+
+def note(run: RunDir, stage: str, job: str) -> None:
+    """Write down that ``job`` is the run's, unless that is known."""
+    if all(str(each["job"]) != job for each in submitted(run)):
+        with run.submitted.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"job": job, "stage": stage, "time": round(time.time(), 1)}) + "\n")
 
 
 def submitted(run: RunDir) -> list[dict[str, Any]]:

@@ -97,6 +97,8 @@ def end_aside(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
         kind = "configuration" if users or status == 78 else "code"
         conclude(run, attempt, Ending("failed", "prepare", False, message, kind))
         drop_successor(run, "")
+    else:
+        write_atomic(attempt.exit, json.dumps({"verdict": "prepared", "reason": "", "message": "", "status": 0}))
     return status
 
 
