@@ -54,6 +54,7 @@ def judge(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Endi
         return Ending("stopped", "cancel", again=False, message="the job was cancelled")
     if said.get("verdict") == "stopped":
         reason = asked or str(said.get("reason", ""))
+        reason = "preemption" if reason == "signal" and state == "PREEMPTED" else reason
         return _progress(run, attempt, Ending("stopped", reason, again=reason in _INTERRUPTIONS))
     return _unfinished(run, attempt, status, state, asked)
 

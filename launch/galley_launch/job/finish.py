@@ -54,9 +54,9 @@ def end_training(run: RunDir, attempt: Attempt, status: int, where: str) -> int:
         ending = _unfit(attempt, facts)
     if read_json(run.end):
         ending = Ending(ending.verdict, ending.reason, False, ending.message, ending.kind, ending.nodes)
-    undecided = ending.verdict == "stopped" and ending.reason == "signal"
     body = conclude(run, attempt, ending)
-    if undecided:  # scancel sends a signal, too: the successor will know how Slurm called it in the end
+    if ending.again and (read_json(attempt.stop) or {}).get("reason") == "signal":
+        # scancel sends a signal, too: the successor will know how Slurm called it in the end
         write_atomic(attempt.exit, json.dumps({**body, "again": None}))
     _follow(run, attempt, ending, facts)
     print(f"galley: attempt {attempt.number}: {ending.verdict} ({ending.reason}) {ending.message}".rstrip(), flush=True)
@@ -72,10 +72,10 @@ def _unfit(attempt: Attempt, facts: dict[str, Any]) -> Ending:
 def _follow(run: RunDir, attempt: Attempt, ending: Ending, facts: dict[str, Any]) -> None:
     """Make the queue agree with the verdict."""
     try:
+        if ending.verdict == "done":
+            export(run, attempt)  # where that fails, the successor will do it
         if not ending.again:
             drop_successor(run, str(facts.get("job", "")))
-        if ending.verdict == "done":
-            export(run, attempt)
         if ending.again and ending.nodes and facts.get("successor"):
             slurm.update(str(facts["successor"]), ExcNodeList=",".join(sorted(chain.excluded(run))))
     except slurm.SlurmError as error:
