@@ -259,6 +259,7 @@ ECHOES = (
     _rule("gloo", r"Connection (?:closed|reset) by (?:remote )?peer|ConnectionResetError|BrokenPipeError", PEERS),
     _rule("port", r"Timed out after \d+ seconds waiting for (?:clients|workers)", FIND),
     _rule("port", r"client socket has (?:timed out|failed) .*connect", FIND),
+    _rule("port", r"ranks could not reach each other within", FIND),
     _rule("port", r"RendezvousTimeoutError|network addresses of \(.*\) cannot be retrieved", FIND),
     _rule("port", r"RendezvousConnectionError|RendezvousClosedError|RendezvousStateError", FIND),
     _rule("killed", r"SignalException: Process \d+ got signal: 15|Received 15 death signal", KILLED),
