@@ -16,7 +16,7 @@ beats=$local/heartbeats # in memory where that can be: each rank writes there at
 [[ -w /dev/shm ]] && beats=/dev/shm/${local##*/} && mkdir -p -m 700 "$beats"
 trap 'rm -rf "$local" "$beats"' EXIT
 export TMPDIR=$local/tmp TRITON_CACHE_DIR=$local/triton TORCHINDUCTOR_CACHE_DIR=$local/inductor \
-  CUDA_CACHE_PATH=$local/nv PYTHONPYCACHEPREFIX=$local/pyc GALLEY_HEARTBEATS=$beats GALLEY_SCRATCH=$scratch
+  CUDA_CACHE_PATH=$local/nv GALLEY_HEARTBEATS=$beats GALLEY_SCRATCH=$scratch
 # Nodes often lack a compiler: take along what prepare compiled.
 if [[ $stage == train && -d ${TORCH_EXTENSIONS_DIR:-} ]]; then
   (cd "$TORCH_EXTENSIONS_DIR" && cp --parents .galley-*.json ./*/*.so "$local/operators") 2>/dev/null
