@@ -11,7 +11,9 @@ from galley_launch.job.classify import Failure, classify
 from galley_launch.job.evidence import collect
 
 # Requests to stop that come from outside: the run goes on in its next attempt.
-_INTERRUPTIONS = ("walltime", "preemption", "signal", "watchdog")
+_INTERRUPTIONS = ("walltime", "preemption", "node failure", "signal", "watchdog")
+# What a signal was about, where Slurm knows.
+_SLURMS_WORD = {"PREEMPTED": "preemption", "TIMEOUT": "walltime", "NODE_FAIL": "node failure"}
 _MEMORY = ("gpu_oom", "host_oom")
 
 
@@ -54,7 +56,7 @@ def judge(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Endi
         return Ending("stopped", "cancel", again=False, message="the job was cancelled")
     if said.get("verdict") == "stopped":
         reason = asked or str(said.get("reason", ""))
-        reason = "preemption" if reason == "signal" and state == "PREEMPTED" else reason
+        reason = _SLURMS_WORD.get(state, reason) if reason == "signal" else reason
         return _progress(run, attempt, Ending("stopped", reason, again=reason in _INTERRUPTIONS))
     return _unfinished(run, attempt, status, state, asked)
 
@@ -72,8 +74,8 @@ def _unfinished(run: RunDir, attempt: Attempt, status: int | None, state: str, a
 
 
 def _failed(run: RunDir, attempt: Attempt, failure: Failure, step: int | None) -> Ending:
-    what = f"{failure.who}: " if failure.who else ""
-    message = f"{what}{failure.lines[0] if failure.lines else failure.kind}"
+    shown = failure.lines[0] if failure.lines else failure.kind
+    message = shown if not failure.who or shown.startswith(failure.who) else f"{failure.who}: {shown}"
     again = failure.retry
     if failure.kind in _MEMORY and (step or 0) <= _start(attempt):
         again = False
