@@ -10,8 +10,9 @@ from typing import Any
 
 from galley.rundir import Attempt, RunDir, read_json, write_atomic
 from galley_launch.job import chain, preflight, slurm
+from galley_launch.job.classify import classify
 from galley_launch.job.ending import Ending, judge, newest_checkpoint
-from galley_launch.job.evidence import last_step
+from galley_launch.job.evidence import collect, last_step
 
 
 def conclude(run: RunDir, attempt: Attempt, ending: Ending) -> dict[str, Any]:
@@ -92,10 +93,9 @@ def end_aside(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
         _forget_secrets(run)
         return status
     if status:
-        users = bool(errors) and errors[0].get("status") == 2
-        message = str(errors[0].get("message")) if errors else f"prepare ended with status {status}; see its log"
-        kind = "configuration" if users or status == 78 else "code"
-        conclude(run, attempt, Ending("failed", "prepare", False, message, kind))
+        failure = classify(collect(run, attempt, status, ""))
+        message = str(errors[0].get("message")) if errors else "; ".join(failure.lines[:1]) or f"exit status {status}"
+        conclude(run, attempt, Ending("failed", "prepare", False, message, failure.kind))
         drop_successor(run, "")
     else:
         write_atomic(attempt.exit, json.dumps({"verdict": "prepared", "reason": "", "message": "", "status": 0}))
