@@ -28,7 +28,7 @@ check: $(STAMP)
 
 # Accept what recipes plan to now as right; look at the difference before committing it.
 golden: $(STAMP)
-	GALLEY_BLESS=1 $(BIN)/python -m pytest tests/launch/test_golden.py
+	GALLEY_BLESS=1 $(BIN)/python -m pytest tests/launch/test_golden.py tests/launch/test_jobs.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -10,10 +10,10 @@ ulimit -l unlimited 2>/dev/null # RDMA registers memory
 # Caches of compilers are this node's and this job's own: on a shared disk they race (DeepSpeed#5205).
 scratch=${GALLEY_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
 local=$scratch/galley-$UID-${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}-$node
-mkdir -p -m 700 "$local/tmp" "$local/heartbeats" "$local/operators" || { echo "galley: scratch: $scratch cannot be written to on $node; set cluster.scratch" >&2; exit 78; }
+(umask 077 && mkdir -p "$local/tmp" "$local/heartbeats" "$local/operators") || { echo "galley: scratch: $scratch cannot be written to on $node; set cluster.scratch" >&2; exit 78; }
 [[ -O $local ]] || { echo "galley: scratch: $local is somebody else's" >&2; exit 78; }
-beats=$local/heartbeats # in memory where that can be: each rank writes there at every step
-[[ -w /dev/shm ]] && beats=/dev/shm/${local##*/} && mkdir -p -m 700 "$beats"
+beats=$local/heartbeats shm=/dev/shm/${local##*/} # in memory where that can be: each rank writes there at every step
+(umask 077 && mkdir -p "$shm") 2>/dev/null && [[ -O $shm ]] && beats=$shm
 trap 'rm -rf "$local" "$beats"' EXIT
 export TMPDIR=$local/tmp TRITON_CACHE_DIR=$local/triton TORCHINDUCTOR_CACHE_DIR=$local/inductor \
   CUDA_CACHE_PATH=$local/nv GALLEY_HEARTBEATS=$beats GALLEY_SCRATCH=$scratch

@@ -84,8 +84,8 @@ def submit(recipe: str, *settings: str) -> Todo:
     Each job resumes where the one before it ended, whatever ended it, until the model is exported.
     `galley plan` with the same words and cluster=NAME prints all that would be written and run.
 
-    galley submit smollm2-135m-lora cluster=venv nodes=2
-    galley submit runs/smollm2-135m-lora cluster.partition=long
+    galley submit qwen3-4b-qlora cluster=venv nodes=2
+    galley submit runs/qwen3-4b-qlora cluster.partition=long
     """
     return Todo(lambda: _commands().submit(recipe, settings))
 

@@ -9,17 +9,26 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
-_TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)|(\d+)-(\d+)(?::([0-5]\d))?|(\d+)")
-_SIZE = re.compile(r"[1-9]\d*[MGT]")
-# What the script says itself; a second word about it would win or be lost without notice.
+# Whole words, for TOKENIZERS_PARALLELISM is none.
+_SECRET_TEXT = r"TOKENS?|SECRETS?|PASS|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|APIKEY|(API|ACCESS|PRIVATE)_?KEY"
+_SECRET = re.compile(rf"(^|_)({_SECRET_TEXT})(_|$)", re.IGNORECASE)
+_TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)|(\d+)-(\d+)(?::([0-5]\d))?|(\d+)", re.ASCII)
+_SIZE = re.compile(r"[1-9]\d*[MGT]", re.ASCII)
+# What the script says itself, or what would contradict it: a second word would win or be lost without notice.
 _OURS_TEXT = """
-array batch begin chdir constraint cpus-per-task dependency error exclude exclusive export export-file get-user-env gpus
-gpus-per-node gpus-per-task gres input job-name mem mem-per-cpu mem-per-gpu nodes no-requeue nodelist ntasks
-ntasks-per-node open-mode output parsable partition account qos reservation quiet requeue signal test-only time uid gid
-wait wrap
+account array batch begin chdir clusters constraint cores-per-socket cpus-per-gpu cpus-per-task dependency error exclude
+exclusive export export-file get-user-env gid gpu-bind gpus gpus-per-node gpus-per-socket gpus-per-task gres hold input
+job-name kill-on-invalid-dep mem mem-per-cpu mem-per-gpu no-kill no-requeue nodefile nodelist nodes ntasks
+ntasks-per-core ntasks-per-gpu ntasks-per-node ntasks-per-socket open-mode output overcommit oversubscribe parsable
+partition qos quiet requeue reservation share signal test-only time tres-bind tres-per-task uid wait wrap
 """
 _OURS = frozenset(_OURS_TEXT.split())
+# Names that mean something to bash, or that the job's scripts give to things of their own.
+_TAKEN_TEXT = """
+BASHOPTS BASH_VERSINFO EUID IFS POSIXLY_CORRECT PPID SHELLOPTS UID
+clock facts hang host host_python init local node process ranks run scratch stage status watch
+"""
+_TAKEN = frozenset(_TAKEN_TEXT.split())
 
 
 def _line(value: str) -> str:
@@ -40,26 +49,69 @@ def _size(value: str) -> str:
     return value
 
 
+def _option(value: str) -> str:
+    """A value that stands in an ``#SBATCH`` line: there a backslash takes the next character away, quoted or not."""
+    if "\\" in value:
+        raise ValueError("holds a backslash, which sbatch would take out")
+    return _line(value)
+
+
+def _gpu_type(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]*", value):
+        raise ValueError("is not a type such as h100")
+    return value
+
+
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError("is not a variable's name")
+    if name in _TAKEN or name.startswith("GALLEY_"):
+        raise ValueError("is a name that the job's scripts use themselves; choose another")
     return name
 
 
-def _absolute(value: str) -> str:
+def _expanded(value: str) -> str:
     """``value`` with ``~`` and the submitter's own variables put in, so that jobs need not know them."""
-    path = os.path.expandvars(os.path.expanduser(_line(value)))  # noqa: PTH111 - Path would drop a trailing dot
+    return _line(os.path.expandvars(os.path.expanduser(_line(value))))  # noqa: PTH111 - Path would drop a trailing dot
+
+
+def _absolute(value: str) -> str:
+    path = _expanded(value)
     if not path.startswith("/"):
         raise ValueError("is not an absolute path")
     return path
 
 
+def _found(value: str) -> str:
+    """A name that is looked up there, or else an absolute path: one with ``/`` in it."""
+    if not value:
+        raise ValueError("is empty")
+    return _absolute(value) if value.startswith(("~", "$", ".")) or "/" in value else _line(value)
+
+
+def _image(value: str) -> str:
+    """A file, or a name with a scheme or of a registry (``docker://…``, ``nvcr.io#nvidia/pytorch:25.01-py3``)."""
+    if not value:
+        raise ValueError("is empty")
+    return _absolute(value) if value.startswith(("~", "$", ".", "/")) else _line(value)
+
+
+def _mount(value: str) -> str:
+    """``/here``, ``/here:/there`` or ``/here:/there:ro``; a comma would begin the next."""
+    path = _expanded(value)
+    if not path.startswith("/") or "," in path:
+        raise ValueError("is not a mount such as /here:/there")
+    return path
+
+
 def _directive(value: str) -> str:
-    found = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:=.*)?", _line(value))
+    found = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:=.*)?", _option(value))
     if not found:
         raise ValueError("is not an option such as --mail-type=END")
-    if found[1] in _OURS:
-        raise ValueError(f"sets {found[1]}, which the job script sets itself")
+    # sbatch takes the beginning of an option's name for the option.
+    ours = sorted(name for name in _OURS if name.startswith(found[1]))
+    if ours:
+        raise ValueError(f"sets {found[1] if found[1] in ours else ours[0]}, which the job script sets itself")
     return value
 
 
@@ -78,9 +130,11 @@ def megabytes(size: str) -> int:
 
 
 Line = Annotated[str, AfterValidator(_line)]
+Option = Annotated[str, AfterValidator(_option)]
 Time = Annotated[str, AfterValidator(_time)]
 Size = Annotated[str, AfterValidator(_size)]
 Place = Annotated[str, AfterValidator(_absolute)]
+Found = Annotated[str, AfterValidator(_found)]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -95,9 +149,9 @@ class Container(Section):
 
     runtime: Literal["apptainer", "pyxis"]
     """``apptainer exec`` below srun, or srun's own ``--container-image`` (Pyxis)."""
-    image: Line
+    image: Annotated[str, AfterValidator(_image)]
     """A .sif or .sqsh file, or what the runtime takes (``docker://…``)."""
-    mounts: list[Line] = []
+    mounts: list[Annotated[str, AfterValidator(_mount)]] = []
     """``/here:/there`` pairs or paths; the run, its model, data and cache are mounted as they are."""
 
 
@@ -107,7 +161,7 @@ class Side(Section):
     prepare: Literal["job", "here"] = "job"
     """``here``: on the host of ``galley submit``, before anything is queued, where nodes do not reach the internet."""
 
-    partition: Line | None = None
+    partition: Option | None = None
     """None: the partition of training."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """Some partitions take no job without a GPU."""
@@ -135,19 +189,19 @@ class Cluster(Section):
     """One line for ``galley clusters``."""
     default: bool = False
     """Whether ``galley submit`` takes this cluster where none is named."""
-    partition: Line | None = None
+    partition: Option | None = None
     """None: the cluster's default."""
-    account: Line | None = None
-    qos: Line | None = None
-    constraint: Line | None = None
+    account: Option | None = None
+    qos: Option | None = None
+    constraint: Option | None = None
     """Features that nodes must have: ``h100``."""
-    reservation: Line | None = None
+    reservation: Option | None = None
     time: Time = "24:00:00"
     """Wall time of one attempt; a run may take several."""
     device: Literal["cuda", "cpu"] = "cuda"
     gpus_per_node: Count = 8
     """GPUs of a whole node; 1 rank each."""
-    gpu_type: Line | None = None
+    gpu_type: Annotated[str, AfterValidator(_gpu_type)] | None = None
     """As the site calls it (``h100``), where it must be named."""
     gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
     """How GPUs are asked for: ``--gpus-per-node=8`` or ``--gres=gpu:8``."""
@@ -164,14 +218,16 @@ class Cluster(Section):
     """A shell file that jobs source first, for what cannot be said here."""
     venv: Place | None = None
     """Virtual environment on a shared disk. With no venv, conda or container: that of this galley."""
-    conda: Line | None = None
+    conda: Found | None = None
     """Name or path of a conda environment; ``conda`` must be there after ``modules`` and ``setup``."""
     container: Container | None = None
-    host_python: Line = "python3"
+    host_python: Found = "python3"
     """Python 3.9 or newer on the nodes themselves, for the job's own few decisions; needs no package."""
     variables: dict[Annotated[str, AfterValidator(_variable)], Line] = {}
     """Environment of every stage: ``NCCL_DEBUG: WARN``. Never a secret: see ``secrets``."""
-    secrets: list[Annotated[str, AfterValidator(_variable)]] = ["HF_TOKEN", "WANDB_API_KEY"]
+    secrets: list[Annotated[str, AfterValidator(_variable)]] = [
+        "HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY", "https_proxy",
+    ]  # fmt: skip
     """Variables that are taken from the environment of ``galley submit`` to a private file that jobs read."""
     interface: Line | None = None
     """Network interface for NCCL and gloo (``ib0``); None: they choose."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -24,13 +25,16 @@ _INHERITED = (*_HUB_CACHE, "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME")
 
 
 def quote(value: object) -> str:
-    """``value`` as one word of a shell, or of an ``#SBATCH`` line (sbatch reads quotes as a shell does).
+    """``value`` as one word of a shell, or of an ``#SBATCH`` line: sbatch reads quotes as a shell does, but takes out
+    backslashes, which those values must not hold.
 
     Everything that a template fills in goes through here. Raises ``UserError`` for what could leave its line.
     """
     text = str(value)
     if any(ord(each) < 32 or each in "\x7f\x85\u2028\u2029" for each in text):
         raise UserError("job script", f"{text!r} holds a newline or another control character", "take it out")
+    if any("\ud800" <= each <= "\udfff" for each in text):
+        raise UserError("job script", f"{text!r} is not UTF-8", "choose another name")
     return shlex.quote(text)
 
 
@@ -89,18 +93,30 @@ def _installation(cluster: Cluster) -> str:
     return hashlib.sha256(where.encode()).hexdigest()[:12]
 
 
-def _hub_cache(variables: dict[str, str]) -> str:
-    """Where models of the hub lie (huggingface_hub's environment variables)."""
-    given = next((variables[name] for name in _HUB_CACHE if name in variables), None)
-    return given or str(Path(variables.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface")
+def shared(spec: RunSpec, variables: dict[str, str]) -> list[str]:
+    """Directories besides the run that its jobs write to: Galley's cache and the hub's (huggingface_hub's variables).
+
+    Containers can mount them only once they are there.
+    """
+    given = [variables[name] for name in (*_HUB_CACHE, "HF_DATASETS_CACHE") if name in variables]
+    hub = given or [f"{variables.get('XDG_CACHE_HOME', '~/.cache')}/huggingface"]
+    return [spec.placement.paths.cache, *(str(Path(each).expanduser().absolute()) for each in hub)]
 
 
-def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, hub: str) -> list[str]:
-    """What the container must see, each where it is outside, then the profile's own."""
+def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, variables: dict[str, str]) -> list[str]:
+    """What the container must see, each where it is outside, then the profile's own. Raises ``UserError``."""
     paths = spec.placement.paths
-    files = [paths.model, paths.data, paths.held_out, paths.chat_template, cluster.scratch, hub]
-    needed = [str(run.root.absolute()), paths.cache, *(each for each in files if each and each.startswith("/"))]
-    return [*dict.fromkeys(f"{each}:{each}" for each in needed), *container.mounts]
+    files = [paths.model, paths.data, paths.held_out, paths.chat_template, cluster.scratch]
+    needed = [str(run.root.absolute()), *shared(spec, variables), *(each for each in files if each and each[0] == "/")]
+    odd = next((each for each in needed if "," in each or ":" in each), None)
+    mounts = [f"{each}:{each}" for each in needed]
+    mounts += [each if ":" in each else f"{each}:{each}" for each in container.mounts]
+    # Pyxis hands them on as lines of an fstab.
+    spaced = next((each for each in mounts if container.runtime == "pyxis" and re.search(r"\s", each)), None)
+    if odd or spaced:
+        what = "a comma or colon" if odd else "a space"
+        raise UserError("container", f"{what} in {odd or spaced!r}: that cannot be mounted", "choose another place")
+    return list(dict.fromkeys(mounts))
 
 
 def _container(spec: RunSpec, run: RunDir, cluster: Cluster, variables: dict[str, str]) -> tuple[list[str], list[str]]:
@@ -109,7 +125,7 @@ def _container(spec: RunSpec, run: RunDir, cluster: Cluster, variables: dict[str
     if container is None:
         return [], []
     names = [*variables, *_JOB_NAMES, *cluster.secrets]
-    mounts = ",".join(_mounts(spec, run, cluster, container, _hub_cache(variables)))
+    mounts = ",".join(_mounts(spec, run, cluster, container, variables))
     if container.runtime == "pyxis":
         # Without --container-env the image's own environment would win.
         options = {"image": container.image, "mounts": mounts, "env": ",".join(sorted(names))}
@@ -172,9 +188,9 @@ def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[s
     }
 
 
-def _split(directive: str) -> tuple[str, str]:
-    option, _, value = directive.partition("=")
-    return option, value
+def _split(directive: str) -> tuple[str, str | None]:
+    option, equals, value = directive.partition("=")
+    return option, value if equals else None
 
 
 def scripts(spec: RunSpec, run: RunDir, cluster: Cluster) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from galley_launch import assets
 from galley_launch.arguments import nearest, split
 from galley_launch.cluster import Cluster, Container, Patience, Side
 from galley_launch.strings import Tree, read_value, read_yaml
+
+_SECTIONS: dict[str, type[BaseModel]] = {"container": Container, "side": Side, "patience": Patience}
 
 
 def folders() -> list[Path]:
@@ -65,7 +67,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> Cluster:
     try:
         return Cluster.model_validate(tree)
     except ValidationError as error:
-        raise _refused(error, str(path)) from None
+        raise _refused(error, str(path), {_key(setting) for setting in settings}) from None
 
 
 def find(name: str | None, settings: Sequence[str]) -> tuple[str, Cluster]:
@@ -74,29 +76,36 @@ def find(name: str | None, settings: Sequence[str]) -> tuple[str, Cluster]:
     return chosen, load(path, settings)
 
 
+def _key(setting: str) -> str:
+    """The dotted path in a profile that ``cluster.key=value`` sets."""
+    return split(setting)[0].partition(".")[2]
+
+
 def _override(tree: Tree, settings: Sequence[str]) -> Tree:
     result: dict[str, Any] = dict(tree)
     for setting in settings:
-        key, text = split(setting)
-        section, _, leaf = key.partition(".")[2].rpartition(".")
-        part = result.setdefault(section, {}) if section else result
-        if section:
-            part = result[section] = dict(part or {})
-        part[leaf] = read_value(key, text)
+        section, _, leaf = _key(setting).rpartition(".")
+        part = result.get(section) if section else result
+        if part is not None and not isinstance(part, dict):
+            raise UserError(split(setting)[0], f"{section} has no keys of its own", f"write cluster.{section}=VALUE")
+        part = dict(part or {}) | {leaf: read_value(*split(setting))}
+        result = result | {section: part} if section else part
     return result
 
 
-def _refused(error: ValidationError, where: str) -> UserError:
+def _refused(error: ValidationError, file: str, given: Collection[str]) -> UserError:
     first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
+    parts = [str(part) for part in first["loc"] if part != "[key]"]
+    place = ".".join(parts)
+    typed = any(f"{key}.".startswith(f"{place}.") or f"{place}.".startswith(f"{key}.") for key in given)
+    where = "command line: cluster" if typed else file
+    if first["type"] == "extra_forbidden":
+        known = _SECTIONS.get(parts[0], Cluster).model_fields
+        return UserError(where, f"no such key: {place!r}", nearest(parts[-1], known))
+    at = f"{where}{'.' if typed else ': '}{place}" if place else where
+    if first["type"] == "missing":
+        return UserError(at, "is missing", "write it, or leave the section out")
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     what, _, todo = message.rpartition("; ")
-    if first["type"] == "extra_forbidden":
-        parts = [str(part) for part in first["loc"]]
-        sections: dict[str, type[BaseModel]] = {"container": Container, "side": Side, "patience": Patience}
-        known = sections.get(parts[0], Cluster).model_fields
-        return UserError(where, f"no such key: {place!r}", nearest(parts[-1], known))
-    if first["type"] == "missing":
-        return UserError(f"{where}: {place}", "is missing", "write it, or leave the section out")
     shown = "" if first["loc"] == () else f"{first['input']!r} "
-    return UserError(f"{where}: {place}".removesuffix(": "), shown + (what or message), todo if what else "change it")
+    return UserError(at, shown + (what or message), todo if what else "change it")

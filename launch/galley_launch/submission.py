@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +19,6 @@ from galley_launch import assets, jobs, locks, resume
 from galley_launch.cluster import Cluster, seconds
 from galley_launch.display import say
 from galley_launch.job import chain, slurm
-from galley_launch.jobs import quote
 from galley_launch.plan import Plan, Stage
 
 _SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -127,8 +127,10 @@ def refuse_if_queued(run: RunDir) -> None:
         raise UserError(str(run.root), f"is in the queue: job {found}", todo)
 
 
-def write(todo: Plan, run: RunDir) -> None:
-    """Write the plan's files and the code. Raises ``UserError`` where that fails."""
+def write(todo: Plan, run: RunDir, shared: Sequence[str]) -> None:
+    """Write the plan's files and the code, and make ``shared`` directories. Raises ``UserError`` where that fails."""
+    for place in shared:
+        _make(place)
     try:
         (run.jobs / "logs").mkdir(parents=True, exist_ok=True)  # Slurm fails without a word where it is missing.
         _freeze(run)
@@ -139,6 +141,14 @@ def write(todo: Plan, run: RunDir) -> None:
     except OSError as error:
         todo_next = "make room, or runs=DIRECTORY"
         raise UserError(str(run.root), f"cannot be written to ({error.strerror})", todo_next) from None
+
+
+def _make(place: str) -> None:
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        todo = "name a directory that you can write to: cluster.cache=DIRECTORY, or HF_HOME"
+        raise UserError(place, f"cannot be made ({error.strerror})", todo) from None
 
 
 def _freeze(run: RunDir) -> None:
@@ -154,17 +164,23 @@ def _freeze(run: RunDir) -> None:
 
 
 def keep_secrets(run: RunDir, names: Sequence[str]) -> list[str]:
-    """Write the named variables, as far as they are set, to the run's private file; returns the names."""
-    path, given = jobs.secrets_file(run), {name: os.environ[name] for name in names if os.environ.get(name)}
-    path.unlink(missing_ok=True)
-    if not given:
-        return []
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.parent.chmod(0o700)
-    text = "".join(f"{name}={quote(value)}\n" for name, value in given.items())
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    return list(given)
+    """Write the named variables, as far as they are set, to the run's private file; returns the names.
+
+    Raises ``UserError`` where it cannot be written. No message shows a value.
+    """
+    path, given = jobs.secrets_file(run), [name for name in names if os.environ.get(name)]
+    text = "".join(f"{name}={shlex.quote(os.environ[name])}\n" for name in given)
+    try:
+        path.unlink(missing_ok=True)
+        if given:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.chmod(0o700)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(os.fsencode(text))
+    except OSError as error:
+        todo = "jobs read the secrets there; set XDG_CONFIG_HOME to a private folder that nodes can read"
+        raise UserError(str(path), f"cannot be written to ({error.strerror})", todo) from None
+    return given
 
 
 def submit(run: RunDir, todo: Plan) -> dict[str, str]:
@@ -174,9 +190,17 @@ def submit(run: RunDir, todo: Plan) -> dict[str, str]:
         try:
             found[stage.name] = chain.submit(run, stage.name, stage.argv[2:-1])
         except slurm.SlurmError as error:
-            slurm.cancel(list(found.values()))
-            raise UserError("slurm", str(error), "nothing is left in the queue") from None
+            raise UserError("slurm", str(error), _take_back(list(found.values()))) from None
     return found
+
+
+def _take_back(ids: list[str]) -> str:
+    """Cancel jobs; returns what is left to do."""
+    try:
+        slurm.cancel(ids)
+    except slurm.SlurmError:
+        return f"end what was queued before it: scancel {' '.join(ids)}"
+    return "nothing is left in the queue"
 
 
 def _prepare_here(spec: RunSpec, run: RunDir, cluster: Cluster) -> None:
@@ -196,7 +220,7 @@ def export(spec: RunSpec, run: RunDir, name: str, cluster: Cluster, step: str) -
     _check_environment(cluster)
     script = jobs.scripts(spec, run, cluster)["jobs/export.sbatch"]
     files = {"jobs/export.sbatch": script, "cluster.json": jobs.facts(run, name, cluster, len(run.attempts()) + 1)}
-    write(Plan(files, ()), run)
+    write(Plan(files, ()), run, jobs.shared(spec, jobs.environment(spec, run, cluster, "export")))
     keep_secrets(run, cluster.secrets)
     try:
         job = chain.submit(run, "export", arguments=[step])
@@ -209,7 +233,7 @@ def export(spec: RunSpec, run: RunDir, name: str, cluster: Cluster, step: str) -
 def start(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> int:
     """Check, write and submit. Returns the exit status."""
     check(spec, run, cluster, todo)
-    write(todo, run)
+    write(todo, run, jobs.shared(spec, jobs.environment(spec, run, cluster, "train")))
     keep_secrets(run, cluster.secrets)
     if cluster.side.prepare == "here" and todo.stages[0].name == "train":
         _prepare_here(spec, run, cluster)

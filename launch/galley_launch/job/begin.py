@@ -67,9 +67,10 @@ def _check_over(run: RunDir, here: Allocation, cluster: dict[str, Any]) -> None:
     asked = read_json(run.end)
     if asked:
         raise NothingToDo(f"the run was ended by galley {asked.get('reason', 'stop')}")
-    attempts = [each for each in run.attempts() if each.number > 0]
+    # What an earlier submission came to does not end this one: the run was made longer, or stopped and begun again.
+    attempts = [each for each in run.attempts() if each.number >= max(1, int(cluster.get("first_attempt", 1)))]
     prepared = read_json(run.attempt(0).exit) or {}
-    if not attempts and prepared.get("verdict") == "failed" and prepared.get("again") is False:
+    if not run.data_manifest.is_file() and prepared.get("verdict") == "failed" and prepared.get("again") is False:
         raise NothingToDo(f"preparing failed: {prepared.get('message')}")
     if not attempts:
         return
