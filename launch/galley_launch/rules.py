@@ -2,64 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 from galley.errors import UserError
-from galley_launch.recipe import Recipe
+from galley_launch.recipe_rules import RECIPE_RULES
+from galley_launch.rule import Case, Rule
 
-
-@dataclass(frozen=True)
-class Case:
-    """What the rules look at: the recipe, the device, and the DeepSpeed configuration as the user wrote it."""
-
-    recipe: Recipe
-    device: str
-    deepspeed: dict[str, Any]
-
-    def zero(self, key: str) -> Any:
-        """A value of the ``zero_optimization`` block."""
-        return self.block("zero_optimization").get(key)
-
-    @property
-    def stage(self) -> Any:
-        """ZeRO stage."""
-        return self.zero("stage") or 0
-
-    def offload(self, what: str) -> str:
-        """Where ``param`` or ``optimizer`` is offloaded to: ``none``, ``cpu`` or ``nvme``."""
-        return str(self.option(f"offload_{what}", "device") or "none")
-
-    def option(self, block: str, key: str) -> Any:
-        """A value of a block inside ``zero_optimization``; None where there is none."""
-        inside = self.zero(block)
-        return inside.get(key) if isinstance(inside, dict) else None
-
-    def on(self, block: str) -> bool:
-        """Whether a top-level block of the configuration is switched on."""
-        return self.block(block).get("enabled") is True
-
-    def block(self, name: str) -> dict[str, Any]:
-        """A top-level block of the configuration; empty where there is none."""
-        block = self.deepspeed.get(name)
-        return block if isinstance(block, dict) else {}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A combination that is refused."""
-
-    where: str
-    broken: Callable[[Case], bool]
-    what: str
-    todo: str
-
-
-def _is_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or Path(path).expanduser().exists()
-
+__all__ = ["Case", "check"]
 
 RULES = (
     # Precision
@@ -203,60 +150,7 @@ RULES = (
         "DeepSpeed's compression is not driven by this loop",
         "take the block out; method.kind=qlora trains on quantised weights",
     ),
-    # The recipe with itself
-    Rule(
-        "model.attention",
-        lambda case: case.device == "cpu" and case.recipe.model.attention.startswith("flash"),
-        "flash attention needs a GPU",
-        "use model.attention=sdpa",
-    ),
-    Rule(
-        "model.attention",
-        lambda case: case.recipe.model.attention.startswith("flash") and case.recipe.model.dtype == "float32",
-        "flash attention does not compute in float32",
-        "use model.dtype=bfloat16, or model.attention=sdpa",
-    ),
-    # transformers reads flash attention's document borders off position_ids, and only of one row: _is_packed_sequence.
-    Rule(
-        "model.attention",
-        lambda case: (
-            case.recipe.model.attention.startswith("flash") and case.recipe.data.packing and case.recipe.micro_batch > 1
-        ),
-        "transformers' flash attention tells packed documents apart only at micro_batch 1: they would see each other",
-        "use micro_batch=1 (a packed sample is full already), or model.attention=sdpa",
-    ),
-    Rule(
-        "data.held_out",
-        lambda case: case.recipe.data.held_out > 0 and case.recipe.data.held_out_path is not None,
-        "held_out and held_out_path are two answers to one question",
-        "keep one of them",
-    ),
-    Rule(
-        "duration.patience",
-        lambda case: (
-            bool(case.recipe.duration.patience) and not (case.recipe.data.held_out or case.recipe.data.held_out_path)
-        ),
-        "stopping early needs a held-out loss, and no rows are held out",
-        "set data.held_out=0.05, or data.held_out_path",
-    ),
-    Rule(
-        "duration.patience",
-        lambda case: bool(case.recipe.duration.patience) and case.recipe.cadence.eval_every is None,
-        "stopping early needs evaluations along the way",
-        "set cadence.eval_every",
-    ),
-    Rule(
-        "model.revision",
-        lambda case: case.recipe.model.revision is not None and _is_local(case.recipe.model.path),
-        "a revision is for hub models, and model.path is a local one",
-        "take it out",
-    ),
-    Rule(
-        "data.revision",
-        lambda case: case.recipe.data.revision is not None and _is_local(case.recipe.data.path),
-        "a revision is for hub data sets, and data.path is a local file",
-        "take it out",
-    ),
+    *RECIPE_RULES,
 )
 
 

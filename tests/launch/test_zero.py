@@ -230,6 +230,7 @@ def test_flash_attention_takes_packed_documents_one_row_at_a_time_in_bfloat16(ki
         (["held_out=0.1", "held_out_path=x.jsonl"], "two answers to one question"),
         (["patience=2"], "no rows are held out"),
         (["patience=2", "held_out=0.1"], "needs evaluations along the way; set cadence.eval_every"),
+        (["schedule.kind=wsd", "warmup=0.5", "decay=0.6"], "together are longer than the run; make schedule.warmup"),
         (["model.revision=main", "model.path=./x"], "a revision is for hub models"),
         (["data.revision=main", "data.path=/x.jsonl"], "a revision is for hub data sets"),
     ],

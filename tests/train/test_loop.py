@@ -210,16 +210,30 @@ def test_each_save_is_measured_once(tmp_path: Path, llama: Path, train: Train) -
     assert run.attempt(1).log("rank-0").read_text().count("saved step ") == 4
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
 def test_schedules_are_those_of_transformers(kind: str) -> None:
     from transformers import get_scheduler
 
-    schedule, steps, peak = Schedule(kind=kind, warmup=0.2), 20, 3e-4  # type: ignore[arg-type]
+    schedule, steps, peak = Schedule(kind=kind, warmup=0.2, decay=0.3), 20, 3e-4  # type: ignore[arg-type]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
-    name = "constant_with_warmup" if kind == "constant" else kind
-    theirs = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=steps)
+    if kind == "wsd":
+        settings = {"num_decay_steps": 6, "decay_type": "linear"}
+        theirs = get_scheduler("warmup_stable_decay", optimizer, 4, steps, scheduler_specific_kwargs=settings)
+    else:
+        name = "constant_with_warmup" if kind == "constant" else kind
+        theirs = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=steps)
     for step in range(1, steps + 1):
         optimizer.step()
         theirs.step()  # theirs counts from 0 and wastes its first step on a rate of 0; ours starts one later
         assert learning_rate(schedule, peak, step, steps) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
     assert math.isclose(learning_rate(Schedule(warmup=0, min_lr_ratio=0.1), peak, steps, steps), 0.1 * peak)
+
+
+def test_warm_up_stable_decay() -> None:
+    schedule = Schedule(kind="wsd", warmup=0.1, decay=0.2, min_lr_ratio=0.1)
+    rates = [learning_rate(schedule, 1.0, step, 20) for step in range(1, 21)]
+    assert rates == pytest.approx([0.5, *[1.0] * 15, 0.775, 0.55, 0.325, 0.1])
+    shortest = [learning_rate(Schedule(kind="wsd", warmup=0.0), 1.0, step, 3) for step in (1, 2, 3)]
+    assert shortest == [1.0, 1.0, 0.0], "a run of a few steps still ends at the last rate"
+    whole = [learning_rate(Schedule(kind="wsd", warmup=0.5, decay=0.5), 1.0, step, 3) for step in (1, 2, 3)]
+    assert whole == [0.5, 1.0, 0.0], "rounding makes the two overlap by no step"

@@ -1,0 +1,76 @@
+"""Combinations of a recipe with itself, and with the device and ZeRO stage, that are known to be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from galley_launch.rule import Rule
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or Path(path).expanduser().exists()
+
+
+RECIPE_RULES = (
+    Rule(
+        "model.attention",
+        lambda case: case.device == "cpu" and case.recipe.model.attention.startswith("flash"),
+        "flash attention needs a GPU",
+        "use model.attention=sdpa",
+    ),
+    Rule(
+        "model.attention",
+        lambda case: case.recipe.model.attention.startswith("flash") and case.recipe.model.dtype == "float32",
+        "flash attention does not compute in float32",
+        "use model.dtype=bfloat16, or model.attention=sdpa",
+    ),
+    # transformers reads flash attention's document borders off position_ids, and only of one row: _is_packed_sequence.
+    Rule(
+        "model.attention",
+        lambda case: (
+            case.recipe.model.attention.startswith("flash") and case.recipe.data.packing and case.recipe.micro_batch > 1
+        ),
+        "transformers' flash attention tells packed documents apart only at micro_batch 1: they would see each other",
+        "use micro_batch=1 (a packed sample is full already), or model.attention=sdpa",
+    ),
+    Rule(
+        "schedule.decay",
+        lambda case: (
+            case.recipe.schedule.kind == "wsd" and case.recipe.schedule.warmup + case.recipe.schedule.decay > 1
+        ),
+        "the warm-up and the decay together are longer than the run",
+        "make schedule.warmup + schedule.decay at most 1",
+    ),
+    Rule(
+        "data.held_out",
+        lambda case: case.recipe.data.held_out > 0 and case.recipe.data.held_out_path is not None,
+        "held_out and held_out_path are two answers to one question",
+        "keep one of them",
+    ),
+    Rule(
+        "duration.patience",
+        lambda case: (
+            bool(case.recipe.duration.patience) and not (case.recipe.data.held_out or case.recipe.data.held_out_path)
+        ),
+        "stopping early needs a held-out loss, and no rows are held out",
+        "set data.held_out=0.05, or data.held_out_path",
+    ),
+    Rule(
+        "duration.patience",
+        lambda case: bool(case.recipe.duration.patience) and case.recipe.cadence.eval_every is None,
+        "stopping early needs evaluations along the way",
+        "set cadence.eval_every",
+    ),
+    Rule(
+        "model.revision",
+        lambda case: case.recipe.model.revision is not None and _is_local(case.recipe.model.path),
+        "a revision is for hub models, and model.path is a local one",
+        "take it out",
+    ),
+    Rule(
+        "data.revision",
+        lambda case: case.recipe.data.revision is not None and _is_local(case.recipe.data.path),
+        "a revision is for hub data sets, and data.path is a local file",
+        "take it out",
+    ),
+)

@@ -1,0 +1,172 @@
+"""What to train: the half of the contract that *is* the run. Part of the contract; pydantic and the standard library.
+
+A field whose default changes nothing keeps older ``run.json`` files loading.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Part(BaseModel):
+    """A frozen piece of the contract; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Model(Part):
+    """The pretrained model that training starts from."""
+
+    path: str
+    """Hub id, folder with ``config.json`` and safetensors, or a ``.gguf`` file; as the user wrote it."""
+    revision: str | None = None
+    """Hub branch, tag or commit. Prepare pins it to a commit. Only for hub ids."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of weights and activations in forward and backward; optimizer state is always fp32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    """Attention implementation that transformers uses."""
+    chat_template: str | None = None
+    """None: the tokenizer's own. Otherwise ``chatml`` or a ``.jinja`` file; tokens that it needs are added, trained."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository ships. Off: such a model is refused."""
+
+
+class Data(Part):
+    """Conversations to learn from: one JSON object a row, with ``messages: [{role, content}, …]``."""
+
+    path: str
+    """A ``.jsonl`` file or a hub data set id; as the user wrote it."""
+    revision: str | None = None
+    """Hub branch, tag or commit; only for hub ids."""
+    split: str = "train"
+    """Which split of a hub data set; not used for files."""
+    held_out: Fraction = 0.0
+    """Share of rows kept out of training to measure the held-out loss, chosen by the seed. 0: none."""
+    held_out_path: str | None = None
+    """A ``.jsonl`` file to measure the held-out loss on, instead of a share of ``path``."""
+    max_length: Positive = 2048
+    """Longest sample in tokens; a packed sample holds whole documents up to this length."""
+    packing: bool = True
+    """Fill each sample with several documents, none of which attends to another."""
+    overlong: Literal["drop", "truncate"] = "drop"
+    """What to do with a conversation of more than ``max_length`` tokens; either way it is counted and reported."""
+
+
+class Method(Part):
+    """Which weights learn."""
+
+    kind: Literal["full", "lora", "qlora"] = "lora"
+    """``full``: all weights. ``lora``: a low-rank adapter. ``qlora``: an adapter on NF4 weights (bitsandbytes)."""
+    rank: Positive = 16
+    """Rank of the adapter's matrices."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The adapter's output is scaled by ``alpha / rank``."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Modules that get an adapter: every linear layer but the output head, or a list of module name endings."""
+
+
+class Optimizer(Part):
+    """AdamW (Loshchilov and Hutter, 2019); norms and biases are not decayed."""
+
+    name: Literal["adamw"] = "adamw"
+    """The optimizer."""
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of matrices."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    grad_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which gradients accumulate over micro-batches."""
+
+
+class Schedule(Part):
+    """Learning rate over the run: linear warm-up, then a curve."""
+
+    kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after the warm-up. ``wsd``: stays at ``lr``, then falls in a line (warm-up, stable, decay)."""
+    warmup: Fraction = 0.03
+    """Share of the run's steps in which the rate rises from 0 to ``lr``."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Last learning rate as a share of ``lr``; not used by ``constant``."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the run's steps, at its end, in which ``wsd`` falls to ``min_lr_ratio``; not used by the others."""
+
+
+def _exactly_one(part: BaseModel, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(part, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(names)}, not {' and '.join(given) or 'none'}")
+
+
+class Batch(Part):
+    """The global batch of one optimizer step, whatever the number of ranks. Exactly one of the two."""
+
+    samples: Positive | None = None
+    """Samples (packed: sequences of up to ``max_length`` tokens; else: conversations) a step."""
+    tokens: Positive | None = None
+    """Tokens a step; a multiple of ``data.max_length``, which it is divided by to give samples."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, ("samples", "tokens"))
+        return self
+
+
+class Duration(Part):
+    """How long to train. Exactly one of epochs, steps and tokens."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training split; the last step takes what is left. (Extended later, the run goes on with the next
+    whole step: of the first epoch's last, short batch, what was missing stays missing.)"""
+    steps: Positive | None = None
+    """Optimizer steps."""
+    tokens: Positive | None = None
+    """Tokens of ``max_length``-long samples, rounded up to whole steps."""
+    patience: Positive | None = None
+    """Stop early after this many evaluations in a row without a better held-out loss."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, ("epochs", "steps", "tokens"))
+        return self
+
+
+class Task(Part):
+    """What to train. Fixed for the run's life: it *is* the run."""
+
+    model: Model
+    data: Data
+    objective: Literal["sft"] = "sft"
+    """``sft``: next-token cross-entropy on assistant tokens, averaged over the global batch's supervised tokens."""
+    method: Method = Method()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    batch: Batch
+    duration: Duration
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Settles the split, packing, data order, adapter initialisation and dropout."""
+
+    @model_validator(mode="after")
+    def _tokens_divide(self) -> Self:
+        tokens, length = self.batch.tokens, self.data.max_length
+        if tokens is not None and tokens % length:
+            near = max(1, round(tokens / length)) * length
+            raise ValueError(f"batch.tokens {tokens} is not a multiple of data.max_length {length}; try {near}")
+        return self
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples in the global batch of one step."""
+        return self.batch.samples or (self.batch.tokens or 0) // self.data.max_length
