@@ -6,10 +6,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from slurm.box import Box, end_abandoned, why_not
 from slurm.fakes.scenario import Scenario, path_without_slurm
+
+if TYPE_CHECKING:
+    from slurm.runs import Kitchen  # imports torch
 
 HERE = Path(__file__).parent
 
@@ -53,6 +57,19 @@ def slurm(_box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     monkeypatch.setenv("PATH", _box.env["PATH"])
     yield _box
     _box.reset()
+
+
+@pytest.fixture(scope="session")
+def _kitchen(_box: Box, tmp_path_factory: pytest.TempPathFactory) -> "Kitchen":
+    from slurm.runs import make_kitchen
+
+    return make_kitchen(tmp_path_factory.mktemp("kitchen"), _box)
+
+
+@pytest.fixture
+def kitchen(slurm: Box, _kitchen: "Kitchen") -> "Kitchen":
+    """A small model, its data and recipes, to be submitted to the cluster."""
+    return _kitchen
 
 
 @pytest.fixture
