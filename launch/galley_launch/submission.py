@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -73,26 +74,37 @@ def check(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> float | N
             paths.append((path, stage.argv[2:-1]))
         with ThreadPoolExecutor() as pool:
             tests = [pool.submit(slurm.test_only, path, options) for path, options in paths]
-        try:
-            return [test.result() for test in tests][-1]
-        except slurm.SlurmError as error:
-            raise _refused(spec, cluster, error) from None
+        start = None
+        for stage, test in zip(todo.stages, tests, strict=True):
+            try:
+                start = test.result()
+            except slurm.SlurmError as error:
+                raise _refused(stage, todo.files[f"jobs/{stage.name}.sbatch"], error) from None
+    return start
 
 
-def _refused(spec: RunSpec, cluster: Cluster, error: slurm.SlurmError) -> UserError:
-    """Slurm's refusal, with what the partition has: Slurm itself does not say what was too much."""
+_ASKED = re.compile(r"--(nodes|gpus-per-node|gres|cpus-per-task|mem|partition|constraint|reservation|exclude)=\S+")
+
+
+def _refused(stage: Stage, script: str, error: slurm.SlurmError) -> UserError:
+    """Slurm's refusal, with what was asked for and what is there: Slurm itself does not say what was too much."""
     try:
         found = slurm.partitions()
     except slurm.SlurmError:
         raise UserError("slurm", str(error), "see that Slurm answers here: sinfo") from None
     known = {each.name: each for each in found}
-    name = cluster.partition or next((each.name for each in found if each.is_default), "")
+    head = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    asked = [word for word in [*head, *stage.argv[2:-1]] if _ASKED.fullmatch(word)]
+    named = [word.partition("=")[2] for word in asked if word.startswith("--partition=")]
+    name = next(iter(named), next((each.name for each in found if each.is_default), ""))
     if name not in known:
-        return UserError("cluster.partition", f"no partition {name!r} ({error})", f"there are {', '.join(known)}")
+        key = f"cluster.{'' if stage.name == 'train' else 'side.'}partition"
+        return UserError(key, f"no partition {name!r} ({error})", f"there are {', '.join(known)}")
     each = known[name]
     have = f"partition {name} is {each.state.lower()} and has {describe(each)}"
-    wanted = f"{spec.placement.nodes} nodes of {spec.placement.ranks_per_node} ranks"
-    return UserError("slurm", f"refuses {wanted}: {error}", f"{have}; ask for what there is (galley clusters)")
+    have += f", {each.away} of them drained or down (sinfo -R)" if each.away else ""
+    what = f"refuses the {stage.name} job ({' '.join(asked)}): {error}"
+    return UserError("slurm", what, f"{have}; ask for what there is (galley clusters)")
 
 
 def describe(each: slurm.Partition) -> str:

@@ -83,6 +83,8 @@ class Partition:
     limit_s: int | None
     nodes: int
     idle: int
+    away: int
+    """Nodes that are drained, draining, down or do not answer."""
     cores: int
     """CPUs of a node, as Slurm counts them (hardware threads on many sites)."""
     memory_mb: int
@@ -211,6 +213,9 @@ def _kind(rows: Sequence[dict[str, str]]) -> tuple[int, str, int, int]:
     return (*most, min(_integer(row["%c"]) for row in alike), min(_integer(row["%m"]) for row in alike))
 
 
+_AWAY = re.compile(r"drain|down(?!_)|fail|error|unknown|\*$")
+
+
 def _partition(name: str, rows: Sequence[dict[str, str]]) -> Partition:
     gpus, gpu_type, cores, memory_mb = _kind(rows)
     features = (feature for row in rows for feature in _known(row["%f"]).split(",") if feature)
@@ -222,6 +227,7 @@ def _partition(name: str, rows: Sequence[dict[str, str]]) -> Partition:
         nodes=sum(_integer(row["%D"]) for row in rows),
         # "idle~" is switched off and comes when it is needed; "idle*" does not answer
         idle=sum(_integer(row["%D"]) for row in rows if row["%T"].rstrip("~#") == "idle"),
+        away=sum(_integer(row["%D"]) for row in rows if _AWAY.search(row["%T"])),
         cores=cores,
         memory_mb=memory_mb,
         gpus=gpus,
