@@ -60,7 +60,7 @@ def make(spec: RunSpec, run: RunDir, old: RunSpec | None, name: str, cluster: Cl
     return Plan(files | {"run.json": spec.to_json()}, tuple(commands))
 
 
-def check(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> float | None:
+def check(run: RunDir, cluster: Cluster, todo: Plan) -> float | None:
     """Raise ``UserError`` for what can be known before anything is queued; returns the expected start."""
     refuse_if_queued(run)
     if locks.is_live(run):
@@ -244,7 +244,7 @@ def export(spec: RunSpec, run: RunDir, name: str, cluster: Cluster, step: str) -
 
 def start(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> int:
     """Check, write and submit. Returns the exit status."""
-    check(spec, run, cluster, todo)
+    check(run, cluster, todo)
     write(todo, run, jobs.shared(spec, jobs.environment(spec, run, cluster, "train")))
     keep_secrets(run, cluster.secrets)
     if cluster.side.prepare == "here" and todo.stages[0].name == "train":
