@@ -154,6 +154,7 @@ def test_a_row_that_lacks_columns_is_an_error_and_no_absent_job() -> None:
 def test_partitions_of_a_small_cluster() -> None:
     main, high, low = partitions_from_sinfo(text("22.05-sinfo.txt"))
     assert (main.name, main.is_default, main.nodes, main.idle, main.limit_s) == ("main", True, 3, 1, None)
+    assert main.away == 0
     assert (main.cores, main.memory_mb, main.gpus, main.gpu_type, main.features) == (8, 64000, 4, "h100", ("h100",))
     assert [each.is_default for each in (high, low)] == [False, False]
 
@@ -163,6 +164,7 @@ def test_partitions_of_a_mixed_cluster() -> None:
     assert list(found) == ["debug", "gpu", "mig", "old", "rtx", "empty"]
     gpu = found["gpu"]
     assert (gpu.nodes, gpu.idle, gpu.limit_s, gpu.is_default) == (39, 7, 172800, True)
+    assert {name: each.away for name, each in found.items() if each.away} == {"debug": 2, "gpu": 2}
     assert (gpu.gpus, gpu.gpu_type, gpu.cores, gpu.memory_mb) == (8, "h100", 112, 2050000)
     assert gpu.features == ("h100", "ib", "nvme", "a100")
     assert {name: (each.gpus, each.gpu_type) for name, each in found.items()} == {
