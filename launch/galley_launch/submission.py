@@ -79,14 +79,14 @@ def check(run: RunDir, cluster: Cluster, todo: Plan) -> float | None:
             try:
                 start = test.result()
             except slurm.SlurmError as error:
-                raise _refused(stage, todo.files[f"jobs/{stage.name}.sbatch"], error) from None
+                raise _refused(cluster, stage, todo.files[f"jobs/{stage.name}.sbatch"], error) from None
     return start
 
 
 _ASKED = re.compile(r"--(nodes|gpus-per-node|gres|cpus-per-task|mem|partition|constraint|reservation|exclude)=\S+")
 
 
-def _refused(stage: Stage, script: str, error: slurm.SlurmError) -> UserError:
+def _refused(cluster: Cluster, stage: Stage, script: str, error: slurm.SlurmError) -> UserError:
     """Slurm's refusal, with what was asked for and what is there: Slurm itself does not say what was too much."""
     try:
         found = slurm.partitions()
@@ -98,7 +98,7 @@ def _refused(stage: Stage, script: str, error: slurm.SlurmError) -> UserError:
     named = [word.partition("=")[2] for word in asked if word.startswith("--partition=")]
     name = next(iter(named), next((each.name for each in found if each.is_default), ""))
     if name not in known:
-        key = f"cluster.{'' if stage.name == 'train' else 'side.'}partition"
+        key = "cluster.side.partition" if stage.name != "train" and cluster.side.partition else "cluster.partition"
         return UserError(key, f"no partition {name!r} ({error})", f"there are {', '.join(known)}")
     each = known[name]
     have = f"partition {name} is {each.state.lower()} and has {describe(each)}"
