@@ -67,6 +67,11 @@ class Command:
         return [self.verb, *self.positionals, *self.settings]
 
 
+def is_text(value: str) -> bool:
+    """Whether ``value`` can be written as UTF-8: names of files and words of a command line may be any bytes."""
+    return not any("\ud800" <= each <= "\udfff" for each in value)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, or the list of what is known where nothing is near."""
     known = sorted(set(known))
@@ -128,6 +133,9 @@ def _check_keys(verb: str, settings: list[str]) -> None:
 
 def parse(argv: list[str]) -> Command:
     """The command that ``argv`` (without the program's name) gives. Raises ``UserError``."""
+    for word in argv:
+        if not is_text(word):
+            raise UserError("command line", f"{word!r} is not UTF-8", "use another name")
     asks_help = any(word in ("--help", "-h") for word in argv)
     if asks_help or not argv or argv[0] == "help":
         verbs = [word for word in argv if word in VERBS]

@@ -5,9 +5,11 @@ So nothing has happened when Fire finds a word that it cannot use. ``arguments.p
 
 from __future__ import annotations
 
+import errno
 import inspect
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -223,6 +225,13 @@ def _never_fail_to_print() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _refuse(message: str) -> int:
+    """Print why nothing is done, on one line, whatever a name in it may hold."""
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", " ".join(message.split()))
+    print(f"galley: {line}", file=sys.stderr)
+    return 2
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run ``galley`` with ``argv`` (default: the process's own). Returns the exit status."""
     try:
@@ -239,10 +248,13 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return _dispatch(command)._do()
     except UserError as error:
-        print(f"galley: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         sys.stdout = None  # Nobody reads; Python's last flush would complain.
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _refuse(f"{str(error.filename)[:100]} …: no file can have so long a name; choose another")

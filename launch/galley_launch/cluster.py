@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from galley_launch.arguments import is_text
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 # Whole words, for TOKENIZERS_PARALLELISM is none.
 _SECRET_TEXT = r"TOKENS?|SECRETS?|PASS|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|APIKEY|(API|ACCESS|PRIVATE)_?KEY"
@@ -34,6 +36,8 @@ _TAKEN = frozenset(_TAKEN_TEXT.split())
 def _line(value: str) -> str:
     if _CONTROL.search(value):
         raise ValueError("holds a newline or another control character")
+    if not is_text(value):
+        raise ValueError("is not UTF-8")
     return value
 
 
@@ -89,6 +93,14 @@ def _found(value: str) -> str:
     return _absolute(value) if value.startswith(("~", "$", ".")) or "/" in value else _line(value)
 
 
+def _program(value: str) -> str:
+    if "/" in value:
+        return _absolute(value)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", value):  # bash reads others as something else: %1, [
+        raise ValueError("is neither a program's name nor an absolute path")
+    return value
+
+
 def _image(value: str) -> str:
     """A file, or a name with a scheme or of a registry (``docker://…``, ``nvcr.io#nvidia/pytorch:25.01-py3``)."""
     if not value:
@@ -134,7 +146,6 @@ Option = Annotated[str, AfterValidator(_option)]
 Time = Annotated[str, AfterValidator(_time)]
 Size = Annotated[str, AfterValidator(_size)]
 Place = Annotated[str, AfterValidator(_absolute)]
-Found = Annotated[str, AfterValidator(_found)]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -218,10 +229,10 @@ class Cluster(Section):
     """A shell file that jobs source first, for what cannot be said here."""
     venv: Place | None = None
     """Virtual environment on a shared disk. With no venv, conda or container: that of this galley."""
-    conda: Found | None = None
+    conda: Annotated[str, AfterValidator(_found)] | None = None
     """Name or path of a conda environment; ``conda`` must be there after ``modules`` and ``setup``."""
     container: Container | None = None
-    host_python: Found = "python3"
+    host_python: Annotated[str, AfterValidator(_program)] = "python3"
     """Python 3.9 or newer on the nodes themselves, for the job's own few decisions; needs no package."""
     variables: dict[Annotated[str, AfterValidator(_variable)], Line] = {}
     """Environment of every stage: ``NCCL_DEBUG: WARN``. Never a secret: see ``secrets``."""

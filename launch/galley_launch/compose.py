@@ -16,7 +16,7 @@ from galley.errors import UserError
 from galley.rundir import RunDir, read_json
 from galley.spec import Origin, Placement, RunSpec
 from galley_launch import assets, devices, facts, places, rules, zero
-from galley_launch.arguments import is_ours, nearest, of_cluster, split, whole
+from galley_launch.arguments import is_ours, is_text, nearest, of_cluster, split, whole
 from galley_launch.ds_keys import read_keys
 from galley_launch.recipe import Recipe, build, override, resolve_key
 from galley_launch.strings import Tree, read_names, read_yaml
@@ -266,6 +266,9 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
     before = old.placement if old and source.run else None
     where = _on_cluster(ours, cluster) if cluster else _devices(ours, before, imagine)
     placement = _place(source, recipe, ours, run, where, cluster.cache if cluster else None)
+    odd = next((path for path in placement.paths.model_dump().values() if path and not is_text(path)), None)
+    if odd:
+        raise UserError("paths", f"{odd!r} is not UTF-8", "work in a directory of another name")
     origin = Origin(recipe=source.label, overrides=list(settings), version=version(), commit=_commit())
     if old and source.run:
         origin = origin.model_copy(update={"recipe": old.origin.recipe})

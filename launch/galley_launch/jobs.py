@@ -15,7 +15,9 @@ from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import RunSpec
 from galley_launch import assets
+from galley_launch.arguments import is_text
 from galley_launch.cluster import Cluster, Container, megabytes, seconds
+from galley_launch.places import expanded
 from galley_launch.plan import common_environment
 
 STAGES = ("prepare", "train", "export")
@@ -33,7 +35,7 @@ def quote(value: object) -> str:
     text = str(value)
     if any(ord(each) < 32 or each in "\x7f\x85\u2028\u2029" for each in text):
         raise UserError("job script", f"{text!r} holds a newline or another control character", "take it out")
-    if any("\ud800" <= each <= "\udfff" for each in text):
+    if not is_text(text):
         raise UserError("job script", f"{text!r} is not UTF-8", "choose another name")
     return shlex.quote(text)
 
@@ -54,7 +56,7 @@ def job_name(run: RunDir) -> str:
 
 def secrets_file(run: RunDir) -> Path:
     """The private file of the run's secrets: outside the run directory, which is copied and archived."""
-    base = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    base = expanded(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
     return base.absolute() / "galley" / "secrets" / f"{job_name(run)}.env"
 
 
@@ -100,7 +102,7 @@ def shared(spec: RunSpec, variables: dict[str, str]) -> list[str]:
     """
     given = [variables[name] for name in (*_HUB_CACHE, "HF_DATASETS_CACHE") if name in variables]
     hub = given or [f"{variables.get('XDG_CACHE_HOME', '~/.cache')}/huggingface"]
-    return [spec.placement.paths.cache, *(str(Path(each).expanduser().absolute()) for each in hub)]
+    return [spec.placement.paths.cache, *(str(expanded(each).absolute()) for each in hub)]
 
 
 def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, variables: dict[str, str]) -> list[str]:

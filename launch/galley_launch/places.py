@@ -18,6 +18,11 @@ TEMPLATES = ("chatml",)
 """Chat templates that ship under a name."""
 
 
+def expanded(path: str) -> Path:
+    """``path`` with ``~`` put in; an unknown user's stays as it is written."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+
+
 @dataclass(frozen=True)
 class Search:
     """Where relative paths of a recipe are looked for, and where they were found by an earlier attempt."""
@@ -31,7 +36,7 @@ class Search:
 
     def tried(self, path: str) -> list[Path]:
         """Absolute places that ``path`` may mean."""
-        given = Path(path).expanduser()
+        given = expanded(path)
         places = [given] if given.is_absolute() else [Path.cwd() / given, self.folder.absolute() / given]
         return list(dict.fromkeys(Path(os.path.normpath(place)) for place in places))
 
@@ -94,7 +99,7 @@ def _template(name: str | None, search: Search) -> str | None:
 def cache() -> Path:
     """Where prepared data and converted models are shared between runs: ``GALLEY_CACHE``, or under ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("GALLEY_CACHE") or f"{base}/galley").expanduser().absolute()
+    return expanded(os.environ.get("GALLEY_CACHE") or f"{base}/galley").absolute()
 
 
 def paths(recipe: Recipe, run: RunDir, folder: Path, shared: str | None = None) -> Paths:

@@ -13,6 +13,7 @@ from galley.errors import UserError
 from galley_launch import assets
 from galley_launch.arguments import nearest, split
 from galley_launch.cluster import Cluster, Container, Patience, Side
+from galley_launch.places import expanded
 from galley_launch.strings import Tree, read_value, read_yaml
 
 _SECTIONS: dict[str, type[BaseModel]] = {"container": Container, "side": Side, "patience": Patience}
@@ -20,7 +21,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {"container": Container, "side": Side, "
 
 def folders() -> list[Path]:
     """Where profiles are, what wins last: shipped, the user's own, beside the recipes."""
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    config = expanded(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
     return [assets.folder("slurm") / "clusters", config / "galley" / "clusters", Path("clusters")]
 
 

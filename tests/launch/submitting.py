@@ -52,7 +52,7 @@ def submission(recipe: str, *words: str) -> tuple[compose.Composed, Plan]:
 def argument(line: str) -> tuple[str | None, str]:
     """The next argument of an ``#SBATCH`` line and what follows it, as sbatch reads them.
 
-    After ``_get_argument`` of Slurm's src/sbatch/opt.c: a backslash escapes anywhere, quotes group, and an unquoted hash
+    After ``_get_argument`` of Slurm's src/sbatch/opt.c: a backslash escapes anywhere, quotes group, an unquoted hash
     sign begins a comment, in the middle of a word too.
     """
     text, quote, escaped = "", "", False
