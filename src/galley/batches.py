@@ -78,6 +78,8 @@ class Batch:
     positions: torch.Tensor
     targets: torch.Tensor
     token_count: int
+    documents: tuple[int, ...] | None = None
+    """Lengths of packed documents (:func:`document_lengths`); None: each sample is one."""
 
     @property
     def supervised(self) -> int:
@@ -107,4 +109,23 @@ def collate(split: Split, ids: list[int], packed: bool, device: torch.device) ->
             positions[row, :size] = sample.positions
     count = sum(len(each.tokens) for each in samples if each is not None)
     made = [torch.from_numpy(np.array(each)).to(device) for each in (tokens, positions, targets)]
-    return Batch(ids, made[0], made[1], made[2], count)
+    return Batch(ids, made[0], made[1], made[2], count, document_lengths(positions) if packed else None)
+
+
+def document_lengths(positions: np.ndarray) -> tuple[int, ...]:
+    """Lengths of the documents in ``positions`` [samples, length], which restart at 0 in each. They sum to its size.
+
+    Documents of one token in a row (padding is such) are one negative length: each of them sees itself only.
+    """
+    flat = positions.reshape(-1)
+    starts = np.flatnonzero(flat == 0)
+    lengths = np.diff(np.append(starts, flat.size))
+    found: list[int] = []
+    for length in lengths.tolist():
+        if length > 1:
+            found.append(length)
+        elif found and found[-1] < 0:
+            found[-1] -= 1
+        else:
+            found.append(-1)
+    return tuple(found)

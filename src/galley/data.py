@@ -117,6 +117,8 @@ class ModelFacts(Part):
     """Ids of ``added_tokens``, in the same order."""
     eos_ids: list[int] = Field(default_factory=list)
     """Tokens that end an answer, the template's end of turn first."""
+    attends_by_document: bool = False
+    """Whether attention over each packed document by itself computes what a mask over all of them does."""
 
 
 class Manifest(Part):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from galley import attention
 from galley.batches import NOBODY, Batch, collate
 from galley.data import IGNORED, Split
 from galley.objective import logits_only_at, output_head, sft_loss_sum
@@ -65,6 +66,7 @@ def probe_logits(model: Any, batch: Batch) -> torch.Tensor:
     places = torch.nonzero(batch.targets.reshape(-1) != IGNORED).reshape(-1)
     training = model.training
     model.eval()
+    attention.use_documents(None)
     with logits_only_at(output_head(model), places):
         logits = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits
     model.train(training)

@@ -50,24 +50,41 @@ def packing_refused(folder: Path, model: Model, cache: Path) -> str | None:
 
     attention = "eager" if model.attention == "eager" else "sdpa"  # others need a GPU
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
-    note = cache / "isolation" / f"{digest([VERSION, versions, attention, repr(config)])}.json"
-    known = read_json(note)
-    if known is None:
-        known = {"architecture": config.model_type, "attention": attention}
-        known |= _verdict(config, attention, model.trust_remote_code)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(note, json.dumps(known, indent=2) + "\n")
-    reason: str | None = known["reason"]
+    reason: str | None = _remembered(config, attention, attention, model.trust_remote_code, cache)["reason"]
     return reason
 
 
-def _verdict(config: Any, attention: str, trust: bool) -> dict[str, Any]:
+def attends_by_document(folder: Path, model: Model, cache: Path) -> bool:
+    """Whether :mod:`galley.attention` may compute the model's attention: its twin's packed logits agree to 1e-4."""
+    from transformers import AutoConfig
+
+    from galley.attention import BY_DOCUMENT
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    if model.attention != "sdpa" or getattr(config.get_text_config(), "attention_dropout", None):
+        return False
+    return _remembered(config, "sdpa", BY_DOCUMENT, model.trust_remote_code, cache)["reason"] is None
+
+
+def _remembered(config: Any, attention: str, packed: str, trust: bool, cache: Path) -> dict[str, Any]:
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
+    asked = [VERSION, versions, attention, repr(config)] + [packed] * (packed != attention)
+    note = cache / "isolation" / f"{digest(asked)}.json"
+    known = read_json(note)
+    if known is None:
+        known = {"architecture": config.model_type, "attention": packed}
+        known |= _verdict(config, attention, packed, trust)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, json.dumps(known, indent=2) + "\n")
+    return known
+
+
+def _verdict(config: Any, attention: str, packed: str, trust: bool) -> dict[str, Any]:
     """``{error, reason}`` of the narrow twin, or of a wide one where an architecture cannot be made narrow."""
     reason = ""
     for narrow in (True, False):
         try:
-            error = measure(shrink(config, narrow), attention, trust)
+            error = measure(shrink(config, narrow), attention, trust, packed)
         except Exception as failure:  # third-party modelling code may raise anything; the answer is: do not pack
             if "does not support an attention implementation" in str(failure):
                 what = f"a {config.model_type} model has no {attention} attention"
@@ -145,8 +162,11 @@ def _shrink_width(text: Any) -> None:
         text.linear_num_key_heads, text.linear_num_value_heads = 2, 2 * (values // keys)
 
 
-def measure(config: Any, attention: str, trust: bool) -> float:
-    """Largest relative difference of a token's logits between two documents in one row and each in its own."""
+def measure(config: Any, attention: str, trust: bool, together: str | None = None) -> float:
+    """Largest relative difference of a token's logits between two documents in one row and each in its own.
+
+    ``together``: the attention of those in one row, where it is another.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -166,10 +186,23 @@ def measure(config: Any, attention: str, trust: bool) -> float:
         positions = [torch.arange(length)[None] for length in LENGTHS]
         apart = [_logits(model, *pair) for pair in zip(documents, positions, strict=True)]
         # Two rows, with the boundary in two places, as a micro-batch of packed samples has it.
-        packed = _logits(model, *(_both_orders(each) for each in (documents, positions)))
+        both = [_both_orders(each) for each in (documents, positions)]
+        packed = _logits(model, *both) if together in (None, attention) else _by_document(model, together, *both)
     alone = _both_orders(apart)
     difference = (packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-12)
     return float(difference.max())
+
+
+def _by_document(model: Any, attention: str, tokens: Any, positions: Any) -> Any:
+    from galley.attention import use_documents
+    from galley.batches import document_lengths
+
+    model.set_attn_implementation(attention)
+    use_documents(document_lengths(positions.numpy()))
+    try:
+        return _logits(model, tokens, positions)
+    finally:
+        use_documents(None)
 
 
 def _both_orders(pieces: list[Any]) -> Any:

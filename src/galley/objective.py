@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from galley import attention
 from galley.batches import Batch
 from galley.data import IGNORED
 
@@ -50,6 +51,7 @@ def sft_loss_sum(model: Any, head: torch.nn.Module, batch: Batch) -> torch.Tenso
     places = torch.nonzero(targets != IGNORED).reshape(-1)
     if places.numel() == 0:
         places = torch.zeros(1, dtype=torch.long, device=targets.device)
+    attention.use_documents(batch.documents)
     with logits_only_at(head, places):
         logits = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits
     return F.cross_entropy(logits[0].float(), targets[places], ignore_index=IGNORED, reduction="sum")

@@ -121,7 +121,7 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
     """Do all of it: model, tokenizer, template, packing check, arrays, and the manifest last."""
     from galley.arrays import Job, prepare_arrays
     from galley.fetch import fetch_model
-    from galley.isolation import packing_refused
+    from galley.isolation import attends_by_document, packing_refused
     from galley.pretrained import describe_model
     from galley.sources import find_sources
     from galley.tokens import load_tokens
@@ -134,6 +134,8 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
     refused = packing_refused(fetched.folder, spec.task.model, cache)
     if refused and data.packing:
         print(f"warning: not packed, every sample is one document: {refused}", flush=True)
+    by_document = refused is None and attends_by_document(fetched.folder, spec.task.model, cache)
+    model = model.model_copy(update={"attends_by_document": by_document})
     job = Job(spec, sources, tokens, model.vocab, packed=data.packing and refused is None)
     folder = prepare_arrays(job, cache)
     manifest = describe_job(job, folder, model, refused if data.packing else None)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING, Lfm2Config, LlamaConfig, Qwen3NextConfig
 
-from galley.isolation import layers_needed, measure, packing_refused, shrink
+from galley.attention import BY_DOCUMENT
+from galley.isolation import attends_by_document, layers_needed, measure, packing_refused, shrink
 from galley.spec import Model
 
 KEPT_APART = ["llama", "qwen3", "gemma3_text"]
@@ -16,6 +17,26 @@ KEPT_APART = ["llama", "qwen3", "gemma3_text"]
 @pytest.mark.parametrize("kind", KEPT_APART)
 def test_attention_keeps_documents_apart(kind: str) -> None:
     assert measure(shrink(CONFIG_MAPPING[kind]()), "sdpa", trust=False) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [*KEPT_APART, "mistral", "olmo2", "phi3"])
+def test_attention_by_document_computes_the_same(kind: str) -> None:
+    assert measure(shrink(CONFIG_MAPPING[kind]()), "sdpa", trust=False, together=BY_DOCUMENT) < 1e-5
+
+
+def test_a_short_window_is_kept() -> None:
+    config = shrink(CONFIG_MAPPING["mistral"](sliding_window=8))
+    assert measure(config, "sdpa", trust=False, together=BY_DOCUMENT) < 1e-5
+
+
+def test_other_attention_and_dropout_are_not_computed_by_document(tmp_path: Path) -> None:
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4)
+    config.save_pretrained(tmp_path / "plain")
+    config.attention_dropout = 0.1
+    config.save_pretrained(tmp_path / "dropout")
+    assert attends_by_document(tmp_path / "plain", Model(path="x"), tmp_path)
+    assert not attends_by_document(tmp_path / "plain", Model(path="x", attention="eager"), tmp_path)
+    assert not attends_by_document(tmp_path / "dropout", Model(path="x"), tmp_path)
 
 
 CONVOLUTION = Lfm2Config(

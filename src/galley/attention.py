@@ -1,0 +1,140 @@
+"""Attention over packed documents one by one: a dense mask costs the square of the whole sample, and is mostly zeros.
+
+Registered with transformers as an attention implementation of its own (:data:`BY_DOCUMENT`). It is sdpa, given each
+document separately; where no documents are set (an export, a generation) it is plain sdpa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+BY_DOCUMENT = "sdpa_by_document"
+# What some architectures add to the scores; sdpa cannot.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+class _Current:
+    """The documents of the micro-batch that is being computed. Its backward pass may recompute layers with them."""
+
+    lengths: Sequence[int] | None = None
+
+
+def use_documents(lengths: Sequence[int] | None) -> None:
+    """Set the documents' lengths, in order over the flattened micro-batch [samples x length]; None: none are packed."""
+    _Current.lengths = lengths
+
+
+def _mask(*arguments: Any, **more: Any) -> torch.Tensor | None:
+    """No mask where documents are set: they are kept apart by being computed apart."""
+    return None if _Current.lengths is not None else sdpa_mask(*arguments, **more)
+
+
+def _seen(length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which of ``length`` tokens each sees: itself and what came before, in a window the ``window - 1`` before."""
+    ago = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (ago >= 0) & (ago < (window or length))
+
+
+def _heads_first(flat: torch.Tensor, heads: int) -> torch.Tensor:
+    """[length, some heads, size] as [heads, length, size]; each key head serves several of the query's."""
+    parts = flat.transpose(0, 1)
+    return parts if parts.shape[0] == heads else parts.repeat_interleave(heads // parts.shape[0], 0)
+
+
+class _ByDocument(torch.autograd.Function):
+    """Causal attention of [tokens, heads, size] inside each document.
+
+    Forward is torch's flash kernel; backward is matrix products, because that kernel's own backward is several times
+    slower on a CPU for documents of ordinary length (Dao et al., 2022, algorithm 4, without its tiles).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, lengths: Sequence[int], scale: float, window: Any) -> Any:
+        heads, out, start = query.shape[1], torch.empty_like(query), 0
+        sums = []
+        for size in lengths:
+            here = slice(start, start + abs(size))
+            q, k, v = (_heads_first(each[here], heads) for each in (query, key, value))
+            if size < 0:
+                out[here] = v.transpose(0, 1)
+            else:
+                seen, total = _flash(q, k, v, scale, window)
+                out[here] = seen.transpose(0, 1)
+                sums.append(total)
+            start += abs(size)
+        ctx.save_for_backward(query, key, value, out, *sums)
+        ctx.facts = (lengths, scale, window)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        query, key, value, out, *sums = ctx.saved_tensors
+        lengths, scale, window = ctx.facts
+        grads = [torch.empty_like(each) for each in (query, key, value)]
+        start, totals, heads = 0, iter(sums), query.shape[1]
+        for size in lengths:
+            here = slice(start, start + abs(size))
+            grad = gradients[0][here].transpose(0, 1)
+            if size < 0:
+                found = (torch.zeros_like(grad), torch.zeros_like(grad), grad)
+            else:
+                q, k, v = (_heads_first(each[here], heads) for each in (query, key, value))
+                found = _gradients(q, k, v, out[here].transpose(0, 1), next(totals), grad, scale, window)
+            for whole, part in zip(grads, found, strict=True):
+                fewer = whole.shape[1]
+                summed = part if fewer == heads else part.view(fewer, heads // fewer, *part.shape[1:]).sum(1)
+                whole[here] = summed.transpose(0, 1)
+            start += abs(size)
+        return (*grads, None, None, None)
+
+
+def _flash(q: Any, k: Any, v: Any, scale: float, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output [heads, length, size] and log of the softmax's sums [heads, length], of one document."""
+    length = q.shape[1]
+    if window is None or length <= window:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, total = kernel(q[None], k[None], v[None], 0.0, True, scale=scale)
+        return out[0], total[0]
+    scores = torch.matmul(q.float(), k.float().transpose(1, 2)) * scale
+    scores.masked_fill_(~_seen(length, window, q.device), float("-inf"))
+    return torch.matmul(scores.softmax(-1), v.float()).to(q.dtype), scores.logsumexp(-1)
+
+
+def _gradients(
+    q: Any, k: Any, v: Any, out: Any, total: Any, grad: Any, scale: float, window: int | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of one document's query, key and value, [heads, length, size] each; the softmax's in fp32."""
+    scores = torch.matmul(q.float(), k.float().transpose(1, 2)).mul_(scale).sub_(total.unsqueeze(-1))
+    chances = scores.exp_().masked_fill_(~_seen(q.shape[1], window, q.device), 0.0)
+    low = chances.to(q.dtype)
+    delta = (grad.float() * out.float()).sum(-1, keepdim=True)
+    slopes = torch.matmul(grad, v.transpose(1, 2)).float().sub_(delta).mul_(chances).mul_(scale).to(q.dtype)
+    return torch.matmul(slopes, k), torch.matmul(slopes.transpose(1, 2), q), torch.matmul(low.transpose(1, 2), grad)
+
+
+def _forward(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0,
+    scaling: float | None = None, sliding_window: int | None = None, **more: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Attention [samples, length, heads, size] of ``query`` [samples, heads, length, size] and fewer key heads."""
+    if any(more.get(name) is not None for name in _UNSUPPORTED) or dropout:
+        raise ValueError(f"attention by document does not support dropout, {', '.join(_UNSUPPORTED)}")
+    lengths = _Current.lengths
+    if lengths is None or attention_mask is not None:
+        seen, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
+        return seen, None
+    samples, heads, length, size = query.shape
+    flat = [each.transpose(1, 2).reshape(samples * length, -1, size) for each in (query, key, value)]
+    scale = size**-0.5 if scaling is None else scaling
+    seen = _ByDocument.apply(*flat, lengths, scale, sliding_window)  # type: ignore[no-untyped-call]
+    return seen.view(samples, length, heads, size), None
+
+
+AttentionInterface.register(BY_DOCUMENT, _forward)
+AttentionMaskInterface.register(BY_DOCUMENT, _mask)

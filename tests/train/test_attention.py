@@ -1,0 +1,79 @@
+"""Attention by document: what it computes, against a dense mask; and a training run with it, against one without."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import Train, make_documents, make_spec, metrics, write_data
+
+from galley import attention
+from galley.batches import document_lengths
+from galley.rundir import RunDir
+
+
+def documents_of(lengths: tuple[int, ...]) -> torch.Tensor:
+    """Which document each token is of."""
+    sizes = [size for length in lengths for size in ([length] if length > 0 else [1] * -length)]
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=3))
+def test_lengths_say_which_tokens_belong_together(rows: list[list[int]]) -> None:
+    width = max(sum(row) for row in rows)
+    positions = np.zeros((len(rows), width), dtype=np.int64)
+    for row, lengths in zip(positions, rows, strict=True):
+        row[: sum(lengths)] = np.concatenate([np.arange(length) for length in lengths])
+    found = document_lengths(positions)
+    assert sum(map(abs, found)) == positions.size
+    assert torch.equal(documents_of(found), torch.from_numpy(np.cumsum(positions.reshape(-1) == 0) - 1))
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_attention_and_its_gradients_are_those_of_a_dense_mask(
+    dtype: torch.dtype, tolerance: float, window: int | None
+) -> None:
+    torch.manual_seed(0)
+    lengths, heads, groups, size = (5, -3, 40, -1, 23), 4, 2, 16
+    count = sum(map(abs, lengths))
+    mine = [torch.randn(count, number, size, dtype=dtype, requires_grad=True) for number in (heads, groups, groups)]
+    plain = [each.detach().float().requires_grad_() for each in mine]
+    slope = torch.randn(count, heads, size)
+    out = attention._ByDocument.apply(*mine, lengths, size**-0.5, window)
+    out.backward(slope.to(dtype))
+    document = documents_of(lengths)
+    ago = torch.arange(count)[:, None] - torch.arange(count)
+    mask = (document[:, None] == document) & (ago >= 0) & (ago < (window or count))
+    parts = [each if each.shape[1] == heads else each.repeat_interleave(2, 1) for each in plain]
+    query, key, value = (each.transpose(0, 1)[None] for each in parts)
+    want = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)[0].transpose(0, 1)
+    want.backward(slope)
+    pairs = [(out, want), *((a.grad, b.grad) for a, b in zip(mine, plain, strict=True))]
+    for got, right in pairs:
+        assert float((got.float() - right).norm() / right.norm()) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_run_learns_the_same_with_it(tmp_path: Path, llama: Path, train: Train, kind: str) -> None:
+    documents = make_documents(40, seed=3, longest=40)
+    samples = [documents[i : i + 4] for i in range(0, 40, 4)]
+    found = {}
+    for able in (False, True):
+        run = RunDir(tmp_path / str(able))
+        spec = make_spec(run, llama, world=2, micro=2, stage=2, method=kind, duration={"epochs": 1.0})
+        write_data(run, llama, samples, samples[:3], packed=True)
+        manifest = json.loads(run.data_manifest.read_text())
+        manifest["model"]["attends_by_document"] = able
+        run.data_manifest.write_text(json.dumps(manifest))
+        train(run, spec)
+        found[able] = metrics(run), metrics(run, "grad_norm"), metrics(run, "held_out_loss")
+    for mine, plain in zip(found[True], found[False], strict=True):
+        assert mine
+        assert mine == pytest.approx(plain, rel=1e-5)
+    assert found[True] != found[False], "the other attention was not used"
