@@ -230,8 +230,11 @@ def check_profile(text: str, base: str, root: Path) -> None:
     check_environment(seen.environment, made.cluster, run)
 
 
-def check_folder(text: str, base: str, root: Path, patch: pytest.MonkeyPatch) -> None:
-    """A working directory, with the run, the model, the data and the secrets in it, that is called ``text``."""
+def check_folder(text: str, base: str, root: Path, patch: pytest.MonkeyPatch) -> RunDir | None:
+    """A working directory, with the run, the model, the data and the secrets in it, that is called ``text``.
+
+    Returns the run; None: it was refused.
+    """
     folder = root / text
     lay(folder)
     patch.chdir(folder)
@@ -241,7 +244,7 @@ def check_folder(text: str, base: str, root: Path, patch: pytest.MonkeyPatch) ->
         made, todo = submission("my.yaml", "cluster=x")
     except UserError as error:
         one_line(error)
-        return
+        return None
     assert made.cluster is not None
     run = RunDir(made.run.root.absolute())
     submitting.keep_secrets(run, made.cluster.secrets)
@@ -252,7 +255,7 @@ def check_folder(text: str, base: str, root: Path, patch: pytest.MonkeyPatch) ->
     assert seen.environment["GALLEY_RUN"] == f"{folder}/runs/my"
     assert os.fsencode(seen.environment["MY_TOKEN"]) == os.fsencode(SECRET)
     assert json.loads(todo.files["run.json"])["placement"]["paths"]["data"] == f"{folder}/chats.jsonl"
-    check_node(run, root)
+    return run
 
 
 def check_node(run: RunDir, root: Path) -> None:

@@ -15,7 +15,19 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from launch.hostile import ANY, BASES, HOSTILE, SECRET, check_folder, check_profile, is_file_name, planned, put, strings
+from launch.hostile import (
+    ANY,
+    BASES,
+    HOSTILE,
+    SECRET,
+    check_folder,
+    check_node,
+    check_profile,
+    is_file_name,
+    planned,
+    put,
+    strings,
+)
 from launch.submitting import here, sourced, submission
 
 from galley.rundir import RunDir
@@ -58,10 +70,15 @@ def test_any_name_in_a_profile(here: Path, text: str, base: str) -> None:
 FOLDERS = [text for text in HOSTILE if is_file_name(text) and "\ud800" not in text]
 
 
-def test_hostile_names_of_folders(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("turn", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 3))])
+def test_hostile_names_of_folders(turn: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script of every one; node.sh of a quarter of them in each turn."""
     monkeypatch.setenv("MY_TOKEN", SECRET)
-    for number, (text, base) in enumerate(zip(FOLDERS, itertools.cycle(sorted(BASES)), strict=False)):
-        check_folder(text, base, here / str(number), monkeypatch)
+    bases = itertools.cycle([*sorted(BASES)[turn:], *sorted(BASES)[:turn]])
+    for number, (text, base) in enumerate(zip(FOLDERS, bases, strict=False)):
+        run = check_folder(text, base, here / str(number), monkeypatch)
+        if run and number % 4 == turn:
+            check_node(run, here / str(number))
 
 
 @pytest.mark.slow
@@ -69,7 +86,10 @@ def test_hostile_names_of_folders(here: Path, monkeypatch: pytest.MonkeyPatch) -
 @given(ANY.filter(is_file_name), st.sampled_from(sorted(BASES)))
 def test_any_name_of_a_folder(here: Path, monkeypatch: pytest.MonkeyPatch, text: str, base: str) -> None:
     monkeypatch.setenv("MY_TOKEN", SECRET)
-    check_folder(text, base, Path(tempfile.mkdtemp(dir=here)), monkeypatch)
+    root = Path(tempfile.mkdtemp(dir=here))
+    run = check_folder(text, base, root, monkeypatch)
+    if run:
+        check_node(run, root)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
