@@ -62,7 +62,7 @@ class Submitted:
     """What ``galley submit`` printed."""
 
     def wait(self, what: str, there: Callable[[], bool], timeout: float = 240) -> None:
-        """Wait until ``there``; fails with the run's whole story where it is not, or where nothing is left to wait for."""
+        """Wait until ``there``; fails, with the run's whole story, where it is not or where no job is left."""
         end = time.monotonic() + timeout
         while not there():
             late = time.monotonic() > end
