@@ -12,6 +12,41 @@ def _is_local(path: str) -> bool:
 
 
 RECIPE_RULES = (
+    # The method
+    Rule(
+        "method.dora",
+        lambda case: case.recipe.method.dora and case.stage == 3,
+        "peft's DoRA reads whole weights of the base in each forward pass, which ZeRO-3 has sharded",
+        "use deepspeed=zero2, or method.dora=false",
+    ),
+    Rule(
+        "method.targets",
+        lambda case: (
+            case.recipe.method.targets == "all-linear+experts"
+            and (case.recipe.method.dora or case.recipe.method.dropout > 0)
+        ),
+        "on the experts' weights peft knows neither DoRA nor dropout",
+        "use method.dora=false method.dropout=0, or method.targets=all-linear",
+    ),
+    Rule(
+        "method.freeze",
+        lambda case: bool(case.recipe.method.freeze) and case.recipe.method.kind != "full",
+        "an adapter's base is frozen already",
+        "take method.freeze out, or use method.kind=full",
+    ),
+    Rule(
+        "method.full_modules",
+        lambda case: bool(case.recipe.method.full_modules) and case.recipe.method.kind == "full",
+        "with method.kind=full every module is trained in full",
+        "take method.full_modules out",
+    ),
+    Rule(
+        "method.kind full",
+        lambda case: case.recipe.method.kind == "full" and (case.recipe.method.rslora or case.recipe.method.dora),
+        "has no adapter for rslora or dora to change",
+        "take them out, or use method.kind=lora",
+    ),
+    # The recipe with itself
     Rule(
         "model.attention",
         lambda case: case.device == "cpu" and case.recipe.model.attention.startswith("flash"),

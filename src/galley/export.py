@@ -20,7 +20,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
-from galley import card, checkpoint, consolidate, evaluate, model, prepare
+from galley import adapter, card, checkpoint, consolidate, evaluate, model, prepare
 from galley.batches import Batch
 from galley.checkpoint import Reader
 from galley.data import Manifest, tokenizer_folder
@@ -122,11 +122,14 @@ class Exporter:
         return self._attach(base)
 
     def _attach(self, base: Any) -> Any:
-        """The adapter with the checkpoint's weights, in the precision that the forward pass used."""
-        wrapped = model.attach_adapter(base, self.spec.task.method, self.manifest)
+        """The adapter with the checkpoint's weights, in the precision that the forward pass used.
+
+        Under ZeRO-0 peft's own layers compute in fp32; modules that are trained in full go through autocast.
+        """
+        wrapped = adapter.attach_adapter(base, self.spec.task.method, self.manifest)
         stage = int((read_json(self.checkpoint.manifest) or {})["zero_stage"])
-        dtype = self.dtype if stage > 0 else torch.float32
         for name, parameter in model.trained(wrapped).items():
+            dtype = self.dtype if stage > 0 or ".modules_to_save." in name else torch.float32
             parameter.data = self.reader.whole(name).view(parameter.shape).to(parameter.device, dtype)
         return wrapped
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations import HfDeepSpeedConfig
 
 from galley import sharded
-from galley.attention import BY_DOCUMENT
+from galley.adapter import attach_adapter, experts_without, freeze
 from galley.data import Manifest
 from galley.errors import UserError
-from galley.spec import Method, Model, RunSpec
+from galley.spec import Model, RunSpec
 from galley.weights import weight_files
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -95,40 +94,15 @@ def stored_as_named(folder: str, model: Model) -> bool:
     return set(parameter_names(folder, model).values()) <= set(files)
 
 
-def attach_adapter(base: Any, method: Method, manifest: Manifest) -> Any:
-    """``base`` with a fresh adapter as peft makes it; tokens that the template added are trained beside it."""
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=method.rank,
-        lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
-        target_modules=method.targets if isinstance(method.targets, str) else list(method.targets),
-        trainable_token_indices=_added_rows(base, manifest.model.added_token_ids),
-    )
-    wrapped = get_peft_model(base, config, autocast_adapter_dtype=False)
-    # For whoever loads the adapter, the model as the user named it; set beforehand, peft warns of another.
-    config.base_model_name_or_path = manifest.model.source
-    return wrapped
-
-
-def _added_rows(base: Any, ids: list[int]) -> dict[str, list[int]] | None:
-    """Rows of the embedding, and of the output head where that is another matrix: peft would train the first only,
-    and added tokens would keep one logit between them.
-    """
-    if not ids:
-        return None
-    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
-    names = [name for name, module in base.named_modules() if any(module is each for each in ends)]
-    tied = ends[0].weight is ends[1].weight
-    return {name.rpartition(".")[2]: ids for name in (names[:1] if tied else names)}
-
-
 def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
     if manifest.model.added_token_ids and spec.placement.zero_stage == 3:
         what = f"peft cannot train added tokens {manifest.model.added_tokens} beside an adapter under ZeRO-3"
         raise UserError("deepspeed", what, "use deepspeed=zero2, or method.kind=full")
     torch.manual_seed(spec.task.seed)
-    return attach_adapter(model, spec.task.method, manifest)
+    wrapped = attach_adapter(model, spec.task.method, manifest)
+    if left := experts_without(wrapped):
+        print(f"no adapter on the experts' {', '.join(left)}: method.targets=all-linear+experts gives them one")
+    return wrapped
 
 
 def _set_precision(model: Any, spec: RunSpec) -> None:
@@ -153,12 +127,6 @@ def load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
         raise UserError("model.attention", what, "use model.attention=eager") from error
 
 
-def _attends_by_document(spec: RunSpec, manifest: Manifest) -> bool:
-    """Where that is quicker: on a CPU. On a GPU sdpa's own kernels, or flash attention, are not outdone by a loop."""
-    able = manifest.model.attends_by_document and spec.task.model.attention == "sdpa"
-    return able and manifest.packed and spec.placement.device == "cpu"
-
-
 def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
     task, placement, folder = spec.task, spec.placement, manifest.model.path
     if task.method.kind == "qlora":
@@ -167,12 +135,11 @@ def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
         model = _load_sharded(folder, spec)
     else:
         model = load_plain(folder, task.model, DTYPES[task.model.dtype], str(device))
-    if _attends_by_document(spec, manifest):
-        model.set_attn_implementation(BY_DOCUMENT)
     if placement.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if task.method.kind != "full":
         model = _with_adapter(model, spec, manifest)
+    freeze(model, task.method.freeze)
     if not (task.method.kind == "full" and placement.zero_stage == 3):
         _set_precision(model, spec)
     model.train()

@@ -68,8 +68,17 @@ class Method(Part):
     """The adapter's output is scaled by ``alpha / rank``."""
     dropout: Fraction = 0.0
     """Dropout on the adapter's input."""
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Modules that get an adapter: every linear layer but the output head, or a list of module name endings."""
+    targets: Literal["all-linear", "all-linear+experts"] | list[str] = "all-linear"
+    """Modules that get an adapter: every linear layer but the output head (and a mixture's experts, where peft knows
+    the family); the same and experts of any family; or a list of name endings."""
+    rslora: bool = False
+    """Scale the adapter's output by ``alpha / sqrt(rank)`` instead (Kalajdzievski, 2023)."""
+    dora: bool = False
+    """Learn the magnitude of each adapted weight apart from its direction (Liu et al., 2024)."""
+    full_modules: list[str] = Field(default_factory=list)
+    """Modules trained in full beside the adapter, by the endings of their names, such as ``lm_head``."""
+    freeze: list[str] = Field(default_factory=list)
+    """With ``full``: weights that do not learn, as patterns over their names, such as ``model.embed_tokens.*``."""
 
 
 class Optimizer(Part):

@@ -230,6 +230,13 @@ def test_flash_attention_takes_packed_documents_one_row_at_a_time_in_bfloat16(ki
         (["held_out=0.1", "held_out_path=x.jsonl"], "two answers to one question"),
         (["patience=2"], "no rows are held out"),
         (["patience=2", "held_out=0.1"], "needs evaluations along the way; set cadence.eval_every"),
+        (
+            ["freeze=[lm_head.*]"],
+            "an adapter's base is frozen already; take method.freeze out",
+        ),
+        (["method.kind=full", "full_modules=[lm_head]"], "every module is trained in full; take method.full_modules"),
+        (["method.kind=full", "dora=true"], "has no adapter for rslora or dora to change"),
+        (["targets=all-linear+experts", "dropout=0.1"], "peft knows neither DoRA nor dropout; use method.dora=false"),
         (["schedule.kind=wsd", "warmup=0.5", "decay=0.6"], "together are longer than the run; make schedule.warmup"),
         (["model.revision=main", "model.path=./x"], "a revision is for hub models"),
         (["data.revision=main", "data.path=/x.jsonl"], "a revision is for hub data sets"),
@@ -242,6 +249,11 @@ def test_a_recipe_that_contradicts_itself_is_refused(words: list[str], message: 
 def test_zero_0_cannot_accumulate_in_bfloat16() -> None:
     assert "ZeRO-0 always accumulates gradients in float32" in refusal(preset("zero0"), "grad_dtype=bfloat16")
     assert finish(preset("zero1"), "grad_dtype=bfloat16")["data_types"] == {"grad_accum_dtype": "bf16"}
+
+
+def test_dora_is_refused_under_zero_3() -> None:
+    assert "which ZeRO-3 has sharded; use deepspeed=zero2" in refusal(preset("zero3"), "dora=true")
+    assert finish(preset("zero2"), "dora=true")
 
 
 @settings(max_examples=60)

@@ -1,0 +1,63 @@
+"""The same training in a few lines of PyTorch: one process, one document at a time, a fp32 copy of each weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from toy import Document, make_spec, write_data
+
+from galley.rundir import RunDir
+
+Samples = list[list[Document]]
+
+
+def adamw(groups: list[dict[str, Any]], lr: float) -> Any:
+    import torch
+
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)
+
+
+def plain_losses(
+    root: Path, model_folder: Path, samples: Samples,
+    scale: Callable[[str], float] = lambda name: 1.0, make: Callable[..., Any] = adamw, **settings: Any,
+) -> list[float]:  # fmt: skip
+    """The loss of each step. ``scale``: a share of the learning rate for each name; ``make``: another optimizer."""
+    import torch
+
+    from galley import batches, model
+    from galley.data import read_manifest
+    from galley.schedule import learning_rate
+
+    run = RunDir(root)
+    spec = make_spec(run, model_folder, **{"stage": 1} | settings)
+    write_data(run, model_folder, samples, None, packed=False)
+    torch.manual_seed(spec.task.seed)
+    net: Any = model.load(spec, read_manifest(run), torch.device("cpu"))
+    names, low = zip(*model.trained(net).items(), strict=True)
+    master = [each.detach().float().clone().requires_grad_() for each in low]
+    peak, decay = spec.task.optimizer.lr, spec.task.optimizer.weight_decay
+    optimizer = make([{"params": [m], "weight_decay": decay if m.dim() >= 2 else 0.0} for m in master], lr=peak)
+    order = batches.order(spec.task, len(samples))
+    losses = []
+    for step in range(1, order.steps + 1):
+        terms: list[Any] = []
+        count = 0
+        for index in order.batch(step):
+            for tokens, learnt in samples[index]:
+                logits = net(input_ids=torch.tensor([tokens])).logits[0, -learnt - 1 : -1].float()
+                terms.append(torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[-learnt:]), reduction="sum"))
+                count += learnt
+        loss = sum(terms) / count
+        losses.append(float(loss))
+        for copy, gradient in zip(master, torch.autograd.grad(loss, low), strict=True):
+            copy.grad = gradient.float()
+        torch.nn.utils.clip_grad_norm_(master, 1.0)
+        rate = learning_rate(spec.task.schedule, peak, step, order.steps)
+        for name, group in zip(names, optimizer.param_groups, strict=True):
+            group["lr"] = rate * scale(name)
+        optimizer.step()
+        for weight, copy in zip(low, master, strict=True):
+            weight.data.copy_(copy.data)
+    return losses
