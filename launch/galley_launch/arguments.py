@@ -27,7 +27,7 @@ class Verb:
     """What may follow a verb."""
 
     words: str
-    """Its positional words, optional ones in brackets, as the usage line shows them."""
+    """Its positional words, optional ones in brackets, as the usage line shows them; ``[WORD…]``: any number."""
     keys: frozenset[str]
     """The launcher's keys that it takes."""
     settings: bool = False
@@ -35,8 +35,9 @@ class Verb:
 
 
 VERBS = {
-    "recipes": Verb("[QUERY]", frozenset()),
+    "recipes": Verb("[WORD…]", frozenset()),
     "show": Verb("RECIPE", frozenset(["deepspeed"]), settings=True),
+    "copy": Verb("RECIPE [TO]", frozenset()),
     "plan": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
     "run": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
     "submit": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
@@ -108,7 +109,7 @@ def _check_count(verb: str, positionals: list[str]) -> None:
     usage = f"write: galley {verb} {VERBS[verb].words}".rstrip()
     if len(positionals) < least:
         raise UserError(verb, f"{asked[len(positionals)]} is missing", usage)
-    if len(positionals) > len(asked):
+    if len(positionals) > len(asked) and not (asked and asked[-1].endswith("…]")):
         raise UserError(verb, f"{positionals[len(asked)]!r} is one word too many", f"{usage} [key=value …]")
 
 

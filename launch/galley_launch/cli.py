@@ -26,13 +26,16 @@ class Todo:
     _do: Callable[[], int]
 
 
-def recipes(query: str = "") -> Todo:
-    """List the recipes, or those that mention QUERY.
+def recipes(*words: str) -> Todo:
+    """List the recipes, or those that mention every WORD.
+
+    A word is part of a name, a model, a method, a ZeRO config or a description.
 
     galley recipes
-    galley recipes qlora
+    galley recipes qwen qlora
+    galley recipes "24 GB"
     """
-    return Todo(lambda: _commands().recipes(query))
+    return Todo(lambda: _catalogue().listing(words))
 
 
 def show(recipe: str, *settings: str) -> Todo:
@@ -44,6 +47,17 @@ def show(recipe: str, *settings: str) -> Todo:
     galley show smollm2-135m-lora lr=1e-4
     """
     return Todo(lambda: _commands().show(recipe, settings))
+
+
+def copy(recipe: str, to: str = "") -> Todo:
+    """Copy a recipe to ./recipes, to be changed. TO is a name, or a path to a .yaml file.
+
+    To change little, do not copy but extend: a recipe of your own with `extends: qwen3-4b-qlora` and what differs.
+
+    galley copy qwen3-4b-qlora
+    galley copy qwen3-4b-qlora mine
+    """
+    return Todo(lambda: _catalogue().copy(recipe, to))
 
 
 def plan(recipe: str, *settings: str) -> Todo:
@@ -170,7 +184,7 @@ def schema() -> Todo:
 
 _FUNCTIONS: dict[str, Callable[..., Todo]] = {
     each.__name__: each
-    for each in (recipes, show, plan, run, submit, clusters, status, logs, stop, cancel, why, export, schema)
+    for each in (recipes, show, copy, plan, run, submit, clusters, status, logs, stop, cancel, why, export, schema)
 }
 
 
@@ -181,6 +195,13 @@ def _commands() -> ModuleType:
     from galley_launch import commands
 
     return commands
+
+
+def _catalogue() -> ModuleType:
+    """The verbs that need no more than the recipes' files: without pydantic they take half the time."""
+    from galley_launch import catalogue
+
+    return catalogue
 
 
 def help_text(verb: str) -> str:

@@ -15,31 +15,17 @@ from galley.rundir import RunDir
 from galley.spec import RunSpec
 from galley_launch import compose, facts, plan, queue, resume, runs, view
 from galley_launch.arguments import split, whole
-from galley_launch.recipe import Recipe, build, header
-from galley_launch.strings import read_yaml
-
-
-def recipes(query: str = "") -> int:
-    """Print the table of recipes whose name, model, method or description holds ``query``."""
-    rows = [_recipe_row(name, path) for name, path in compose.recipes().items()]
-    found = [row for row in rows if query.lower() in " ".join(row).lower()]
-    if not found:
-        raise UserError("recipes", f"none matches {query!r}", "list them all: galley recipes")
-    view.table(("recipe", "model", "method", "zero", "about"), found)
-    return 0
-
-
-def _recipe_row(name: str, path: Path) -> tuple[str, ...]:
-    recipe = build(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
-    return name, recipe.model.path.rpartition("/")[2], recipe.method.kind, recipe.deepspeed, recipe.about
+from galley_launch.recipe import header
+from galley_launch.recipe import schema as recipe_schema
 
 
 def show(name: str, settings: Sequence[str]) -> int:
-    """Print a recipe's manual, then the recipe with every default."""
+    """Print a recipe's manual, what it extends, then the whole recipe with every default."""
     import yaml
 
     source, recipe, _ = compose.resolve(name, settings)
-    manual = header(source.text)
+    extends = f"Extends  {', which extends '.join(source.extends)}" if source.extends else ""
+    manual = "\n".join(part for part in (header(source.text), extends) if part)
     if manual:
         print(manual, end="\n\n")
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120), end="")
@@ -54,9 +40,7 @@ def schema() -> int:
 
 def schema_text() -> str:
     """The bytes of ``recipes/schema.json``."""
-    body = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
-    body["title"], body["description"] = "Galley recipe", "What to train; see galley show RECIPE."
-    return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _make_plan(spec: RunSpec, run: RunDir, attempt: int) -> plan.Plan:

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,33 +15,17 @@ from pydantic import ValidationError
 from galley.errors import UserError
 from galley.rundir import RunDir, read_json
 from galley.spec import Origin, Placement, RunSpec
-from galley_launch import assets, devices, facts, places, rules, zero
-from galley_launch.arguments import is_ours, is_text, nearest, of_cluster, split, whole
+from galley_launch import assets, catalogue, devices, facts, places, rules, zero
+from galley_launch.arguments import is_ours, is_text, of_cluster, split, whole
+from galley_launch.catalogue import Source
 from galley_launch.ds_keys import read_keys
 from galley_launch.recipe import Recipe, build, override, resolve_key
-from galley_launch.strings import Tree, read_names, read_yaml
+from galley_launch.strings import Tree, read_names
 
 if TYPE_CHECKING:
     from galley_launch.cluster import Cluster
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # As RunSpec.name; it is a folder's name too.
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a recipe came from."""
-
-    label: str
-    """File or run directory, as messages name it."""
-    tree: Tree
-    folder: Path
-    """Where its relative paths are looked for after the current directory."""
-    stem: str
-    """The run's name, unless the user gives one."""
-    text: str = ""
-    """The YAML itself."""
-    run: RunDir | None = None
-    """The run that is continued, where the source is one."""
 
 
 @dataclass(frozen=True)
@@ -56,35 +40,9 @@ class Composed:
     cluster_name: str = ""
 
 
-def recipes() -> dict[str, Path]:
-    """Name to file of every recipe: the user's own ``./recipes`` win over the shipped ones."""
-    found: dict[str, Path] = {}
-    for folder in (assets.folder("recipes"), Path("recipes")):
-        found |= {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return dict(sorted(found.items()))
-
-
 def find(name: str) -> Source:
-    """The recipe that ``name`` means: a path, a run directory, a name in ``./recipes``, a shipped name."""
-    path = Path(name)
-    if (path / "run.json").is_file():
-        return _from_run(RunDir(path))
-    if path.suffix in (".yaml", ".yml") or "/" in name:
-        if not path.is_file():
-            raise UserError("recipe", f"no file {name}", "give a path to a .yaml file, or a name (see galley recipes)")
-        return _from_file(path)
-    known = recipes()
-    if name not in known:
-        raise UserError("recipe", f"no recipe {name!r}", f"{nearest(name, known)} (see galley recipes)")
-    return _from_file(known[name])
-
-
-def _from_file(path: Path) -> Source:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(str(path), f"cannot be read: {error}", "give a readable UTF-8 file") from None
-    return Source(str(path), read_yaml(text, str(path)), path.parent, path.stem, text)
+    """The recipe that ``name`` means: a run directory, or whatever ``catalogue.find`` finds."""
+    return _from_run(RunDir(Path(name))) if (Path(name) / "run.json").is_file() else catalogue.find(name)
 
 
 def _from_run(run: RunDir) -> Source:
@@ -122,7 +80,9 @@ def resolve(name: str, settings: Sequence[str]) -> tuple[Source, Recipe, dict[st
         tree = _initialised(tree, ours, theirs)
     if "deepspeed" in ours:
         tree = tree | {"deepspeed": ours["deepspeed"]}
-    return source, build(tree, source.label, {resolve_key(split(setting)[0]) for setting in theirs}), ours
+    typed = {resolve_key(split(setting)[0]) for setting in theirs} | {"deepspeed"} & set(ours)
+    source = replace(source, wrote={key: file for key, file in source.wrote.items() if key not in typed})
+    return source, build(tree, source.label, {**source.wrote, **dict.fromkeys(typed, "command line")}), ours
 
 
 def _initialised(tree: Tree, ours: dict[str, str], theirs: Sequence[str]) -> Tree:
@@ -166,7 +126,7 @@ def _refuse_on_one_box(ours: dict[str, str]) -> None:
 def _deepspeed(source: Source, ours: dict[str, str], recipe: Recipe, device: str) -> tuple[dict[str, Any], str]:
     """The configuration to complete; a run that is continued keeps its own, as far as it may."""
     if source.run is None or "deepspeed" in ours:
-        return zero.find(recipe.deepspeed, source.folder)
+        return zero.find(recipe.deepspeed, source.beside("deepspeed"))
     before = read_spec(source.run).placement
     return zero.reopen(before.deepspeed, before.device != device), f"of {source.run.root}"
 
@@ -179,7 +139,7 @@ def _place(
     source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, where: devices.Devices, cache: str | None
 ) -> Placement:
     config, label = _deepspeed(source, ours, recipe, where.kind)
-    found = places.paths(recipe, run, source.folder, cache)
+    found = places.paths(recipe, run, source.beside, cache)
     config = read_keys(config, label)
     rules.check(rules.Case(recipe, where.kind, config))
     finished = zero.complete(config, label, recipe, where.kind, where.ranks * where.nodes, facts.of_model(found.model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Search:
     """Where relative paths of a recipe are looked for, and where they were found by an earlier attempt."""
 
     folder: Path
-    """The recipe's own folder; the current directory is tried first."""
+    """The folder of the file that wrote the path; the current directory is tried first."""
     before: dict[str, str | None]
     """``Paths`` of the run's last attempt, by name; empty for a new run."""
     prepared: bool
@@ -102,20 +103,24 @@ def cache() -> Path:
     return expanded(os.environ.get("GALLEY_CACHE") or f"{base}/galley").absolute()
 
 
-def paths(recipe: Recipe, run: RunDir, folder: Path, shared: str | None = None) -> Paths:
+def paths(recipe: Recipe, run: RunDir, beside: Callable[[str], Path], shared: str | None = None) -> Paths:
     """The absolute places of everything that ``recipe`` names. Raises ``UserError`` for what is not there.
 
-    ``shared``: a cluster's cache, instead of this machine's.
+    ``beside``: dotted key to the folder of the file that wrote it. ``shared``: a cluster's cache, instead of this
+    machine's.
     """
     before = (read_json(run.spec) or {}).get("placement", {}).get("paths", {})
-    search = Search(folder, before, run.data_manifest.is_file())
-    held_out = recipe.data.held_out_path
+    prepared, held_out = run.data_manifest.is_file(), recipe.data.held_out_path
+
+    def at(key: str) -> Search:
+        return Search(beside(key), before, prepared)
+
     return Paths(
         run=str(run.root.absolute()),
-        model=_model(recipe.model.path, search),
-        data=_data(recipe.data.path, "data.path", "data", search),
-        held_out=held_out and _data(held_out, "data.held_out_path", "held_out", search),
-        chat_template=_template(recipe.model.chat_template, search),
+        model=_model(recipe.model.path, at("model.path")),
+        data=_data(recipe.data.path, "data.path", "data", at("data.path")),
+        held_out=held_out and _data(held_out, "data.held_out_path", "held_out", at("data.held_out_path")),
+        chat_template=_template(recipe.model.chat_template, at("model.chat_template")),
         cache=shared or str(cache()),
     )
 

@@ -7,7 +7,7 @@ what they mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -16,10 +16,7 @@ from pydantic_core import ErrorDetails
 from galley.errors import UserError
 from galley.spec import Cadence, Positive, Task
 from galley_launch.arguments import RESERVED, nearest, split
-from galley_launch.strings import Tree, read_value
-
-# An override of one of these replaces the others: steps=20 for a recipe that says epochs.
-_ONE_OF = {"batch": ("samples", "tokens"), "duration": ("epochs", "steps", "tokens")}
+from galley_launch.strings import ONE_OF, Tree, read_value
 
 _LONG = 200  # A longer list of known keys helps nobody.
 
@@ -56,6 +53,10 @@ _ELSEWHERE = {
     "logging_steps": "cadence.log_every",
     "save_total_limit": "cadence.keep",
 }
+
+
+_EXTENDS = "A recipe's name, or a path to a .yaml file: this recipe is that one, with what is said here put over it."
+"""What ``extends:`` means. It is settled as files are read (``catalogue.py``), so it is no field of a recipe."""
 
 
 class Recipe(Task):
@@ -142,26 +143,34 @@ def override(tree: Tree, settings: Sequence[str]) -> Tree:
         part = result.setdefault(section, {}) if section else result
         if not isinstance(part, dict):
             raise UserError("recipe", f"{section} holds {part!r}", "write it as a section of keys")
-        for other in _ONE_OF.get(section, ()) if leaf in _ONE_OF.get(section, ()) else ():
+        for other in ONE_OF.get(section, ()) if leaf in ONE_OF.get(section, ()) else ():
             if f"{section}.{other}" not in given:
                 part.pop(other, None)
         part[leaf] = read_value(key, text)
     return result
 
 
-def _check_names(tree: Tree, where: str) -> None:
+def _check_names(tree: Tree, where: str, wrote: Mapping[str, str]) -> None:
     for key, value in tree.items():
         if key in RESERVED - set(Recipe.model_fields):
-            raise UserError(where, f"{key!r} belongs on the command line", f"take it out and write {key}=…")
+            todo = f"take it out and write {key}=…"
+            raise UserError(_writer(key, where, wrote), f"{key!r} belongs on the command line", todo)
         if key not in Recipe.model_fields:
-            raise _unknown(where, key, list(Recipe.model_fields))
+            raise _unknown(_writer(key, where, wrote), key, [*Recipe.model_fields, "extends"])
         if key not in _SECTIONS:
             continue
         if not isinstance(value, dict):
-            raise UserError(f"{where}: {key}", f"{value!r} is not a section", f"set its keys: {_leaves(key)}")
+            place = f"{_writer(key, where, wrote)}: {key}"
+            raise UserError(place, f"{value!r} is not a section", f"set its keys: {_leaves(key)}")
         for leaf in value:
             if leaf not in _SECTIONS[key].model_fields:
-                raise _unknown(f"{where}: {key}", leaf, list(_SECTIONS[key].model_fields))
+                place = f"{_writer(f'{key}.{leaf}', where, wrote)}: {key}"
+                raise _unknown(place, leaf, list(_SECTIONS[key].model_fields))
+
+
+def _writer(key: str, where: str, wrote: Mapping[str, str]) -> str:
+    """Who is to be told of a mistake in ``key``, a dotted path; of an unknown section, whoever wrote its first key."""
+    return wrote.get(key) or next((who for each, who in wrote.items() if each.startswith(f"{key}.")), where)
 
 
 def _description(path: str) -> str:
@@ -187,10 +196,10 @@ def _sentence(error: ErrorDetails, others: Sequence[ErrorDetails]) -> str:
             return f"{value!r} {reason}{or_list}"
 
 
-def _as_user_error(error: ValidationError, where: str, given: Collection[str]) -> UserError:
+def _as_user_error(error: ValidationError, where: str, wrote: Mapping[str, str]) -> UserError:
     first, *others = error.errors()
     place = ".".join(str(part) for part in first["loc"][: 2 if first["loc"] and first["loc"][0] in _SECTIONS else 1])
-    source = "command line" if place in given else where
+    source = wrote.get(place, where)
     if first["type"] == "value_error":  # The contract's own words: what; what to do.
         what, _, todo = str(first["ctx"]["error"]).rpartition("; ")
         return UserError(f"{source}: {place}".removesuffix(": "), what or todo, todo if what else "keep one of them")
@@ -206,21 +215,36 @@ def _not_finite(value: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def build(tree: Tree, where: str, given: Collection[str] = ()) -> Recipe:
-    """The typed recipe that ``tree`` (strings, from the file ``where`` and the command line) says.
+def build(tree: Tree, where: str, wrote: Mapping[str, str] | None = None) -> Recipe:
+    """The typed recipe that ``tree`` (strings, from the file ``where`` and others) says.
 
-    ``given``: dotted paths that the command line set, so that messages blame it rather than the file.
+    ``wrote``: dotted path to whoever else set it (another file, the command line), to be blamed in messages.
     Raises ``UserError`` for unknown keys, wrong types, lossy conversions and numbers that are out of limits.
     """
-    _check_names(tree, where)
+    wrote = wrote or {}
+    _check_names(tree, where, wrote)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _as_user_error(error, where, given) from None
+        raise _as_user_error(error, where, wrote) from None
     for path in _not_finite(recipe.model_dump()):
-        source = "command line" if path in given else where
-        raise UserError(f"{source}: {path}", "is not a finite number", f"it means: {_description(path)}")
+        raise UserError(
+            f"{wrote.get(path, where)}: {path}", "is not a finite number", f"it means: {_description(path)}"
+        )
     return recipe
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe's file. What a recipe must say, one that extends another need not."""
+    body: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    body["title"], body["description"] = "Galley recipe", "What to train; see galley show RECIPE."
+    extends = {"type": "string", "title": "Extends", "description": _EXTENDS}
+    body["properties"] = {"extends": extends} | body["properties"]
+    sections = {name: body["$defs"][kind.__name__].pop("required", None) for name, kind in _SECTIONS.items()}
+    needed = {name: {"required": names} for name, names in sections.items() if names}
+    body["if"] = {"not": {"required": ["extends"]}}
+    body["then"] = {"required": body.pop("required"), "properties": needed}
+    return body
 
 
 def header(text: str) -> str:

@@ -16,6 +16,9 @@ from galley.errors import UserError
 Tree = dict[str, Any]
 """Keys to strings, None, lists or further trees."""
 
+ONE_OF = {"batch": ("samples", "tokens"), "duration": ("epochs", "steps", "tokens")}
+"""Keys of a section that are answers to one question: who says one of them takes back the others."""
+
 _NULL = "tag:yaml.org,2002:null"
 
 
@@ -53,6 +56,17 @@ def read_yaml(text: str, where: str) -> Tree:
     if not isinstance(tree, dict):
         raise UserError(where, "holds no settings", "write keys such as 'model:' (see galley show)")
     return tree
+
+
+def merged(base: Tree, over: Tree, one_of: tuple[str, ...] = ()) -> Tree:
+    """``base`` with every key of ``over`` put in its place, sections key by key. ``one_of``: as in :data:`ONE_OF`."""
+    result = {key: value for key, value in base.items() if key not in one_of or not set(one_of) & set(over)}
+    for key, value in over.items():
+        below = result.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            value = merged(below, value, ONE_OF.get(key, ()))
+        result[key] = value
+    return result
 
 
 def read_value(key: str, text: str) -> Any:

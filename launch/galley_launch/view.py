@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from galley.spec import RunSpec
 from galley_launch.display import duration
 from galley_launch.facts import Facts
-from galley_launch.runs import State
+
+if TYPE_CHECKING:  # Not imported for a table: pydantic takes long.
+    from galley.spec import RunSpec
+    from galley_launch.runs import State
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

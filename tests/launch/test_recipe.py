@@ -1,6 +1,7 @@
 """A recipe's text becomes typed values, or one clear line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from galley.errors import UserError
 from galley.spec import Cadence, RunSpec, Task
-from galley_launch import assets, commands, compose
+from galley_launch import assets, catalogue, commands
 from galley_launch.recipe import Recipe, build, header, override
 from galley_launch.strings import Tree, read_yaml
 from launch import fakes
@@ -136,14 +137,14 @@ def test_a_shipped_recipe_is_its_own_manual(path: Path) -> None:
     text = path.read_text()
     assert text.startswith("# yaml-language-server: $schema=./schema.json\n")
     manual = header(text)
-    assert f"galley run {path.stem}" in manual or "make demo" in manual
+    assert re.search(rf"galley (run|submit) {re.escape(path.stem)}\b", manual)
     assert all(word in manual for word in ("Needs", "Run", "Expect", "Rather")) or path.stem == "demo"
-    assert build(read_yaml(text, str(path)), str(path)).about
+    assert build(catalogue.read(path).tree, str(path)).about
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_fits_the_schema(path: Path) -> None:
-    recipe = build(read_yaml(path.read_text(), str(path)), str(path))
+    recipe = build(catalogue.read(path).tree, str(path))
     body = recipe.model_dump(mode="json", exclude_unset=True)
     assert list(jsonschema.Draft202012Validator(_schema()).iter_errors(body)) == []
 
@@ -151,9 +152,18 @@ def test_a_shipped_recipe_fits_the_schema(path: Path) -> None:
 def test_the_schema_refuses_what_the_recipe_refuses() -> None:
     body = {"model": {"path": "a/b"}, "data": {"path": "a/b"}, "batch": {"samples": 1}, "duration": {"steps": 1}}
     jsonschema.validate(body, _schema())
-    for wrong in ({"batch": {"samples": 0}}, {"optimizer": {"lrr": 1}}, {"model": {"path": "a", "dtype": "fp16"}}):
+    wrongs: list[Tree] = [{"batch": {"samples": 0}}, {"optimizer": {"lrr": 1}}, {"model": {"path": "a", "dtype": "x"}}]
+    for wrong in (*wrongs, {"model": {}}, {"extends": 3}, {"extends": "a", "data": {"pathh": "x"}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(body | wrong, _schema())
+    for missing in body:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({key: value for key, value in body.items() if key != missing}, _schema())
+
+
+def test_the_schema_asks_less_of_a_recipe_that_extends_another() -> None:
+    jsonschema.validate({"extends": "demo"}, _schema())
+    jsonschema.validate({"extends": "demo", "model": {"dtype": "float32"}, "data": {"held_out": 0.1}}, _schema())
 
 
 def test_the_shipped_schema_is_current() -> None:
@@ -169,16 +179,6 @@ def test_show_prints_the_manual_and_every_default(capsys: pytest.CaptureFixture[
     assert commands.show("smollm2-135m-lora", ["lr=3e-3"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("SmolLM2-135M-Instruct learns")
-
-
-def test_recipes_lists_and_searches(capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.recipes() == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
-    assert names == sorted(compose.recipes())
-    assert commands.recipes("QLoRA") == 0
-    assert all("qlora" in line for line in capsys.readouterr().out.splitlines()[1:])
-    with pytest.raises(UserError, match="none matches 'zzz'"):
-        commands.recipes("zzz")
     shown = build(read_yaml(out[out.index("model:") :], "show"), "show")
     assert shown.optimizer.lr == 3e-3
     assert shown.model_fields_set == set(Recipe.model_fields)
