@@ -173,8 +173,17 @@ def _where(run: RunDir) -> str:
     return ", ".join(f"{name} in {path}" for name, path in parts if path.exists()) or str(run.root)
 
 
+def _refuse_if_queued(run: RunDir) -> None:
+    """Raise ``UserError`` where jobs of a submitted run wait or run: two would write into it."""
+    if run.submitted.is_file():
+        from galley_launch import submission  # Its schemas take a while, and few runs were submitted.
+
+        submission.refuse_if_queued(run)
+
+
 def start(spec: RunSpec, run: RunDir, make_plan: MakePlan) -> int:
     """Run ``spec`` in ``run``: a new attempt, or nothing where it is finished. Returns the exit status."""
+    _refuse_if_queued(run)
     with locks.held(run) as lock:
         outlook = resume.outlook(run, compose.earlier(run), spec)
         if outlook.what == "nothing":
@@ -200,6 +209,7 @@ def _greeting(spec: RunSpec, run: RunDir, attempt: Attempt) -> str:
 
 def export(run: RunDir, make_stage: Callable[[int], Stage]) -> int:
     """Write the export of a run again. Returns the exit status."""
+    _refuse_if_queued(run)
     with locks.held(run) as lock:
         attempts = run.attempts()
         if not attempts or not run.checkpoints():

@@ -97,10 +97,12 @@ def _refused(cluster: Cluster, stage: Stage, script: str, error: slurm.SlurmErro
     asked = [word for word in [*head, *stage.argv[2:-1]] if _ASKED.fullmatch(word)]
     named = [word.partition("=")[2] for word in asked if word.startswith("--partition=")]
     name = next(iter(named), next((each.name for each in found if each.is_default), ""))
-    if name not in known:
+    unknown = next((each for each in name.split(",") if each not in known), None)
+    if unknown is not None:
         key = "cluster.side.partition" if stage.name != "train" and cluster.side.partition else "cluster.partition"
-        return UserError(key, f"no partition {name!r} ({error})", f"there are {', '.join(known)}")
-    each = known[name]
+        what = f"no partition {unknown!r}" if unknown else "none is named, and Slurm has no default"
+        return UserError(key, f"{what} ({error})", f"there are {', '.join(known)}")
+    each = known[name.partition(",")[0]]
     have = f"partition {name} is {each.state.lower()} and has {describe(each)}"
     have += f", {each.away} of them drained or down (sinfo -R)" if each.away else ""
     what = f"refuses the {stage.name} job ({' '.join(asked)}): {error}"
@@ -132,7 +134,8 @@ def refuse_if_queued(run: RunDir) -> None:
     try:
         there = chain.live(run)
     except slurm.SlurmError as error:
-        raise UserError("slurm", str(error), "try again where Slurm answers") from None
+        todo = f"try again where Slurm answers, or remove {run.submitted} if none of its jobs is left"
+        raise UserError("slurm", str(error), todo) from None
     if there:
         found = ", ".join(f"{job.id} ({job.state})" for job in there)
         todo = f"galley stop {run.root} (or cancel) ends them, then try again"
@@ -198,6 +201,7 @@ def keep_secrets(run: RunDir, names: Sequence[str]) -> list[str]:
 def submit(run: RunDir, todo: Plan) -> dict[str, str]:
     """Submit each stage; returns the job of each. Raises ``UserError``; what was queued before is cancelled then."""
     found: dict[str, str] = {}
+    run = RunDir(run.root.absolute())
     for stage in todo.stages:
         try:
             found[stage.name] = chain.submit(run, stage.name, stage.argv[2:-1])
@@ -235,7 +239,7 @@ def export(spec: RunSpec, run: RunDir, name: str, cluster: Cluster, step: str) -
     write(Plan(files, ()), run, jobs.shared(spec, jobs.environment(spec, run, cluster, "export")))
     keep_secrets(run, cluster.secrets)
     try:
-        job = chain.submit(run, "export", arguments=[step])
+        job = chain.submit(RunDir(run.root.absolute()), "export", arguments=[step])
     except slurm.SlurmError as error:
         raise UserError("slurm", str(error), "see that Slurm answers here: sinfo") from None
     say(f"submitted the export of run {run.root.name}, step {step}: job {job}")

@@ -13,7 +13,7 @@ from launch.submitting import HUB, here, option, options, profile, submission
 from launch.test_golden import GOLDEN, ROOT, check
 
 from galley.errors import UserError
-from galley_launch import assets, cli, profiles
+from galley_launch import assets
 from galley_launch.jobs import STAGES
 
 __all__ = ["here"]
@@ -243,40 +243,6 @@ def test_what_cannot_be_mounted_is_refused(words: list[str], message: str, here:
     with pytest.raises(UserError) as caught:
         submission("my.yaml", "cluster=pyxis", *words)
     assert str(caught.value).startswith(message)
-
-
-def test_every_recipe_plans_on_every_cluster(here: Path) -> None:
-    """Where the batch does not divide, the message says what does; with that it plans."""
-    planned = 0
-    for recipe in RECIPES:
-        for cluster in profiles.every():
-            for nodes in (1, 2):
-                words = [recipe, f"cluster={cluster}", f"nodes={nodes}"]
-                try:
-                    made, todo = submission(*words)
-                except UserError as error:
-                    made, todo = submission(*words, str(error).rpartition("; try ")[2].partition(" ")[0])
-                ranks = 2 if cluster == "cpu" else 8
-                assert (made.spec.placement.nodes, made.spec.placement.ranks_per_node) == (nodes, ranks)
-                assert option(todo.files["jobs/train.sbatch"], "nodes") == [str(nodes)]
-                assert [stage.name for stage in todo.stages] == ["prepare", "train"]
-                planned += 1
-    assert planned == len(RECIPES) * len(SUITS) * 2
-
-
-def manuals() -> list[list[str]]:
-    """Commands for clusters in the headers of the profiles, the help of the verbs and the pages."""
-    files = [*(assets.folder("slurm") / "clusters").glob("*.yaml"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    texts = [*(path.read_text() for path in files), *(cli.help_text(verb) for verb in ("submit", "plan", "clusters"))]
-    found = re.findall(r"\bgalley ((?:submit|plan) [\w.-]+(?: [\w.]+=\S+)+)", "\n".join(texts))
-    return [shlex.split(each) for each in found if "cluster=" in each and "=NAME" not in each]
-
-
-def test_the_commands_of_the_manuals_plan(here: Path) -> None:
-    assert len(manuals()) > 5
-    for _, recipe, *words in manuals():
-        _, todo = submission(recipe, *(word.rstrip("`") for word in words))
-        assert len(todo.stages) == 2, (recipe, words)
 
 
 def test_sbatch_itself_reads_directives_as_these_tests_do(tmp_path: Path) -> None:

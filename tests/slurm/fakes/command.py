@@ -93,12 +93,13 @@ def sacct(words: list[str], state: dict[str, Any]) -> str:
 def sbatch(words: list[str], state: dict[str, Any]) -> str:
     test, job = "--test-only" in words, str(state["next"])
     state["next"] += 1
-    if state["refuses"]:
+    if state["refuses"] and state["accepts"] <= 0:
         fail(f"{'allocation failure' if test else 'sbatch: error: Batch job submission failed'}: {state['refuses']}")
     if test:
         raise Ended(
             0, f"sbatch: Job {job} to start at 2026-11-23T10:42:19 using 8 processors on nodes n1 in partition x"
         )
+    state["accepts"] -= 1
     state["jobs"][job] = {"Name": option(words, "-J", "--job-name") or "job"}
     return f"{job}{state['cluster']}\n"
 

@@ -15,6 +15,7 @@ EMPTY: dict[str, Any] = {
     "delay": 0,  # seconds before every answer
     "notice": "",  # a site's own text, on both streams
     "refuses": "",  # sbatch: with these words
+    "accepts": 0,  # so many jobs before it refuses
     "cluster": "",  # after the id that sbatch prints, ";name"
     "next": 100,
     "jobs": {},  # id: columns of squeue
