@@ -47,6 +47,7 @@ VERBS = {
     "stop": Verb("RUN", frozenset(["runs"])),
     "cancel": Verb("RUN", frozenset(["runs"])),
     "why": Verb("RUN", frozenset(["runs"])),
+    "report": Verb("RUN", frozenset(["runs"])),
     "export": Verb("RUN", frozenset(["runs", "step", "cluster"])),
     "schema": Verb("", frozenset()),
 }

@@ -163,6 +163,17 @@ def why(run: str, *settings: str) -> Todo:
     return Todo(lambda: _commands().why(run, settings))
 
 
+def report(run: str, *settings: str) -> Todo:
+    """Write one page about a run, RUN/report.html, to look at in a browser or to send to somebody.
+
+    Curves, attempts and where the time went, data, checkpoints, checks of the export, configuration. The page holds all
+    that it shows, and no secrets. The same command writes it again.
+
+    galley report smollm2-135m-lora
+    """
+    return Todo(lambda: _commands().report(run, settings))
+
+
 def export(run: str, *settings: str) -> Todo:
     """Write a run's model again, from its last checkpoint, its best one, or any other that it kept.
 
@@ -182,10 +193,8 @@ def schema() -> Todo:
     return Todo(lambda: _commands().schema())
 
 
-_FUNCTIONS: dict[str, Callable[..., Todo]] = {
-    each.__name__: each
-    for each in (recipes, show, copy, plan, run, submit, clusters, status, logs, stop, cancel, why, export, schema)
-}
+_VERBS = (recipes, show, copy, plan, run, submit, clusters, status, logs, stop, cancel, why, report, export, schema)
+_FUNCTIONS: dict[str, Callable[..., Todo]] = {each.__name__: each for each in _VERBS}
 
 
 def _commands() -> ModuleType:

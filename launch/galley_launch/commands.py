@@ -204,6 +204,14 @@ def why(name: str, settings: Sequence[str]) -> int:
     return 0
 
 
+def report(name: str, settings: Sequence[str]) -> int:
+    """Write one page about a run, and print where it is."""
+    from galley_launch import report as page
+
+    print(page.write(runs.find(name, _runs(settings)[0])))
+    return 0
+
+
 def _export_there(spec: RunSpec, run: RunDir, name: str | None, settings: Sequence[str], step: str) -> int:
     from galley_launch import profiles, submission
 
