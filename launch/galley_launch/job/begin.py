@@ -59,7 +59,14 @@ def settle(run: RunDir, attempt: Attempt, here: Allocation) -> dict[str, Any]:
     job = str(facts.get("job", ""))
     same = job == here.job  # requeued under its own number: pre-empted, or its node died
     ending = judge(run, attempt, None, "PREEMPTED" if same else chain.state_of(job) if job else "")
-    return conclude(run, attempt, ending)
+    # Hours in the queue since then are nobody's GPU-hours.
+    ended = chain.ended(job) if job and not same else None
+    return conclude(run, attempt, ending, ended or _last_word(attempt))
+
+
+def _last_word(attempt: Attempt) -> float | None:
+    """When something was written last to a log of ``attempt``."""
+    return max((path.stat().st_mtime for path in attempt.logs.glob("*.log")), default=None)
 
 
 def _check_over(run: RunDir, here: Allocation, cluster: dict[str, Any]) -> None:
@@ -77,11 +84,18 @@ def _check_over(run: RunDir, here: Allocation, cluster: dict[str, Any]) -> None:
     last = settle(run, attempts[-1], here)
     if last.get("verdict") == "done":
         if not last.get("exported"):
-            export(run, attempts[-1])
+            _export(run, attempts[-1])
         raise NothingToDo("the run is done")
     if not last.get("again"):
         raise NothingToDo(f"attempt {attempts[-1].number} ended the run: {last.get('message') or last.get('reason')}")
     _check_budget(run, attempts[-1], cluster)
+
+
+def _export(run: RunDir, attempt: Attempt) -> None:
+    try:
+        export(run, attempt)
+    except slurm.SlurmError as error:
+        print(f"galley: trained, but the export could not be submitted ({error}); submit the run again", flush=True)
 
 
 def _check_budget(run: RunDir, last: Attempt, cluster: dict[str, Any]) -> None:
@@ -105,10 +119,10 @@ def _check_nodes(run: RunDir, here: Allocation, limit_s: int) -> None:
     options = chain.options(run, limit_s, here.job)
     try:
         slurm.test_only(Path(chain.script(run, "train")), [each for each in options if "--dependency" not in each])
+        job = chain.submit(run, "train", options)
     except slurm.SlurmError as error:
         print(f"galley: {', '.join(bad)} should be avoided, but without it: {error}", flush=True)
         return
-    job = chain.submit(run, "train", options)
     raise NothingToDo(f"{', '.join(bad)} is to be avoided ({chain.excluded(run)[bad[0]]}); job {job} takes over")
 
 
@@ -151,7 +165,9 @@ def begin_aside(run: RunDir, stage: str, step: str) -> Path:
     if asked and (stage == "prepare" or asked.get("reason") == "cancel"):
         raise NothingToDo(f"the run was ended by galley {asked.get('reason')}")
     attempts = run.attempts()
-    attempt = run.attempt(0) if stage == "prepare" else attempts[-1]
+    attempt = run.attempt(0) if stage == "prepare" or not attempts else attempts[-1]
+    if stage == "export" and attempt.number == 0:
+        raise NothingToDo("nothing was trained yet")
     if stage == "prepare":
         attempt.exit.unlink(missing_ok=True)
     here = allocation()

@@ -57,6 +57,15 @@ def state_of(job: str) -> str:
     return "" if found is None else "PREEMPTED" if found.preempted else found.state
 
 
+def ended(job: str) -> float | None:
+    """When Slurm saw a job end, in seconds since the epoch; None where it does not say, or it has not ended."""
+    try:
+        found = slurm.job(job)
+    except slurm.SlurmError:
+        return None
+    return found.end if found is not None and found.is_over() else None
+
+
 def live(run: RunDir, stages: Sequence[str] = ("prepare", "train", "export")) -> list[slurm.Job]:
     """The run's jobs that wait or run. Raises SlurmError where Slurm does not answer."""
     ids = [str(each["job"]) for each in submitted(run) if each.get("stage") in stages]

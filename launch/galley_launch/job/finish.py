@@ -14,12 +14,18 @@ from galley_launch.job.classify import classify
 from galley_launch.job.ending import Ending, judge, newest_checkpoint
 from galley_launch.job.evidence import collect, last_step
 
+_UNFIT = 3
+"""So many preflights in a row may find nodes that are not fit; then it is not the nodes."""
 
-def conclude(run: RunDir, attempt: Attempt, ending: Ending) -> dict[str, Any]:
-    """Write ``exit.json``: what the ranks said, and the verdict. Bad nodes are avoided from now on."""
+
+def conclude(run: RunDir, attempt: Attempt, ending: Ending, ended: float | None = None) -> dict[str, Any]:
+    """Write ``exit.json``: what the ranks said, and the verdict. Bad nodes are avoided from now on.
+
+    ``ended``: when, in seconds since the epoch, where that was not just now.
+    """
     before = read_json(attempt.exit) or {}
     body = {**before, **ending.body(), "checkpoint": newest_checkpoint(run), "last_step": last_step(run) or 0}
-    body.setdefault("ended", time.time())
+    body.setdefault("ended", ended or time.time())
     body.setdefault("step", body["checkpoint"] or None)
     if ending.verdict == "done":
         body.update(message="", status=0)
@@ -52,7 +58,7 @@ def end_training(run: RunDir, attempt: Attempt, status: int, where: str) -> int:
     job = str(facts.get("job", ""))
     ending = judge(run, attempt, status, chain.state_of(job))
     if where == "preflight" and ending.verdict != "stopped":
-        ending = _unfit(attempt, facts)
+        ending = _unfit(run, attempt, facts, ending)
     if read_json(run.end):
         ending = Ending(ending.verdict, ending.reason, False, ending.message, ending.kind, ending.nodes)
     body = conclude(run, attempt, ending)
@@ -64,10 +70,17 @@ def end_training(run: RunDir, attempt: Attempt, status: int, where: str) -> int:
     return 0 if ending.verdict in ("done", "stopped") else 1
 
 
-def _unfit(attempt: Attempt, facts: dict[str, Any]) -> Ending:
-    bad = preflight.bad_nodes(attempt, list(facts.get("nodes", [])))
+def _unfit(run: RunDir, attempt: Attempt, facts: dict[str, Any], judged: Ending) -> Ending:
+    """Avoid the nodes that are not fit. Where all of them are not, something else is wrong: ``judged`` may say what."""
+    nodes = list(facts.get("nodes", []))
+    bad = preflight.bad_nodes(attempt, nodes)
     message = "; ".join(f"{node}: {why}" for node, why in bad.items()) or "the preflight did not run"
-    return Ending("failed", "preflight", again=True, message=message, kind="node", nodes=tuple(bad))
+    if len(bad) == len(nodes) > 1:
+        return Ending("failed", "preflight", False, judged.message or message, "configuration")
+    before = [read_json(run.attempt(attempt.number - back).exit) or {} for back in range(1, _UNFIT)]
+    again = any(each.get("reason") != "preflight" for each in before)
+    message = message if again else f"no fit nodes in {_UNFIT} attempts: {message}"
+    return Ending("failed", "preflight", again, message, "node", tuple(bad))
 
 
 def _follow(run: RunDir, attempt: Attempt, ending: Ending, facts: dict[str, Any]) -> None:
