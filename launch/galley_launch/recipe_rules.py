@@ -20,6 +20,18 @@ RECIPE_RULES = (
         "use deepspeed=zero2, or method.dora=false",
     ),
     Rule(
+        "method.kind lora_int8",
+        lambda case: case.recipe.method.kind == "lora_int8" and case.stage == 3,
+        "ZeRO-3 shards int8 weights without their scales, and training goes on to nonsense in silence",
+        "use deepspeed=zero2, or method.kind=qlora",
+    ),
+    Rule(
+        "method.dora",
+        lambda case: case.recipe.method.dora and case.recipe.method.kind == "lora_int8",
+        "peft's DoRA loses the scales of int8 weights",
+        "use method.kind=qlora, or method.dora=false",
+    ),
+    Rule(
         "method.targets",
         lambda case: (
             case.recipe.method.targets == "all-linear+experts"

@@ -19,11 +19,17 @@ from galley.weights import weight_files
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def nf4(model: Model) -> BitsAndBytesConfig:
-    """NF4 with double quantisation (Dettmers et al., 2023).
+QUANTISED = ("qlora", "lora_int8")
+"""Kinds of method whose base is quantised."""
 
-    The packed weights are stored in the compute dtype, without which ZeRO-3 cannot shard them beside the adapter.
+
+def quantisation(model: Model, kind: str) -> BitsAndBytesConfig:
+    """``lora_int8``: LLM.int8 (Dettmers et al., 2022). ``qlora``: NF4 with double quantisation (ditto, 2023).
+
+    NF4's packed weights are stored in the compute dtype, without which ZeRO-3 cannot shard them beside the adapter.
     """
+    if kind == "lora_int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
     dtype = DTYPES[model.dtype]
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -45,8 +51,8 @@ def load_plain(folder: str, model: Model, dtype: torch.dtype, device: str = "cpu
     )
 
 
-def load_quantised(folder: str, model: Model, device: torch.device) -> Any:
-    """Load ``folder`` with its linear layers in NF4.
+def load_quantised(folder: str, model: Model, kind: str, device: torch.device) -> Any:
+    """Load ``folder`` with its linear layers as the ``kind`` of method quantises them.
 
     On a CPU, bitsandbytes repacks weights in place (and not without loss) the first time that a layer runs in
     evaluation mode: measuring would change what is trained, and break what ZeRO-3 has sharded. That is turned off.
@@ -56,7 +62,7 @@ def load_quantised(folder: str, model: Model, device: torch.device) -> Any:
         dtype=DTYPES[model.dtype],
         attn_implementation=model.attention,
         trust_remote_code=model.trust_remote_code,
-        quantization_config=nf4(model),
+        quantization_config=quantisation(model, kind),
         device_map={"": str(device)},
     )
     for module in loaded.modules():
@@ -136,8 +142,8 @@ def _attends_by_document(spec: RunSpec, manifest: Manifest) -> bool:
 
 def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
     task, placement, folder = spec.task, spec.placement, manifest.model.path
-    if task.method.kind == "qlora":
-        model = load_quantised(folder, task.model, device)
+    if task.method.kind in QUANTISED:
+        model = load_quantised(folder, task.model, task.method.kind, device)
     elif placement.zero_stage == 3:
         model = _load_sharded(folder, spec)
     else:

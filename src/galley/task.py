@@ -60,8 +60,9 @@ class Data(Part):
 class Method(Part):
     """Which weights learn."""
 
-    kind: Literal["full", "lora", "qlora"] = "lora"
-    """``full``: all weights. ``lora``: a low-rank adapter. ``qlora``: an adapter on NF4 weights (bitsandbytes)."""
+    kind: Literal["full", "lora", "qlora", "lora_int8"] = "lora"
+    """``full``: all weights. ``lora``: a low-rank adapter. ``qlora``: an adapter on NF4 weights (bitsandbytes).
+    ``lora_int8``: an adapter on LLM.int8 weights (bitsandbytes)."""
     rank: Positive = 16
     """Rank of the adapter's matrices."""
     alpha: Annotated[float, Field(gt=0)] = 32.0

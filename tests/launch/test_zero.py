@@ -256,6 +256,13 @@ def test_dora_is_refused_under_zero_3() -> None:
     assert finish(preset("zero2"), "dora=true")
 
 
+def test_int8_weights_are_refused_under_zero_3() -> None:
+    words = ["method.kind=lora_int8"]
+    assert "nonsense in silence; use deepspeed=zero2, or method.kind=qlora" in refusal(preset("zero3"), *words)
+    assert "loses the scales of int8 weights" in refusal(preset("zero2"), *words, "dora=true")
+    assert finish(preset("zero2"), *words)
+
+
 @settings(max_examples=60)
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 8))
 def test_the_batch_is_the_product_or_an_error_that_helps(samples: int, micro: int, ranks: int) -> None:

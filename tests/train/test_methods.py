@@ -76,12 +76,14 @@ def tolerance(dtype: str) -> float:
         ("untied", {"kind": "qlora", "dora": True}, 2, 1, "bfloat16"),
         ("untied", {"kind": "lora", "full_modules": ["lm_head"]}, 0, 1, "bfloat16"),
         ("untied", {"kind": "qlora", "full_modules": ["lm_head", "embed_tokens"]}, 3, 2, "bfloat16"),
+        ("untied", {"kind": "lora_int8"}, 0, 1, "bfloat16"),
+        ("untied", {"kind": "lora_int8"}, 2, 2, "float32"),
         ("mixture", {"kind": "lora", "targets": "all-linear+experts"}, 3, 2, "float32"),
         ("mixture", {"kind": "qlora", "targets": ["q_proj", "experts.down_proj"]}, 2, 2, "bfloat16"),
         ("untied", {"kind": "full", "freeze": ["model.embed_tokens.*", "*.layers.0.*"]}, 0, 1, "bfloat16"),
         ("untied", {"kind": "full", "freeze": ["model.embed_tokens.*", "*.layers.0.*"]}, 3, 2, "float32"),
     ],
-    ids=["rslora", "dora", "qdora", "head", "qhead", "moe", "qmoe", "freeze0", "freeze3"],
+    ids=["rslora", "dora", "qdora", "head", "qhead", "int8-0", "int8-2", "moe", "qmoe", "freeze0", "freeze3"],
 )  # fmt: skip
 def test_a_method_learns_what_a_plain_loop_learns(
     tmp_path: Path, ranks: Ranks, train: Train, request: pytest.FixtureRequest,
@@ -95,6 +97,9 @@ def test_a_method_learns_what_a_plain_loop_learns(
     assert metrics(run)[0] != pytest.approx(metrics(run)[-1], rel=1e-3), "nothing was learnt"
     resumes_to_the_bit(train, run)
     exports(ranks, run)
+    if method["kind"] == "lora_int8":
+        unquantised = plain_losses(tmp_path / "lora", model, SAMPLES, method="lora", dtype=dtype, steps=4)
+        assert metrics(run) == pytest.approx(unquantised, rel=2e-2)
     if method["kind"] == "full":
         frozen_weights_are_whole_and_nowhere_else(run, model)
 
