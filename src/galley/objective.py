@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from galley import attention
 from galley.batches import Batch
 from galley.data import IGNORED
+
+_CHUNK = 128
+"""Places whose logits are in fp32 at a time."""
 
 
 def output_head(model: Any) -> torch.nn.Module:
@@ -41,6 +43,34 @@ def logits_only_at(head: torch.nn.Module, places: torch.Tensor) -> Iterator[None
         handle.remove()
 
 
+class _CrossEntropySum(torch.autograd.Function):
+    """Sum of cross-entropies of ``logits`` [places, vocabulary] in fp32, a few places at a time.
+
+    The gradient is computed with the loss, so that no copy of all logits in fp32 ever exists.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        slopes = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), dtype=torch.float32, device=logits.device)
+        counted = targets != IGNORED
+        chosen = targets.clamp_min(0).unsqueeze(1)
+        for start in range(0, len(targets), _CHUNK):
+            here = slice(start, start + _CHUNK)
+            chances = logits[here].float().log_softmax(-1)
+            total -= chances.gather(1, chosen[here]).squeeze(1)[counted[here]].sum()
+            if slopes is not None:
+                chances.exp_().scatter_add_(1, chosen[here], chances.new_full((len(chances), 1), -1.0))
+                slopes[here] = chances.mul_(counted[here].unsqueeze(1))
+        ctx.save_for_backward(slopes)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * gradients[0].to(slopes.dtype), None
+
+
 def sft_loss_sum(model: Any, head: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Sum of cross-entropies (fp32 scalar) over the batch's supervised tokens.
 
@@ -54,4 +84,5 @@ def sft_loss_sum(model: Any, head: torch.nn.Module, batch: Batch) -> torch.Tenso
     attention.use_documents(batch.documents)
     with logits_only_at(head, places):
         logits = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits
-    return F.cross_entropy(logits[0].float(), targets[places], ignore_index=IGNORED, reduction="sum")
+    loss: torch.Tensor = _CrossEntropySum.apply(logits[0], targets[places])  # type: ignore[no-untyped-call]
+    return loss

@@ -80,6 +80,26 @@ def test_only_supervised_places_reach_the_output_head(llama: Path, tmp_path: Pat
     assert batch.supervised == sum(SAMPLES[i][0][1] for i in range(3))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_the_loss_in_pieces_is_the_loss_and_its_gradient(dtype: torch.dtype, tolerance: float) -> None:
+    from galley.objective import _CHUNK, _CrossEntropySum
+
+    torch.manual_seed(0)
+    count = 2 * _CHUNK + 5
+    targets = torch.randint(0, 50, (count,))
+    targets[::7] = NO
+    mine = (3 * torch.randn(count, 50)).to(dtype).requires_grad_()
+    plain = mine.detach().float().requires_grad_()
+    loss = _CrossEntropySum.apply(mine, targets)
+    want = torch.nn.functional.cross_entropy(plain, targets, ignore_index=NO, reduction="sum")
+    (loss * 0.25).backward()
+    (want * 0.25).backward()
+    assert float(loss) == pytest.approx(float(want), rel=1e-6)
+    assert float((mine.grad.float() - plain.grad).norm() / plain.grad.norm()) < tolerance
+    with torch.no_grad():
+        assert torch.equal(_CrossEntropySum.apply(mine, targets), loss)
+
+
 @given(
     samples=st.integers(1, 200), per_step=st.integers(1, 64), epochs=st.floats(0.1, 3), seed=st.integers(0, 2**31 - 1)
 )
