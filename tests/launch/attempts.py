@@ -4,11 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from slurm.fakes.scenario import Scenario
+
 from galley.rundir import Attempt, RunDir
+from galley_launch.job import begin
 
 CLUSTER: dict[str, Any] = {"name": "x", "limit_s": 3600, "first_attempt": 1, "attempts": 20, "gpu_hours": None}
 CLUSTER |= {"exclude_hours": 24.0, "secrets_file": ""}
 BUG = "Traceback (most recent call last):\n  File \"/x/train.py\", line 3, in f\nKeyError: 'loss'\n"
+STOPPED = {"verdict": "stopped", "reason": "walltime", "again": True, "checkpoint": 0, "last_step": 0, "ended": 2e9}
+DONE = {"verdict": "done", "reason": "finished", "again": False}
 PLACEMENT = {"nodes": 2, "ranks_per_node": 4}
 
 
@@ -73,3 +79,40 @@ def report(attempt: Attempt, node: str, *failed: str) -> None:
 def raised(text: str, status: int = 1) -> list[dict[str, Any]]:
     """The error that rank 0 recorded of a log."""
     return [{"who": "rank-0", "status": status, "message": text.strip().splitlines()[-1]}]
+
+
+@pytest.fixture
+def run(tmp_path: Path, fakes: Scenario, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A submitted run, seen from job 500 on two nodes."""
+    allocate(monkeypatch)
+    return submitted(tmp_path / "run")
+
+
+def allocate(
+    patch: pytest.MonkeyPatch, job: str = "500", nodes: str = "n[1-2]", count: int = 2, restart: int = 0
+) -> None:
+    values = {"JOB_ID": job, "JOB_NODELIST": nodes, "JOB_NUM_NODES": str(count), "RESTART_COUNT": str(restart)}
+    for name, value in values.items():
+        patch.setenv(f"SLURM_{name}", value)
+
+
+def training(run: RunDir) -> dict[str, Any]:
+    """Begin; returns what the job wrote down of itself."""
+    path = begin.begin_training(run)
+    facts: dict[str, Any] = json.loads((path.parent / "job.json").read_text())
+    return facts
+
+
+def nothing(run: RunDir) -> str:
+    """Why there is nothing to do; no attempt is begun."""
+    before = [each.number for each in run.attempts()]
+    with pytest.raises(begin.NothingToDo) as caught:
+        begin.begin_training(run)
+    assert [each.number for each in run.attempts()] == before
+    return str(caught.value)
+
+
+def changes(fakes: Scenario) -> list[str]:
+    """What was done to the queue, in order."""
+    found = [call for call in fakes.calls() if call["program"] in ("sbatch", "scancel", "scontrol")]
+    return [" ".join([call["program"], *call["argv"]]) for call in found]
