@@ -80,6 +80,8 @@ class Batch:
     token_count: int
     documents: tuple[int, ...] | None = None
     """Lengths of packed documents (:func:`document_lengths`); None: each sample is one."""
+    rows: tuple[int, ...] = ()
+    """Tokens of each sample, without padding."""
 
     @property
     def supervised(self) -> int:
@@ -107,9 +109,9 @@ def collate(split: Split, ids: list[int], packed: bool, device: torch.device) ->
         targets[row, : size - 1] = sample.labels[1:]
         if packed:
             positions[row, :size] = sample.positions
-    count = sum(len(each.tokens) for each in samples if each is not None)
+    rows = tuple(0 if each is None else len(each.tokens) for each in samples)
     made = [torch.from_numpy(np.array(each)).to(device) for each in (tokens, positions, targets)]
-    return Batch(ids, made[0], made[1], made[2], count, document_lengths(positions) if packed else None)
+    return Batch(ids, made[0], made[1], made[2], sum(rows), document_lengths(positions) if packed else None, rows)
 
 
 def document_lengths(positions: np.ndarray) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations import HfDeepSpeedConfig
 
-from galley import sharded
+from galley import neftune, sharded
 from galley.adapter import attach_adapter, experts_without, freeze
 from galley.attention import BY_DOCUMENT
 from galley.data import Manifest
@@ -157,6 +157,7 @@ def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
     freeze(model, task.method.freeze)
     if not (task.method.kind == "full" and placement.zero_stage == 3):
         _set_precision(model, spec)
+    setattr(model, neftune.ALPHA, task.method.neftune)
     model.train()
     return model
 

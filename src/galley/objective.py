@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from galley import attention
+from galley import attention, neftune
 from galley.batches import Batch
 from galley.data import IGNORED
 
@@ -82,7 +82,7 @@ def sft_loss_sum(model: Any, head: torch.nn.Module, batch: Batch) -> torch.Tenso
     if places.numel() == 0:
         places = torch.zeros(1, dtype=torch.long, device=targets.device)
     attention.use_documents(batch.documents)
-    with logits_only_at(head, places):
+    with logits_only_at(head, places), neftune.noise(model, batch):
         logits = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits
     loss: torch.Tensor = _CrossEntropySum.apply(logits[0], targets[places])  # type: ignore[no-untyped-call]
     return loss

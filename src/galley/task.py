@@ -78,6 +78,8 @@ class Method(Part):
     """Learn the magnitude of each adapted weight apart from its direction (Liu et al., 2024)."""
     full_modules: list[str] = Field(default_factory=list)
     """Modules trained in full beside the adapter, by the endings of their names, such as ``lm_head``."""
+    neftune: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on embeddings in training: each within alpha / sqrt(tokens of its document x hidden size); 0: none."""
     freeze: list[str] = Field(default_factory=list)
     """With ``full``: weights that do not learn, as patterns over their names, such as ``model.embed_tokens.*``."""
 

@@ -9,6 +9,7 @@ from typing import Any
 from toy import Document, make_spec, write_data
 
 from galley.rundir import RunDir
+from galley.spec import RunSpec
 
 Samples = list[list[Document]]
 
@@ -21,9 +22,11 @@ def adamw(groups: list[dict[str, Any]], lr: float) -> Any:
 
 def plain_losses(
     root: Path, model_folder: Path, samples: Samples,
-    scale: Callable[[str], float] = lambda name: 1.0, make: Callable[..., Any] = adamw, **settings: Any,
+    scale: Callable[[str], float] = lambda name: 1.0, make: Callable[..., Any] = adamw, ranks: int = 1, **settings: Any,
 ) -> list[float]:  # fmt: skip
-    """The loss of each step. ``scale``: a share of the learning rate for each name; ``make``: another optimizer."""
+    """The loss of each step. ``scale``: a share of the learning rate for each name; ``make``: another optimizer;
+    ``ranks``: of the run whose noise on embeddings is to be drawn again.
+    """
     import torch
 
     from galley import batches, model
@@ -44,9 +47,11 @@ def plain_losses(
     for step in range(1, order.steps + 1):
         terms: list[Any] = []
         count = 0
+        drawn = noise(spec, samples, order.batch(step), step, ranks, net) if spec.task.method.neftune else {}
         for index in order.batch(step):
             for tokens, learnt in samples[index]:
-                logits = net(input_ids=torch.tensor([tokens])).logits[0, -learnt - 1 : -1].float()
+                embedded = net.get_input_embeddings()(torch.tensor([tokens])) + drawn.get(index, 0)
+                logits = net(inputs_embeds=embedded).logits[0, -learnt - 1 : -1].float()
                 terms.append(torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[-learnt:]), reduction="sum"))
                 count += learnt
         loss = sum(terms) / count
@@ -61,3 +66,21 @@ def plain_losses(
         for weight, copy in zip(low, master, strict=True):
             weight.data.copy_(copy.data)
     return losses
+
+
+def noise(spec: RunSpec, samples: Samples, ids: list[int], step: int, ranks: int, net: Any) -> dict[int, Any]:
+    """What each sample's embeddings get: each rank draws for its micro-batches in turn, padding and all."""
+    import torch
+
+    method, micro = spec.task.method, spec.placement.micro_batch
+    width, found = net.get_input_embeddings().weight.shape[1], {}
+    for rank in range(ranks):
+        torch.manual_seed(hash((spec.task.seed, step, rank)) % 2**63)
+        for start in range(rank * micro, len(ids), ranks * micro):
+            here = ids[start : start + micro]
+            longest = max(len(samples[index][0][0]) for index in here)
+            drawn = torch.rand(len(here), longest, width) * 2 - 1
+            for index, each in zip(here, drawn, strict=True):
+                size = len(samples[index][0][0])
+                found[index] = each[:size] * method.neftune / (size * width) ** 0.5
+    return found

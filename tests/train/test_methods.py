@@ -117,6 +117,43 @@ def frozen_weights_are_whole_and_nowhere_else(run: RunDir, model: Path) -> None:
     assert set(Reader(run.checkpoints()[-1]).names()) == set(before) - frozen
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "world", "kind"), [(2, 2, "full"), (3, 1, "lora")])
+def test_noise_on_embeddings_is_drawn_again_and_only_in_training(
+    tmp_path: Path, ranks: Ranks, train: Train, untied: Path, stage: int, world: int, kind: str
+) -> None:
+    method = ADAPTER | {"kind": kind, "neftune": 30.0}
+    settings: dict[str, Any] = {"stage": stage, "world": world, "task": {"method": method}}
+    run = go(train, tmp_path / "run", untied, **settings)
+    alone = settings | {"stage": 1, "world": 1}
+    expected = plain_losses(tmp_path / "plain", untied, SAMPLES, ranks=world, steps=4, **alone)
+    assert metrics(run) == pytest.approx(expected, rel=1e-4)
+    quiet = plain_losses(tmp_path / "quiet", untied, SAMPLES, method=kind, steps=4)
+    assert metrics(run) != pytest.approx(quiet, rel=1e-3), "no noise"
+    resumes_to_the_bit(train, run)
+    exports(ranks, run)  # what was measured on the probes had none
+
+
+def test_each_token_knows_how_long_its_document_is(tmp_path: Path, llama: Path) -> None:
+    import torch
+
+    from galley.batches import NOBODY, collate
+    from galley.data import Split
+    from galley.neftune import document_sizes
+
+    documents = make_documents(6, seed=1)
+    lengths = [len(tokens) for tokens, _ in documents]
+    for packed, samples in ((True, [documents[:2], documents[2:5]]), (False, [[each] for each in documents])):
+        write_data(RunDir(tmp_path / str(packed)), llama, samples, None, packed=packed)
+        batch = collate(Split.open(tmp_path / str(packed) / "data/train"), [1, 0, NOBODY], packed, torch.device("cpu"))
+        sizes = document_sizes(batch)
+        assert sizes.shape == batch.tokens.shape
+        parts = ([lengths[2:5], lengths[:2]]) if packed else [lengths[1:2], lengths[:1]]
+        for row, part in enumerate(parts):
+            assert sizes[row, : sum(part)].tolist() == [size for size in part for _ in range(size)]
+        assert int(sizes.min()) >= 1
+
+
 def attached(folder: Path, manifest_of: Path, **method: Any) -> Any:
     import torch
 
