@@ -19,7 +19,7 @@ from galley.spec import RunSpec
 from galley_launch import compose, queue, report_history, report_page, report_time, runs
 from galley_launch.display import duration
 from galley_launch.report_history import Try
-from galley_launch.report_rows import Row, number, read_rows
+from galley_launch.report_rows import Curves, number, read_curves
 
 NAME = "report.html"
 _LIVE = ("live", "stopping")
@@ -72,20 +72,20 @@ def write(run: RunDir) -> Path:
 
 def render(run: RunDir, jobs: queue.Queue | None, now: float) -> str:
     """The page. ``jobs``: what Slurm says, where the run was submitted; ``now``: seconds since the epoch."""
-    spec, rows = compose.read_spec(run), read_rows(run.metrics)
+    spec, curves = compose.read_spec(run), read_curves(run.metrics)
     state = _state(run, jobs)
-    found = report_history.tries(run, rows, state.state in _LIVE, state.state in ("done", "unknown"), now)
+    found = report_history.tries(run, curves, state.state in _LIVE, state.state in ("done", "unknown"), now)
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    content = _content(run, spec, rows, found, state)
+    content = _content(run, spec, curves, found, state)
     page = environment.get_template("report.html.j2").render(written=report_time.clock(now), **content)
     return hide(page.encode("utf-8", "replace").decode(), os.environ)  # records may hold half a character
 
 
-def _content(run: RunDir, spec: RunSpec, rows: list[Row], found: list[Try], state: runs.State) -> dict[str, Any]:
-    spent, curves = report_history.account(found), report_page.curves(rows)
+def _content(run: RunDir, spec: RunSpec, curves: Curves, found: list[Try], state: runs.State) -> dict[str, Any]:
+    spent = report_history.account(found)
     sources, counts = report_page.data(run)
     exported, checks = report_page.export(run, found)
     return {

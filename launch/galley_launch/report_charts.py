@@ -12,7 +12,7 @@ from typing import Literal
 Point = tuple[float, float]
 """A step and a value."""
 
-_value = itemgetter(1)
+_step, _value = itemgetter(0), itemgetter(1)
 
 SIDE = 1000
 """Width and height of the square; y grows downwards, as in SVG."""
@@ -101,8 +101,8 @@ def thin(points: Sequence[Point], most: int = _MOST) -> list[Point]:
 
 def means(points: Sequence[Point], stretches: int = _STRIPS) -> list[Point]:
     """The mean of each stretch, at its middle."""
-    middle = [(sum(at for at, _ in each), sum(value for _, value in each), each) for each in _chunks(points, stretches)]
-    return [(at / len(each), total / len(each)) for at, total, each in middle]
+    chunks = _chunks(points, stretches)
+    return [(sum(map(_step, each)) / len(each), sum(map(_value, each)) / len(each)) for each in chunks]
 
 
 def _chunks(points: Sequence[Point], count: int) -> list[Sequence[Point]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from galley.rundir import Attempt, RunDir, read_json
-from galley_launch.report_rows import Event, Row, column, number, read_events
+from galley_launch.report_rows import Curves, Event, Row, number, read_events
 
 Kind = Literal["counted", "lost", "save", "evaluate", "start", "other"]
 KINDS: tuple[Kind, ...] = ("counted", "lost", "evaluate", "save", "start", "other")
@@ -80,14 +80,14 @@ class Try:
         return first.ended - first.seconds if first and first.ended else None
 
 
-def tries(run: RunDir, rows: Sequence[Row], live: bool, final: bool, now: float) -> list[Try]:
+def tries(run: RunDir, curves: Curves, live: bool, final: bool, now: float) -> list[Try]:
     """Every attempt of ``run`` to train. ``final``: each step that is written down counts."""
     attempts = [each for each in run.attempts() if each.number > 0]
     read = [read_events(path) for path in run.tensorboard.glob("events.*")]
     files = sorted((events for events in read if events), key=_first)
     copied = bool(files and attempts) and _began(attempts[0]) > _first(files[0]) + _SLACK_S
     made = [_try(each, live and each == attempts[-1], copied) for each in attempts]
-    made = _with_rows(_resumed(_with_events(made, files)), rows)
+    made = _with_rows(_resumed(_with_events(made, files)), curves)
     standing = run.checkpoints()
     horizon = math.inf if live or final else float(standing[-1].step if standing else 0)
     return [_closed(each, now) for each in _with_horizons(made, horizon)]
@@ -154,13 +154,13 @@ def _resumed(found: list[Try]) -> list[Try]:
     return known
 
 
-def _with_rows(found: list[Try], rows: Sequence[Row]) -> list[Try]:
+def _with_rows(found: list[Try], curves: Curves) -> list[Try]:
     """Add what only the metrics have: TensorBoard writes two minutes late, and a kill loses them."""
     known = [each for each in found if each.resumed is not None]
     starts = [each.resumed or 0 for each in known]
     owned = {each.number: {(event.what, event.step): event for event in each.events} for each in found}
     for what in ("step", "save"):
-        for step, seconds in column(rows, f"{what}_s"):
+        for step, seconds in curves[f"{what}_s"]:
             place = bisect_right(starts, step - 1) - 1
             if place >= 0 and (what, step) not in owned[known[place].number]:
                 owned[known[place].number][what, int(step)] = Event(what, int(step), seconds, None)

@@ -16,10 +16,7 @@ from galley_launch.display import duration
 from galley_launch.facts import Facts
 from galley_launch.report_charts import Chart, Point, exact
 from galley_launch.report_history import Account, Try
-from galley_launch.report_rows import Row, column, number
-
-Curves = dict[str, list[Point]]
-"""Values over steps, by the name that ``metrics.jsonl`` has for them."""
+from galley_launch.report_rows import Curves, number
 
 _WIDTH = 11
 _CHARTS = {
@@ -60,11 +57,6 @@ def summary(spec: RunSpec, run: RunDir) -> list[tuple[str, str]]:
         found.append(("cluster", f"{cluster.get('name')}{partition}, jobs of {cluster.get('time')}"))
     commit = f", commit {spec.origin.commit[:12]}" if spec.origin.commit else ""
     return [*found[1:], ("recipe", spec.origin.recipe), ("galley", f"{spec.origin.version}{commit}")]
-
-
-def curves(rows: Sequence[Row]) -> Curves:
-    """What is drawn or counted of the metrics, each read once."""
-    return {key: column(rows, key) for key in ("loss", "held_out_loss", "tokens", "supervised_tokens", *_CHARTS)}
 
 
 def tiles(curves: Curves, spent: Account | None, device: str) -> list[Tile]:
@@ -130,7 +122,9 @@ def _note(key: str, points: list[Point]) -> str:
     values = [value for _, value in points] or [0.0]
     if key == "mfu":
         return f"median {charts.share(median(values))}"
-    if key in ("lr", "peak_memory_gb"):
+    if key == "lr":
+        return f"peak {charts.short(max(values), 1e-9)}"
+    if key == "peak_memory_gb":
         return f"peak {exact(max(values), 3)}"
     return f"median {exact(median(values), 3)}, at most {exact(max(values), 3)}"
 
@@ -203,7 +197,8 @@ def checkpoints(run: RunDir) -> Table | None:
         loss = number(each.get("held_out_loss"))
         marks = [name for name, at in (("best", best), ("newest", newest)) if at == step]
         size = _bytes(sum(number(size) or 0 for size in (each.get("files") or {}).values()))
-        made = f"{each.get('world', '?')} ranks, ZeRO-{each.get('zero_stage', '?')}"
+        ranks = each.get("world", "?")
+        made = f"{ranks} rank{'' if ranks == 1 else 's'}, ZeRO-{each.get('zero_stage', '?')}"
         rows.append((f"{step:,}", "" if loss is None else loss_text(loss), ", ".join(marks), size, made))
     return Table(("#step", "#held-out loss", "", "#size", "written by"), tuple(rows))
 

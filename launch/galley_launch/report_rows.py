@@ -5,7 +5,6 @@ A row has the seconds of its step but not the hour. Events have both, and of ste
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import re
@@ -15,7 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
+Curves = dict[str, list[tuple[float, float]]]
+"""``(step, value)`` by the name that ``metrics.jsonl`` has for the value."""
 
+KEYS = (
+    *("loss", "held_out_loss", "lr", "grad_norm", "tokens_per_s", "peak_memory_gb", "mfu"),
+    *("tokens", "supervised_tokens", "step_s", "save_s"),
+)
+"""What is read of the metrics."""
+
+_NUMBER = (int, float)  # quicker to ask for than int | float, a million times
 _LARGEST = 1e300
 """Numbers in JSON have no limit."""
 _EVENTS = {b"step_s": "step", b"save_s": "save", b"held_out_loss": "evaluate"}
@@ -40,43 +48,39 @@ class Event(NamedTuple):
 
 def number(value: object) -> float | None:
     """``value`` where it is a finite number, else None."""
-    if not isinstance(value, int | float) or not -_LARGEST < value < _LARGEST:
+    if not isinstance(value, _NUMBER) or not -_LARGEST < value < _LARGEST:
         return None
     return float(value)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a ``metrics.jsonl``; lines that a kill tore are left out."""
+def read_curves(path: Path) -> Curves:
+    """Each of :data:`KEYS` in a ``metrics.jsonl`` over steps; a step's last value stands.
+
+    Lines that a kill tore are left out, and what is no finite number.
+    """
+    found: dict[str, dict[float, float]] = {key: {} for key in KEYS}
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return []
-    return [row for row in _decoded(text.splitlines()) if isinstance(row, dict) and _is_step(row.get("step"))]
+        text = ""
+    for row in _rows(text):
+        step = row["step"]
+        for key, value in row.items():
+            if key in found and isinstance(value, _NUMBER) and -_LARGEST < value < _LARGEST:
+                found[key][step] = value
+    return {key: sorted(values.items()) for key, values in found.items()}
 
 
-def _decoded(lines: list[str]) -> Iterator[object]:
-    try:
-        yield from json.loads(f"[{','.join(lines)}]")  # a third quicker than line by line
-        return
-    except (ValueError, RecursionError):
-        pass
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            yield json.loads(line)
-
-
-def _is_step(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value < 10**12
-
-
-def column(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
-    """``(step, value)`` of every row that has a finite number for ``key``, by step; a step's last value stands."""
-    found: dict[float, float] = {
-        row["step"]: value
-        for row in rows
-        if isinstance(value := row.get(key), int | float) and -_LARGEST < value < _LARGEST
-    }
-    return sorted(found.items())
+def _rows(text: str) -> Iterator[Row]:
+    decode = json.JSONDecoder().decode
+    for line in text.splitlines():
+        try:
+            row = decode(line)
+        except (ValueError, RecursionError):
+            continue
+        step = row.get("step") if isinstance(row, dict) else None
+        if isinstance(step, int) and 0 <= step < 10**12:
+            yield row
 
 
 def read_events(path: Path) -> list[Event]:

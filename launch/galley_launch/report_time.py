@@ -33,7 +33,7 @@ _REASONS = {
     "preflight": "a node failed its checks",
 }
 _LANES = 40
-_TICKS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+_TICKS_S = (1, 2, 5, 10, 15, 30, 60, 120, 180, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 _NARROW = 2.0
 """Width (of :data:`SIDE`) below which a segment is drawn as part of its neighbour, or at least so wide."""
 

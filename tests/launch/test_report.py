@@ -311,8 +311,16 @@ def test_a_run_that_failed_before_its_first_step(run: RunDir) -> None:
     assert found.after("preparing, loading", 2) == ["100.0%", "6 s"]
 
 
+def test_a_prepare_job_that_failed(run: RunDir) -> None:
+    made = attempt(run, 0, {"verdict": "failed", "reason": "prepare", "message": "no row is left", "again": False})
+    put(made.error("prepare"), {"who": "prepare", "status": 2, "message": "data: no row is left", "time": BEGAN})
+    found = page(run)
+    assert found.text["h2"] == ["Failed in prepare: a setting or the environment is wrong", "Run", "Configuration"]
+    assert "errors/prepare.json: data: no row is left" in found.words
+
+
 def test_where_the_time_of_two_jobs_went(slurm: RunDir) -> None:
-    first, second = report_history.tries(slurm, report_rows.read_rows(slurm.metrics), False, True, BEGAN)
+    first, second = report_history.tries(slurm, report_rows.read_curves(slurm.metrics), False, True, BEGAN)
     assert first.account() == {"counted": 8, "lost": 2, "evaluate": 3, "save": 1.5, "start": 10, "other": 15.5}
     assert second.account() == {"counted": 10, "lost": 0, "evaluate": 3, "save": 1.5, "start": 10, "other": 5.5}
     whole = report_history.account([first, second])
@@ -344,7 +352,7 @@ def test_where_the_time_of_two_jobs_went(slurm: RunDir) -> None:
 def test_what_tensorboard_lost_comes_from_the_metrics(slurm: RunDir) -> None:
     for path in slurm.tensorboard.iterdir():
         path.write_bytes(path.read_bytes()[:130])  # a kill leaves what was flushed, the last record torn
-    first, second = report_history.tries(slurm, report_rows.read_rows(slurm.metrics), False, True, BEGAN)
+    first, second = report_history.tries(slurm, report_rows.read_curves(slurm.metrics), False, True, BEGAN)
     assert [first.steps, second.steps] == [[1, 2, 3, 4], [5, 6, 7, 8, 9]]
     for path in slurm.tensorboard.iterdir():
         path.unlink()
@@ -363,7 +371,7 @@ def on_one_box(run: RunDir) -> None:
 
 def test_on_one_box_the_times_are_those_of_the_files(run: RunDir) -> None:
     on_one_box(run)
-    (only,) = report_history.tries(run, report_rows.read_rows(run.metrics), False, False, BEGAN)
+    (only,) = report_history.tries(run, report_rows.read_curves(run.metrics), False, False, BEGAN)
     assert (only.started, only.ended) == (BEGAN + 5, BEGAN + 75)
     assert only.account() == {"counted": 0, "lost": 30, "evaluate": 0, "save": 0, "start": 25, "other": 15}
 
@@ -372,7 +380,7 @@ def test_a_copy_without_its_times_is_dated_by_its_events(run: RunDir) -> None:
     on_one_box(run)
     for path in (run.attempt(1).placement, run.attempt(1).exit):
         os.utime(path, (BEGAN + 9e6, BEGAN + 9e6))
-    (only,) = report_history.tries(run, report_rows.read_rows(run.metrics), False, False, BEGAN)
+    (only,) = report_history.tries(run, report_rows.read_curves(run.metrics), False, False, BEGAN)
     assert (only.started, only.ended) == (BEGAN + 30, BEGAN + 60)
 
 
