@@ -3,54 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from galley.errors import UserError
 from galley_launch import profiles, view
 from galley_launch.cluster import Cluster, megabytes, seconds
 from galley_launch.job import slurm
 from galley_launch.submission import describe
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """What a job takes of each of its nodes."""
+
+    partition: str
+    """Empty: the default one. Several, with commas between them: whichever is free first."""
+    gpus: int
+    gpu_type: str | None
+    cores: int
+    memory_mb: int
+    time: str
+
+
+def _wishes(cluster: Cluster) -> tuple[_Wish, _Wish]:
+    """Of training, and of the jobs beside it."""
+    ranks, side = cluster.ranks, cluster.side
+    gpus = (ranks, side.gpus) if cluster.device == "cuda" else (0, 0)
+    memory = megabytes(cluster.memory_per_rank) * ranks if cluster.memory_per_rank else 0
+    partition, kind = cluster.partition or "", cluster.gpu_type
+    return (
+        _Wish(partition, gpus[0], kind, cluster.cores_per_rank * ranks, memory, cluster.time),
+        _Wish(side.partition or partition, gpus[1], kind, side.cores, megabytes(side.memory), side.time),
+    )
+
+
+def _lacks(wish: _Wish, each: slurm.Partition) -> list[str]:
+    found = [] if each.state.lower() == "up" else [f"{each.name} is {each.state.lower()}"]
+    if wish.gpus > each.gpus:
+        found.append(f"{wish.gpus} GPUs a node, but {each.name} has {each.gpus}")
+    if wish.cores > each.cores:
+        found.append(f"{wish.cores} cores a node, but {each.name} has {each.cores}")
+    if wish.memory_mb > each.memory_mb:
+        found.append(f"{wish.memory_mb // 1024} GB a node, but {each.name} has {each.memory_mb // 1024}")
+    if each.limit_s is not None and seconds(wish.time) > each.limit_s:
+        found.append(f"time {wish.time}, but {each.name} allows {round(each.limit_s / 60)} minutes")
+    if wish.gpu_type and wish.gpus and each.gpu_type and wish.gpu_type != each.gpu_type:
+        found.append(f"GPUs of type {wish.gpu_type}, but {each.name} has {each.gpu_type}")
+    return found
+
+
+def _compare(wish: _Wish, partitions: Sequence[slurm.Partition]) -> list[str]:
+    known = {each.name: each for each in partitions}
+    default = next((each.name for each in partitions if each.is_default), "")
+    names = (wish.partition or default).split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        what = f"no partition {unknown[0]!r}" if unknown[0] else "no default partition: set partition"
+        return [f"{what} (there are {', '.join(known)})"]
+    return min((_lacks(wish, known[name]) for name in names), key=len)
+
+
 def check(cluster: Cluster, partitions: Sequence[slurm.Partition]) -> list[str]:
     """What of ``cluster`` the site does not have, a line each."""
-    known = {each.name: each for each in partitions}
-    name = cluster.partition or next((each.name for each in partitions if each.is_default), None)
-    if name is None or name not in known:
-        what = f"no partition {name!r}" if name else "no default partition: set partition"
-        return [f"{what} (there are {', '.join(known)})"]
-    each, found = known[name], []
-    gpus = min(cluster.ranks, cluster.gpus_per_node) if cluster.device == "cuda" else 0
-    cores = cluster.cores_per_rank * cluster.ranks
-    if gpus > each.gpus:
-        found.append(f"{gpus} GPUs a node, but {name} has {each.gpus}")
-    if cores > each.cores:
-        found.append(f"{cores} cores a node (cores_per_rank x ranks), but {name} has {each.cores}")
-    if each.limit_s is not None and seconds(cluster.time) > each.limit_s:
-        found.append(f"time {cluster.time}, but {name} allows {round(each.limit_s / 60)} minutes")
-    if cluster.memory_per_rank and megabytes(cluster.memory_per_rank) * cluster.ranks > each.memory_mb:
-        found.append(
-            f"{cluster.memory_per_rank} x {cluster.ranks} ranks, but {name} has {each.memory_mb // 1024} GB a node"
-        )
-    if cluster.gpu_type and gpus and each.gpu_type and cluster.gpu_type != each.gpu_type:
-        found.append(f"GPUs of type {cluster.gpu_type}, but {name} has {each.gpu_type}")
-    if cluster.side.partition and cluster.side.partition not in known:
-        found.append(f"no partition {cluster.side.partition!r} (side.partition)")
-    return found
+    train, side = _wishes(cluster)
+    found = _compare(train, partitions)
+    beside = [each for each in _compare(side, partitions) if each not in found]
+    return [*found, *(f"side: {each}" for each in beside)]
 
 
 def listing() -> None:
     """Print the table of profiles, and that of the partitions that Slurm has here."""
-    rows, partitions, problem = [], [], ""
+    partitions, problem = [], ""
     try:
         partitions = slurm.partitions()
     except slurm.SlurmError as error:
         problem = f"Slurm does not answer here, so nothing was checked ({error})"
-    for name, path in profiles.every().items():
-        cluster = profiles.load(path)
-        problems = check(cluster, partitions) if partitions else []
-        verdict = "; ".join(problems) or ("fits" if partitions else "")
-        mark = " (default)" if cluster.default else ""
-        rows.append((name + mark, cluster.about, _whose(path), verdict))
+    rows = [_row(name, path, partitions) for name, path in profiles.every().items()]
     view.table(("cluster", "about", "where", "against sinfo"), rows)
     print()
     if problem:
@@ -58,6 +87,16 @@ def listing() -> None:
         return
     here = [(f"{each.name}{'*' if each.is_default else ''}", each.state.lower(), describe(each)) for each in partitions]
     view.table(("partition", "state", "has"), here)
+
+
+def _row(name: str, path: Path, partitions: Sequence[slurm.Partition]) -> tuple[str, ...]:
+    try:
+        cluster = profiles.load(path)
+    except UserError as error:  # The others are of use all the same.
+        return name, "", _whose(path), " ".join(str(error).removeprefix(f"{path}: ").split())
+    problems = check(cluster, partitions) if partitions else []
+    mark = " (default)" if cluster.default else ""
+    return name + mark, cluster.about, _whose(path), "; ".join(problems) or ("fits" if partitions else "")
 
 
 def _whose(path: Path) -> str:

@@ -183,6 +183,8 @@ def clusters(name: str, settings: Sequence[str]) -> int:
         print(text, end="")
         _note(problems)
         return 0
+    if settings:
+        raise UserError("clusters", f"{settings[0]} changes no profile", "write: galley clusters NAME key=value")
     sites.listing()
     return 0
 

@@ -246,6 +246,10 @@ def export(spec: RunSpec, run: RunDir, name: str, cluster: Cluster, step: str) -
     return 0
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
+
+
 def start(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> int:
     """Check, write and submit. Returns the exit status."""
     check(run, cluster, todo)
@@ -256,8 +260,9 @@ def start(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> int:
     found = submit(run, todo)
     place = spec.placement
     ids = ", then ".join(f"{job} ({stage})" for stage, job in found.items())
-    kind = "CPU ranks" if place.device == "cpu" else "GPUs"
-    say(f"submitted run {spec.name} on {place.nodes} nodes of {place.ranks_per_node} {kind}: job {ids}")
+    kind = "CPU rank" if place.device == "cpu" else "GPU"
+    size = f"{_count(place.nodes, 'node')} of {_count(place.ranks_per_node, kind)}"
+    say(f"submitted run {spec.name} on {size}: job {ids}")
     say(f"  galley status {run.root}    how it is")
     say(f"  galley logs {run.root}      what it prints")
     return 0
