@@ -73,6 +73,8 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     attempts, checkpoints = run.attempts(), run.checkpoints()
     end = (read_json(attempts[-1].exit) or {}) if attempts else {}
     word = str(end.get("verdict", "lost")) if attempts else "new"
+    if jobs and jobs.problem and end.get("again") is False:
+        jobs = None  # Nothing can be in the queue any more: a copy of the run far from its cluster says so, too.
     now = (queue.word(jobs) if jobs else "") or ("live" if locks.is_live(run) else "")
     if now:
         word = "stopping" if now == "live" and attempts and attempts[-1].stop.exists() else now
