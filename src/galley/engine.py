@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
@@ -15,20 +16,41 @@ from galley.model import trained
 from galley.spec import Optimizer, RunSpec
 
 Engine = Any
+SHARE = "share"
+"""Key of a parameter group: its share of the learning rate."""
 NO_CLIP = 1e30
 """Clipping at this norm changes nothing, and makes every ZeRO stage compute the norm that the log shows."""
 
 
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+def layer_scales(model: Any, decay: float) -> dict[str, float]:
+    """Each trained parameter's share of the learning rate: 1 above the layers, ``decay`` per layer below the top one,
+    and for embeddings once more.
+    """
+    found = {name: _LAYER.search(name) for name, _ in model.named_parameters()}
+    layers = 1 + max((int(each[1]) for each in found.values() if each), default=-1)
+    embeddings = tuple(f"{path}." for path, each in model.named_modules() if isinstance(each, torch.nn.Embedding))
+    scales = {}
+    for name in trained(model):
+        layer = found[name]
+        below = layers - 1 - int(layer[1]) if layer else layers * name.startswith(embeddings)
+        scales[name] = decay**below
+    return scales
+
+
 def _groups(model: Any, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Parameter groups: matrices decay; norms, biases and other vectors do not."""
-    parameters = list(trained(model).values())
-    matrices = [each for each in parameters if len(getattr(each, "ds_shape", each.shape)) >= 2]
-    vectors = [each for each in parameters if len(getattr(each, "ds_shape", each.shape)) < 2]
-    groups = [
-        {"params": matrices, "weight_decay": optimizer.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+    """Parameter groups: matrices decay; norms, biases and other vectors do not. Each with its share of the rate."""
+    scales = layer_scales(model, optimizer.layer_decay)
+    found: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    for name, each in trained(model).items():
+        vector = len(getattr(each, "ds_shape", each.shape)) < 2
+        found.setdefault((scales[name], vector), []).append(each)
+    return [
+        {"params": found[key], "weight_decay": 0.0 if key[1] else optimizer.weight_decay, SHARE: key[0]}
+        for key in sorted(found)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def _adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offloaded: bool) -> torch.optim.Optimizer:
@@ -52,9 +74,9 @@ def build(model: Any, spec: RunSpec) -> Engine:
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:
-    """Set the rate of every parameter group for the next step."""
+    """Set the rate of every parameter group for the next step: its share of ``rate``."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group[SHARE]
 
 
 def step(engine: Engine) -> float:

@@ -97,6 +97,8 @@ class Optimizer(Part):
     """Added to the denominator."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer learns at this factor of the rate of the one above it, embeddings below the lowest; 1: all alike."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     grad_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -154,6 +154,31 @@ def test_each_token_knows_how_long_its_document_is(tmp_path: Path, llama: Path) 
         assert int(sizes.min()) >= 1
 
 
+def depth(name: str) -> int:
+    """Layers of two from the top, counted by hand."""
+    return 2 if "embed_tokens" in name else 1 if ".layers.0." in name else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "world", "kind", "offload"),
+    [(0, 1, "full", False), (1, 2, "full", False), (2, 2, "lora", False), (3, 2, "full", False), (3, 1, "full", True)],
+)
+def test_layers_learn_at_a_rate_of_their_own(
+    tmp_path: Path, train: Train, untied: Path, stage: int, world: int, kind: str, offload: bool
+) -> None:
+    task = {
+        "method": ADAPTER | {"kind": kind},
+        "optimizer": {"lr": 1e-2, "weight_decay": 0.1, "layer_decay": 0.3},
+    }
+    run = go(train, tmp_path / "run", untied, stage=stage, world=world, offload=offload, task=task)
+    expected = plain_losses(tmp_path / "p", untied, SAMPLES, scale=lambda n: 0.3 ** depth(n), steps=4, task=task)
+    assert metrics(run) == pytest.approx(expected, rel=1e-4)
+    alike = plain_losses(tmp_path / "alike", untied, SAMPLES, steps=4, task=task)
+    assert metrics(run) != pytest.approx(alike, rel=1e-3), "all layers learnt alike"
+    resumes_to_the_bit(train, run)
+
+
 def attached(folder: Path, manifest_of: Path, **method: Any) -> Any:
     import torch
 
