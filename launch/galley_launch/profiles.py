@@ -39,7 +39,7 @@ def _chosen(name: str | None) -> tuple[str, Path]:
             raise UserError(
                 "cluster", f"no file {name}", "give a path to a .yaml file, or a name (see galley clusters)"
             )
-        return Path(name).stem, Path(name)
+        return str(Path(name).absolute()), Path(name)  # So that the run finds it again when it goes on.
     known = every()
     if name is None:
         defaults = [each for each, path in known.items() if load(path).default]

@@ -4,12 +4,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from slurm.fakes.scenario import Scenario
 
-from galley_launch import commands, compose
+from galley.rundir import RunDir
+from galley_launch import cli, commands, compose
 from galley_launch.plan import Plan
 
 HUB = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME", "HF_TOKEN", "WANDB_API_KEY")
 RECIPE = "batch: {samples: 16}\nduration: {steps: 2}\nmodel: {path: ./model}\ndata: {path: chats.jsonl}\n"
+
+
+RUN = RunDir(Path("runs/my"))
+"""Of that recipe, in the current directory."""
 
 
 @pytest.fixture
@@ -107,3 +113,28 @@ def sourced(file: Path, *names: str) -> dict[str, bytes]:
     done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, check=True)
     assert done.stderr == b""
     return dict(zip(names, done.stdout.split(b"\0")[:-1], strict=True))
+
+
+def galley(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Status, stdout and stderr."""
+    capsys.readouterr()
+    status = cli.main(list(words))
+    return status, *capsys.readouterr()
+
+
+def users_files(here: Path) -> list[Path]:
+    return sorted(path for path in here.rglob("*") if not path.is_relative_to(here / "fakes"))
+
+
+def refused(here: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line of a refusal, which changed no file."""
+    before = users_files(here)
+    status, out, err = galley(capsys, *words)
+    assert (status, out, err.count("\n"), err[:8]) == (2, "", 1, "galley: ")
+    assert users_files(here) == before
+    return err[8:-1]
+
+
+def submitted(fakes: Scenario) -> list[list[str]]:
+    """Arguments of every job that was handed to sbatch."""
+    return [call["argv"] for call in fakes.calls("sbatch") if "--test-only" not in call["argv"]]

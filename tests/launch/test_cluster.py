@@ -39,8 +39,6 @@ def test_the_nearest_profile_of_a_name_wins(here: Path) -> None:
     assert profiles.every()["venv"] == Path("clusters/venv.yaml")
     Path("clusters/venv.yaml").unlink()
     assert profiles.every()["venv"] == config
-    made, todo = submission("my.yaml", "cluster=elsewhere/other.yaml")
-    assert (made.cluster_name, '"name": "other"' in todo.files["cluster.json"]) == ("other", True)
 
 
 def test_the_default_profile(here: Path) -> None:
@@ -68,6 +66,10 @@ def test_a_run_goes_on_where_it_was_submitted_to(here: Path) -> None:
     assert submission("runs/my")[0].cluster_name == "cpu"
     assert submission("runs/my", "cluster=a")[0].cluster_name == "a"
     assert submission("my.yaml")[0].cluster_name == "a"
+    other = profile("other", "partition: x\n", here / "elsewhere")
+    _, todo = submission("my.yaml", "cluster=elsewhere/other.yaml")
+    Path("runs/my/cluster.json").write_text(todo.files["cluster.json"])
+    assert submission("runs/my")[0].cluster_name == str(other)
 
 
 @pytest.mark.parametrize(

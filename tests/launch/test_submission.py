@@ -1,52 +1,24 @@
 """``galley submit`` against stand-ins for Slurm's commands: what is written, what is run, and when nothing is."""
 
 import json
-import os
 import re
 import shlex
-import stat
 from pathlib import Path
 
 import pytest
-from launch.submitting import here, profile, submission
+from launch.submitting import RUN, galley, here, profile, refused, submission, submitted
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley.rundir import RunDir
 from galley.spec import RunSpec
-from galley_launch import cli, locks
+from galley_launch import locks
 from galley_launch import submission as submitting
+from galley_launch.job import slurm
 
 __all__ = ["fakes", "here"]
 
 WORDS = ["my.yaml", "cluster=venv", "nodes=2"]
 SINFO = "gpu*|up|1-00:00:00|3|idle|96|1031000|gpu:h100:8|h100\ncpu|up|infinite|9|idle|32|64000|(null)|(null)\n"
-RUN = RunDir(Path("runs/my"))
-
-
-def galley(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Status, stdout and stderr."""
-    capsys.readouterr()
-    status = cli.main(list(words))
-    return status, *capsys.readouterr()
-
-
-def users_files(here: Path) -> list[Path]:
-    return sorted(path for path in here.rglob("*") if not path.is_relative_to(here / "fakes"))
-
-
-def refused(here: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line of a refusal, which changed no file."""
-    before = users_files(here)
-    status, out, err = galley(capsys, *words)
-    assert (status, out, err.count("\n"), err[:8]) == (2, "", 1, "galley: ")
-    assert users_files(here) == before
-    return err[8:-1]
-
-
-def submitted(fakes: Scenario) -> list[list[str]]:
-    """Arguments of every job that was handed to sbatch."""
-    return [call["argv"] for call in fakes.calls("sbatch") if "--test-only" not in call["argv"]]
 
 
 def test_submit_does_what_plan_printed(here: Path, fakes: Scenario, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +52,23 @@ def test_what_is_tested_is_what_is_submitted(here: Path, fakes: Scenario, capsys
     assert [argv[:1] for argv in calls[2:]] == [["--parsable"], ["--parsable"]]
     jobs = [json.loads(line) for line in RUN.submitted.read_text().splitlines()]
     assert [(each["job"], each["stage"]) for each in jobs] == [("102", "prepare"), ("103", "train")]
-    assert (RUN.jobs / "logs").is_dir()
+
+
+def test_everything_is_there_before_a_job_is(
+    here: Path, fakes: Scenario, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slurm fails without a word where the directory of a job's log is missing."""
+    there: list[bool] = []
+    real = slurm.submit
+
+    def submit(script: Path, *more: list[str]) -> str:
+        needed = [script.parent / "logs", script.parent.parent / "code" / "node.sh", here / "cache"]
+        there.append(script.is_file() and all(each.exists() for each in needed))
+        return real(script, *more)
+
+    monkeypatch.setattr(slurm, "submit", submit)
+    assert galley(capsys, "submit", *WORDS)[0] == 0
+    assert there == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -179,64 +167,6 @@ def test_a_job_that_is_refused_takes_the_ones_before_it_along(
     fakes.set(accepts=1, foreign=["106"])
     status, _, err = galley(capsys, "submit", *WORDS)
     assert (status, err.rpartition("; ")[2]) == (2, "end what was queued before it: scancel 106\n")
-
-
-@pytest.fixture
-def secretive(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Secrets of the user's, named in a profile and not."""
-    found = {name: f"value-of-{name}" for name in ("HF_TOKEN", "WANDB_API_KEY", "OTHER_TOKEN", "AWS_SECRET", "MY_PASS")}
-    found["MY_PASS"] = "it's $HOME\nand `more` \udcff"
-    for name, value in found.items():
-        monkeypatch.setenv(name, value)
-    profile("x", "secrets: [HF_TOKEN, MY_PASS, ABSENT]\n")
-    return found
-
-
-def test_secrets_are_in_one_private_file_and_nowhere_else(
-    here: Path, fakes: Scenario, secretive: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    os.umask(os.umask(0))
-    status, out, err = galley(capsys, "submit", "my.yaml", "cluster=x")
-    assert status == 0
-    (path,) = (here / "config" / "galley" / "secrets").iterdir()
-    assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o600, 0o700)
-    assert [line.partition(b"=")[0] for line in path.read_bytes().splitlines() if b"=" in line] == [
-        b"HF_TOKEN",
-        b"MY_PASS",
-    ]
-    values = [os.fsencode(value) for value in secretive.values()]
-    everywhere = [each.read_bytes() for each in here.rglob("*") if each.is_file() and each != path]
-    everywhere += [json.dumps(fakes.calls()).encode(), out.encode(), err.encode()]
-    assert len(everywhere) > 50
-    assert not [text for text in everywhere for value in (*values, b"value-of-", b"it's $HOME") if value in text]
-    for call in fakes.calls("sbatch"):
-        assert not set(secretive) & set(call["env"])
-    assert json.loads(RUN.cluster.read_text())["secrets_file"] == str(path)
-
-
-def test_the_file_of_secrets_goes_with_the_secrets(
-    here: Path, fakes: Scenario, secretive: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, _ = submission("my.yaml", "cluster=x")
-    assert submitting.keep_secrets(made.run, ["HF_TOKEN"]) == ["HF_TOKEN"]
-    monkeypatch.delenv("HF_TOKEN")
-    assert submitting.keep_secrets(made.run, ["HF_TOKEN"]) == []
-    assert list((here / "config" / "galley" / "secrets").iterdir()) == []
-
-
-def test_secrets_that_cannot_be_kept(
-    here: Path,
-    fakes: Scenario,
-    secretive: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/proc/config")
-    status, _, err = galley(capsys, "submit", "my.yaml", "cluster=x")
-    assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith("galley: /proc/config/galley/secrets/galley-my-")
-    assert "value-of" not in err
-    assert submitted(fakes) == []
 
 
 def leave(words: list[str], attempt: dict[str, object] | None, prepared: bool) -> None:
