@@ -60,6 +60,18 @@ RECIPE_RULES = (
     ),
     # The recipe with itself
     Rule(
+        "data.overlong",
+        lambda case: case.recipe.data.overlong == "split" and case.recipe.data.format == "chat",
+        "split cuts plain text; half a conversation would be learnt without its beginning",
+        "use data.overlong=drop or truncate",
+    ),
+    Rule(
+        "model.chat_template",
+        lambda case: case.recipe.data.format == "text" and case.recipe.model.chat_template is not None,
+        "plain text goes through no template",
+        "take it out, or use data.format=chat",
+    ),
+    Rule(
         "model.attention",
         lambda case: case.device == "cpu" and case.recipe.model.attention.startswith("flash"),
         "flash attention needs a GPU",

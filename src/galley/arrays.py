@@ -47,7 +47,7 @@ class Job:
         data = self.spec.task.data
         contents = {source.what: source.sha256 for source in self.sources if source.what != "chat_template"}
         choices = [data.max_length, data.overlong, data.held_out, self.packed, self.vocab, self.spec.task.seed]
-        text = [self.tokens.template_hash, self.tokens.fingerprint]
+        text = [self.tokens.template_hash, self.tokens.fingerprint] + ["text"] * (data.format == "text")
         return digest([CODE_VERSION, FORMAT, contents, choices, text])
 
 
@@ -94,7 +94,8 @@ def _encode(job: Job, source: SourceFacts, flat: Path) -> Documents:
     tokens = job.tokens
     documents = encode(read_rows(source, job.spec), tokens.tokenizer, tokens.template, job.limits, flat)
     if len(documents.fates) == 0:
-        raise UserError(FIELDS[source.what], f"'{source.path}' holds no rows", "give one with conversations")
+        rows = "conversations" if job.spec.task.data.format == "chat" else "texts"
+        raise UserError(FIELDS[source.what], f"'{source.path}' holds no rows", f"give one with {rows}")
     if len(documents.kept) == 0:
         raise _nothing_left(documents, source, job.limits)
     highest = int(documents.tokens.max())
@@ -116,8 +117,11 @@ def _nothing_left(documents: Documents, source: SourceFacts, limits: Limits) -> 
 
 
 def _share(job: Job, documents: Documents) -> tuple[I64, I64]:
-    share, kept = job.spec.task.data.held_out, documents.kept
-    train, held_out = pick_held_out(len(documents.fates), share, job.spec.task.seed, kept)
+    share = job.spec.task.data.held_out
+    rows, row_of = np.unique(documents.sources, return_inverse=True)  # the pieces of one row stay together
+    kept = np.unique(row_of[documents.kept])
+    chosen, others = pick_held_out(len(rows), share, job.spec.task.seed, kept)
+    train, held_out = (np.flatnonzero(np.isin(row_of, each)) for each in (chosen, others))
     if not (documents.fates[train] == KEPT).any():
         what = f"{share:g} of {len(kept)} rows leaves none to train on"
         raise UserError("data.held_out", what, "give more rows, or say data.held_out=0")
@@ -139,11 +143,12 @@ def report(name: str, facts: SplitFacts, capacity: int | None) -> str:
     lost = {
         "longer than max_length dropped": facts.dropped_overlong,
         "cut to max_length": facts.truncated,
+        "further pieces of longer rows": facts.pieces,
         "with nothing to learn dropped": facts.dropped_unsupervised,
         "assistant turns masked": facts.turns_masked,
     }
     fill = [f"{facts.tokens / (facts.samples * capacity):.1%} full"] if capacity else []
-    counts = [f"{facts.documents:,} of {facts.rows:,} rows", f"{facts.samples:,} samples", *fill]
+    counts = [f"{facts.documents - facts.pieces:,} of {facts.rows:,} rows", f"{facts.samples:,} samples", *fill]
     counts += [f"{facts.tokens:,} tokens", f"{facts.supervised / facts.tokens:.1%} of them learnt"]
     counts += [f"{count:,} {what}" for what, count in lost.items() if count]
     return f"{name.replace('_', ' ')}: {', '.join(counts)}"

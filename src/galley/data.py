@@ -71,11 +71,11 @@ class SplitFacts(Part):
     """Counts over one split."""
 
     rows: int
-    """Conversations chosen for this split, before any was dropped."""
+    """Rows chosen for this split, before any was dropped."""
     samples: int
     """What training draws from: packed sequences, or single documents."""
     documents: int
-    """Conversations kept."""
+    """Conversations, or texts and pieces of texts, kept."""
     tokens: int
     """Tokens of all samples; there is no padding."""
     supervised: int
@@ -86,6 +86,8 @@ class SplitFacts(Part):
     """Conversations left out for being longer than ``max_length``."""
     truncated: int = 0
     """Conversations cut to ``max_length``."""
+    pieces: int = 0
+    """Further documents, from texts longer than ``max_length`` that were split."""
     dropped_unsupervised: int = 0
     """Conversations left out because no token of theirs is supervised."""
     turns_masked: int = 0

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from galley.chat import Document, Template, mark, tokenize
 from galley.data import DTYPES, I32, I64, IGNORED, U32, SplitFacts
+from galley.plain import tokenize_text
 from galley.rows import Row
 
 BATCH = 512
@@ -24,15 +25,15 @@ KEPT, OVERLONG, UNSUPERVISED = 0, 1, 2
 
 @dataclass(frozen=True)
 class Limits:
-    """What happens to long conversations."""
+    """What happens to long rows."""
 
     max_length: int
-    overlong: Literal["drop", "truncate"]
+    overlong: Literal["drop", "truncate", "split"]
 
 
 @dataclass
 class Fates:
-    """What became of each row, in reading order; lists of one entry a row."""
+    """What became of each row, in reading order; lists of one entry a row, or for each piece of one that was split."""
 
     sources: list[int] = field(default_factory=list)
     """Row of the source."""
@@ -68,7 +69,7 @@ def encode(rows: Iterable[Row], tokenizer: Any, template: Template, limits: Limi
     fates, kept = Fates(), [0]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "tokens.flat").open("wb") as tokens, (folder / "labels.flat").open("wb") as labels:
-        for row, document, masked in _documents(rows, tokenizer, template):
+        for row, document, masked in _documents(rows, tokenizer, template, limits):
             fate = _fate(document, limits)
             fates.sources.append(row.index)
             fates.lengths.append(len(document.tokens))
@@ -89,17 +90,30 @@ def encode(rows: Iterable[Row], tokenizer: Any, template: Template, limits: Limi
     )
 
 
-def _documents(rows: Iterable[Row], tokenizer: Any, template: Template) -> Iterator[tuple[Row, Document, int]]:
+def _documents(
+    rows: Iterable[Row], tokenizer: Any, template: Template, limits: Limits
+) -> Iterator[tuple[Row, Document, int]]:
     stream, done, began = iter(rows), 0, time.monotonic()
     said = began
     while batch := list(itertools.islice(stream, BATCH)):
-        rendered = [mark(template, row) for row in batch]
-        for row, each, document in zip(batch, rendered, tokenize(tokenizer, rendered), strict=True):
-            yield row, document, each.masked
+        yield from _tokenized(batch, tokenizer, template, limits)
         done, now = done + len(batch), time.monotonic()
         if now - said >= SAY_EVERY:
             print(f"data: {done:,} rows tokenised, {done / (now - began):,.0f} rows/s", flush=True)
             said = now
+
+
+def _tokenized(
+    batch: list[Row], tokenizer: Any, template: Template, limits: Limits
+) -> Iterator[tuple[Row, Document, int]]:
+    if batch[0].text is not None:
+        cut = limits.max_length if limits.overlong == "split" else None
+        for row, documents in zip(batch, tokenize_text(tokenizer, batch, cut), strict=True):
+            yield from ((row, document, 0) for document in documents)
+        return
+    rendered = [mark(template, row) for row in batch]
+    for row, each, document in zip(batch, rendered, tokenize(tokenizer, rendered), strict=True):
+        yield row, document, each.masked
 
 
 def _fate(document: Document, limits: Limits) -> int:
@@ -143,7 +157,7 @@ def write_split(folder: Path, documents: Documents, rows: I64, packing: list[lis
 def _facts(documents: Documents, rows: I64, samples: I64, supervised: I64, limits: Limits) -> SplitFacts:
     fates, long = documents.fates[rows], documents.lengths[rows] > limits.max_length
     return SplitFacts(
-        rows=len(rows),
+        rows=len(np.unique(documents.sources[rows])),
         samples=len(samples) - 1,
         documents=int((fates == KEPT).sum()),
         tokens=int(samples[-1]),
@@ -152,6 +166,7 @@ def _facts(documents: Documents, rows: I64, samples: I64, supervised: I64, limit
         dropped_overlong=int((fates == OVERLONG).sum()),
         truncated=int(((fates == KEPT) & long).sum()),
         dropped_unsupervised=int((fates == UNSUPERVISED).sum()),
+        pieces=len(rows) - len(np.unique(documents.sources[rows])),
         turns_masked=int(documents.masked[rows].sum()),
     )
 

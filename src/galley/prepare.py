@@ -50,7 +50,10 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
 def request_key(spec: RunSpec) -> str:
     """Hash of what the task asks of prepare; no file is opened for it."""
     task = spec.task
-    return digest([task.model.model_dump(mode="json"), task.data.model_dump(mode="json"), task.seed])
+    data = task.data.model_dump(mode="json")
+    if task.data.format == "chat":
+        del data["format"]  # as before there were others: what older runs prepared stays theirs
+    return digest([task.model.model_dump(mode="json"), data, task.seed])
 
 
 def ready(run: RunDir, key: str) -> Manifest | None:

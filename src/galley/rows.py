@@ -1,4 +1,4 @@
-"""Conversations, one at a time, from a JSONL file or a hub data set; the first bad row ends the reading."""
+"""Conversations or plain texts, one at a time, from JSONL or a hub data set; the first bad row ends the reading."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from galley.errors import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+TEXT_EXAMPLE = '{"text": "…"}'
 EXAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
 Message = dict[str, Any]
 
@@ -24,36 +25,50 @@ class Row:
     where: str
     """For an error line: ``file:line`` counted from 1, or ``data set, row N`` counted from 0."""
     messages: list[Message]
-    """At least one of them the assistant's."""
+    """At least one of them the assistant's; none in plain text."""
     tools: list[dict[str, Any]] | None
     """Tools the assistant could call, as the template takes them."""
+    text: str | None = None
+    """Plain text; None: a conversation."""
 
 
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """Rows of a file of one JSON object a line; blank lines count as lines and are passed over.
+def read_jsonl(path: Path, plain: bool = False) -> Iterator[Row]:
+    """Rows of a file of one JSON object a line; blank lines count as lines and are passed over. ``plain``: of texts.
 
-    Raises :class:`UserError` naming file and line for a line that is not UTF-8, not JSON or not a conversation.
+    Raises :class:`UserError` naming file and line for a line that is not UTF-8, not JSON or not such a row.
     """
     with path.open("rb") as file:
         for index, line in enumerate(file):
             where = f"{path}:{index + 1}"
             if line.strip():
-                yield _row(index, where, _parse(where, line))
+                record = _parse(where, line, TEXT_EXAMPLE if plain else EXAMPLE)
+                yield (_text if plain else _row)(index, where, record)
 
 
-def rows_of(records: Iterator[Mapping[str, Any]], name: str) -> Iterator[Row]:
+def rows_of(records: Iterator[Mapping[str, Any]], name: str, plain: bool = False) -> Iterator[Row]:
     """Rows of a hub data set that was loaded; errors name the data set and the row, counted from 0."""
     for index, record in enumerate(records):
-        yield _row(index, f"{name}, row {index}", record)
+        yield (_text if plain else _row)(index, f"{name}, row {index}", record)
 
 
-def _parse(where: str, line: bytes) -> object:
+def _text(index: int, where: str, record: object) -> Row:
+    text = record.get("text") if isinstance(record, Mapping) else None
+    if isinstance(text, str):
+        return Row(index, where, [], None, text)
+    what = f"`text` is {_kind(text)}" if isinstance(record, Mapping) else f"{_kind(record)}, not an object"
+    if isinstance(record, Mapping) and "text" not in record:
+        what = f"no `text`, only {', '.join(map(str, record))[:200] or 'nothing'}"
+    todo = f"write rows such as {TEXT_EXAMPLE}, or say data.format=chat"
+    raise UserError(where, f"not a plain text: {what}", todo)
+
+
+def _parse(where: str, line: bytes, example: str) -> object:
     try:
         value: object = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(where, f"not UTF-8 at byte {error.start}", "save the file as UTF-8") from None
     except ValueError as error:
-        raise UserError(where, f"not JSON: {error}", f"write one object a line, such as {EXAMPLE}") from None
+        raise UserError(where, f"not JSON: {error}", f"write one object a line, such as {example}") from None
     return value
 
 

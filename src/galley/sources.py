@@ -64,13 +64,13 @@ def _file(what: What, path: Path) -> SourceFacts:
 
 
 def read_rows(source: SourceFacts, spec: RunSpec) -> Iterator[Row]:
-    """The conversations of a source, as they come."""
-    path = Path(source.path)
+    """The conversations, or plain texts, of a source, as they come."""
+    path, plain = Path(source.path), spec.task.data.format == "text"
     if path.is_absolute():
-        return read_jsonl(path)
+        return read_jsonl(path, plain)
     from galley.fetch import load_data
 
-    return rows_of(load_data(source.path, source.revision, spec.task.data.split), source.path)
+    return rows_of(load_data(source.path, source.revision, spec.task.data.split), source.path, plain)
 
 
 def check_sources(sources: list[SourceFacts], spec: RunSpec) -> None:

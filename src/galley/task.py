@@ -5,7 +5,7 @@ A field whose default changes nothing keeps older ``run.json`` files loading.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,7 +37,7 @@ class Model(Part):
 
 
 class Data(Part):
-    """Conversations to learn from: one JSON object a row, with ``messages: [{role, content}, …]``."""
+    """What to learn from: one JSON object a row, with ``messages: [{role, content}, …]``, or with ``text``."""
 
     path: str
     """A ``.jsonl`` file or a hub data set id; as the user wrote it."""
@@ -53,8 +53,19 @@ class Data(Part):
     """Longest sample in tokens; a packed sample holds whole documents up to this length."""
     packing: bool = True
     """Fill each sample with several documents, none of which attends to another."""
-    overlong: Literal["drop", "truncate"] = "drop"
-    """What to do with a conversation of more than ``max_length`` tokens; either way it is counted and reported."""
+    overlong: Literal["drop", "truncate", "split"] = "drop"
+    """What to do with a row of more than ``max_length`` tokens; it is counted and reported. ``split`` cuts plain text
+    into several, and is its default."""
+    format: Literal["chat", "text"] = "chat"
+    """``chat``: conversations, of which the assistant's tokens are learnt. ``text``: plain text, of which every token
+    is, with no chat template and an end-of-sequence token after each row (continued pretraining)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_split(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("format") == "text":
+            return {"overlong": "split"} | given
+        return given
 
 
 class Method(Part):
@@ -163,7 +174,8 @@ class Task(Part):
     model: Model
     data: Data
     objective: Literal["sft"] = "sft"
-    """``sft``: next-token cross-entropy on assistant tokens, averaged over the global batch's supervised tokens."""
+    """``sft``: next-token cross-entropy on assistant tokens (plain text: on all), averaged over the global batch's
+    supervised tokens."""
     method: Method = Method()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()

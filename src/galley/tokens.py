@@ -43,6 +43,8 @@ def load_tokens(spec: RunSpec, folder: Path) -> Tokens:
     Raises :class:`UserError` where there is no tokenizer, no fast one, no template, or a template that fails.
     """
     tokenizer = _load(folder, spec.task.model.trust_remote_code)
+    if spec.task.data.format == "text":
+        return _without_template(tokenizer)
     text, added = choose_template(tokenizer, spec)
     template = study(tokenizer, text)
     if spec.task.model.chat_template and template.end_of_turn and "eos_token" not in text:
@@ -50,6 +52,15 @@ def load_tokens(spec: RunSpec, folder: Path) -> Tokens:
     tokenizer.chat_template = text
     if template.end_of_turn is None and not template.marked:
         print("warning: the chat template ends no answer with a special token: the model cannot learn to stop")
+    return _tokens(tokenizer, template, text, added)
+
+
+def _without_template(tokenizer: Any) -> Tokens:
+    """For plain text, which no template goes around; the tokenizer keeps its own, if it has one."""
+    return _tokens(tokenizer, Template(text="", variables={}), "", [])
+
+
+def _tokens(tokenizer: Any, template: Template, text: str, added: list[str]) -> Tokens:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()

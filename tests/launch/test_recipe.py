@@ -98,6 +98,12 @@ def test_a_missing_section_is_named() -> None:
     assert line.startswith("x.yaml: duration: is missing; its keys: duration.epochs")
 
 
+def test_plain_text_is_split_unless_it_is_said_otherwise() -> None:
+    assert build(override(LEAST, ["format=text"]), "x.yaml").data.overlong == "split"
+    assert build(override(LEAST, ["format=text", "overlong=drop"]), "x.yaml").data.overlong == "drop"
+    assert build(LEAST, "x.yaml").data.overlong == "drop"
+
+
 def test_an_override_replaces_the_other_ways_to_say_it() -> None:
     recipe = build(override(LEAST, ["steps=20", "batch.tokens=4096"]), "x.yaml")
     assert (recipe.duration.steps, recipe.duration.epochs) == (20, None)
