@@ -26,7 +26,7 @@ _SUFFIXES = (".yaml", ".yml")
 _FILES = ("extends", "model.path", "model.chat_template", "data.path", "data.held_out_path", "deepspeed")
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])")
 _MILLIONS = {"m": 1.0, "b": 1000.0}
-_WIDTH = 120
+_WIDTH, _MODEL = 120, 28
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def listing(words: Sequence[str]) -> int:
         print(f"galley: note: {problem}", file=sys.stderr)
     if not found:
         raise UserError("recipes", f"none matches {' '.join(words)!r}", "list them all: galley recipes")
-    cells = [(name, model.rpartition("/")[2], *rest) for name, model, *rest in found]
+    cells = [(name, _cut(model.rpartition("/")[2], _MODEL), *rest) for name, model, *rest in found]
     columns = ("recipe", "model", "method", "zero", "about")
     room = _WIDTH - sum(max(map(len, each)) + 2 for each in list(zip(columns, *cells, strict=True))[:-1])
     table(columns, [(*each[:-1], _cut(each[-1], room)) for each in cells])

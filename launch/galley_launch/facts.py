@@ -6,7 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -94,11 +94,17 @@ def _from_metadata(file: BinaryIO, count: int) -> Facts:
     return Facts(hidden, layers, vocab)
 
 
-def table() -> dict[str, dict[str, int]]:
-    """The bundled table: hub id to facts."""
+def table() -> dict[str, dict[str, Any]]:
+    """The bundled table: hub id to facts, and to the shapes from which the number of parameters follows."""
     path = Path(__file__).with_name("models.json")
-    known: dict[str, dict[str, int]] = json.loads(path.read_text(encoding="utf-8"))
+    known: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return known
+
+
+def of_table(hub_id: str) -> Facts:
+    """Facts of a model in the bundled table; all None where it is not there."""
+    known = table().get(hub_id, {})
+    return Facts(**{fact.name: known.get(fact.name) for fact in fields(Facts)})
 
 
 def _cached_config(hub_id: str) -> Path | None:
@@ -115,7 +121,7 @@ def of_model(path: str) -> Facts:
     if place.suffix == ".gguf" and place.is_file():
         return of_gguf(place)
     config = place / "config.json" if place.is_dir() else _cached_config(path)
-    known = Facts(**table().get(path, {}))
+    known = of_table(path)
     if config is None:
         return known
     try:

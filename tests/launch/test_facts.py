@@ -10,6 +10,7 @@ import pytest
 from galley.errors import UserError
 from galley_launch import catalogue, facts
 from galley_launch.facts import Facts
+from launch import sizes
 
 
 def test_a_gguf_header_gives_the_facts(tmp_path: Path) -> None:
@@ -70,3 +71,11 @@ def test_a_model_that_was_downloaded_before_is_known(tmp_path: Path, monkeypatch
 def test_the_table_knows_the_models_of_every_recipe() -> None:
     for path in catalogue.recipes().values():
         assert catalogue.read(path).tree["model"]["path"] in facts.table()
+
+
+@pytest.mark.parametrize("model", sorted(facts.table()))
+def test_the_number_of_parameters_follows_from_the_shapes(model: str) -> None:
+    """To the last one: the stated numbers are those of the hub's files."""
+    shapes = facts.table()[model]
+    assert sizes.parameters(shapes) == shapes["parameters"]
+    assert facts.of_model(model) == Facts(*(shapes[name] for name in ("hidden_size", "layers", "vocab", "parameters")))
