@@ -9,8 +9,8 @@ from galley.errors import UserError
 from galley_launch.arguments import nearest
 from galley_launch.recipe import Recipe
 
-# Whatever DeepSpeed's builder would make of these, the loop's own AdamW is what runs.
-_ADAM = ("adamw", "adam")
+# Whatever DeepSpeed's builder would make of these, the loop's own optimizer is what runs.
+_TYPES = {"adamw": ("adamw", "adam"), "lion": ("lion",)}
 _IGNORED = {"torch_adam": "", "adam_w_mode": "", "bias_correction": "", "warmup_type": ""}
 _CURVES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 
@@ -42,9 +42,11 @@ def drop_optimizer_and_scheduler(config: dict[str, Any], label: str, recipe: Rec
     """Take both blocks out of ``config``. Raises ``UserError`` where one says something else than the recipe."""
     where = f"deepspeed {label}"
     optimizer, scheduler = config.pop("optimizer", None) or {}, config.pop("scheduler", None) or {}
-    kind = str(optimizer.get("type", "AdamW"))
-    if kind.lower() not in (*_ADAM, "auto"):
-        raise UserError(where, f"optimizer.type {kind!r}, but recipes train with AdamW", "take the optimizer block out")
+    kind = str(optimizer.get("type", "auto"))
+    name = recipe.optimizer.name
+    if kind.lower() not in (*_TYPES.get(name, ()), "auto"):
+        what = f"optimizer.type {kind!r}, but the recipe says optimizer.name {name}"
+        raise UserError(where, what, "take the optimizer block out")
     _compare(optimizer, _optimizer(recipe), f"{where}: optimizer")
     concrete = _compare(scheduler, _scheduler(recipe), f"{where}: scheduler")
     curve = _CURVES.get(str(scheduler.get("type")))

@@ -12,6 +12,19 @@ def _is_local(path: str) -> bool:
 
 
 RECIPE_RULES = (
+    # The optimizer
+    Rule(
+        "optimizer.name",
+        lambda case: case.recipe.optimizer.name != "adamw" and case.offload("optimizer") != "none",
+        "DeepSpeed steps offloaded state with AdamW only",
+        "use optimizer.name=adamw, or take offload_optimizer out",
+    ),
+    Rule(
+        "optimizer.name",
+        lambda case: case.recipe.optimizer.name.startswith("paged") and case.device == "cpu",
+        "paging is between a GPU and its host",
+        "use optimizer.name=adamw_8bit",
+    ),
     # The method
     Rule(
         "method.dora",

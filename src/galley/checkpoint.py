@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from galley.engine import Engine, Fragment, base_optimizer, fragments, refresh_gathered, set_weight
+from galley import optimizers
+from galley.engine import Engine, base_optimizer, fragments, refresh_gathered, set_weight
 from galley.errors import UserError
+from galley.flats import numbered, pack
 from galley.model import trained
+from galley.optimizers import MOMENTS
 from galley.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, write_atomic
 from galley.stage import Superseded
 from galley.world import World
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -139,7 +139,7 @@ class Writer:
         if self.engine.zero_optimization_stage() == 0 and not self.world.is_first:
             return  # every rank holds the same
         path = folder / f"rank-{self.world.rank:05d}.safetensors"
-        tensors, layout = _pack(fragments(self.engine), base_optimizer(self.engine))
+        tensors, layout = pack(fragments(self.engine), base_optimizer(self.engine))
         save_file(tensors, path, metadata={"fragments": json.dumps(layout)})
         fsync_path(path)
 
@@ -204,27 +204,6 @@ def _manifest_text(files: dict[str, int], state: State, made_by: dict[str, Any])
     return json.dumps(manifest, indent=1)
 
 
-Layout = list[tuple[str, int, int, int, int]]
-"""One row a fragment: parameter, start in it, elements, number of the flat tensor, offset in that."""
-
-
-def _pack(held: Iterable[Fragment], optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], Layout]:
-    tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[int, int] = {}
-    layout: Layout = []
-    for each in held:
-        number = numbers.setdefault(id(each.flat), len(numbers))
-        layout.append((each.name, each.start, each.numel, number, each.offset))
-        if f"weight.{number}" in tensors:
-            continue
-        tensors[f"weight.{number}"] = each.flat.detach().reshape(-1).cpu()
-        for moment in MOMENTS:
-            value = optimizer.state.get(each.flat, {}).get(moment)
-            if value is not None:
-                tensors[f"{moment}.{number}"] = value.detach().reshape(-1).cpu()
-    return tensors, layout
-
-
 class Reader:
     """Reads slices of parameters out of a checkpoint, mapping its files rather than loading them."""
 
@@ -277,6 +256,7 @@ def load(checkpoint: Checkpoint, engine: Engine) -> State:
     for name, parameter in parameters.items():
         set_weight(parameter, reader.whole(name))
     _load_optimizer(reader, engine, state.step)
+    _load_packed(reader, checkpoint, engine)
     refresh_gathered(engine, before=False)
     return state
 
@@ -285,15 +265,26 @@ def _load_optimizer(reader: Reader, engine: Engine, step: int) -> None:
     optimizer, moments = base_optimizer(engine), reader.has_moments()
     for each in fragments(engine):
         if moments and each.flat not in optimizer.state:
-            optimizer.state[each.flat] = _fresh_state(each.flat, optimizer, step)
+            optimizer.state[each.flat] = optimizers.fresh(optimizer, each.flat, step)
         targets = {"weight": each.flat.data}
         if moments:
-            targets |= {key: optimizer.state[each.flat][key] for key in MOMENTS}
+            state = optimizer.state[each.flat]
+            targets |= {key: state[key] for key in MOMENTS if key in state}
         for kind, flat in targets.items():
             reader.fill(kind, each.name, each.start, flat.view(-1)[each.offset : each.offset + each.numel])
 
 
-def _fresh_state(flat: torch.Tensor, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
-    native = type(optimizer).__name__ == "DeepSpeedCPUAdam"
-    count = step if native else torch.tensor(float(step), device=flat.device)
-    return {"step": count} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
+def _load_packed(reader: Reader, checkpoint: Checkpoint, engine: Engine) -> None:
+    """8-bit state goes back to the flat tensors that it is of: its blocks do not follow the parameters' borders."""
+    optimizer, rank = base_optimizer(engine), torch.distributed.get_rank()
+    if not optimizers.packs(optimizer):
+        return
+    made = read_json(checkpoint.manifest) or {}
+    flats, layout = numbered(fragments(engine))
+    file = reader.files[min(rank, len(reader.files) - 1)]
+    here = (torch.distributed.get_world_size(), engine.zero_optimization_stage())
+    same = here == (made["world"], made["zero_stage"])
+    if not same or [list(row) for row in layout] != json.loads(file.metadata()["fragments"]):
+        what = f"has 8-bit optimizer state, which is of {made['world']} ranks under ZeRO-{made['zero_stage']}"
+        raise UserError(str(checkpoint.root), what, "go on with as many ranks, that stage and the same buckets")
+    optimizers.restore_packed(optimizer, flats, file)

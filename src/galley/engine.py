@@ -11,7 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 
-from galley import sharded
+from galley import optimizers, sharded
 from galley.model import trained
 from galley.spec import Optimizer, RunSpec
 
@@ -53,22 +53,14 @@ def _groups(model: Any, optimizer: Optimizer) -> list[dict[str, Any]]:
     ]
 
 
-def _adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offloaded: bool) -> torch.optim.Optimizer:
-    settings: dict[str, Any] = {"lr": optimizer.lr, "betas": optimizer.betas, "eps": optimizer.eps}
-    if offloaded:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        made: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-        return made
-    return torch.optim.AdamW(groups, fused=True, **settings)
-
-
 def build(model: Any, spec: RunSpec) -> Engine:
-    """Wrap ``model`` in a DeepSpeed engine with our AdamW; the loop sets the learning rate."""
+    """Wrap ``model`` in a DeepSpeed engine with our optimizer; the loop sets the learning rate."""
     config = dict(spec.placement.deepspeed)
     config["gradient_clipping"] = spec.task.optimizer.clip or NO_CLIP
     offload = config.get("zero_optimization", {}).get("offload_optimizer") or {}
-    optimizer = _adamw(_groups(model, spec.task.optimizer), spec.task.optimizer, offload.get("device") == "cpu")
+    ours = spec.task.optimizer
+    config["zero_allow_untested_optimizer"] = ours.name != "adamw"
+    optimizer = optimizers.make(_groups(model, ours), ours, offload.get("device") == "cpu")
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
 
@@ -92,7 +84,7 @@ def step(engine: Engine) -> float:
 
 
 def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
-    """The AdamW inside whatever ZeRO wraps around it; its state is keyed by flat fp32 tensors (or parameters)."""
+    """The optimizer inside whatever ZeRO wraps around it; its state is keyed by flat fp32 tensors (or parameters)."""
     inner: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     return inner
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -96,10 +96,12 @@ class Method(Part):
 
 
 class Optimizer(Part):
-    """AdamW (Loshchilov and Hutter, 2019); norms and biases are not decayed."""
+    """How weights follow their gradients; norms and biases are not decayed."""
 
-    name: Literal["adamw"] = "adamw"
-    """The optimizer."""
+    name: Literal["adamw", "lion", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """``adamw`` (Loshchilov and Hutter, 2019); ``lion`` (Chen et al., 2023): half the state, wants a third of the rate;
+    ``adamw_8bit`` (Dettmers et al., 2022, bitsandbytes): a quarter of the state; ``paged_…``: in memory that a GPU
+    shares with its host."""
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -114,6 +116,13 @@ class Optimizer(Part):
     """Largest global gradient norm; 0 turns clipping off."""
     grad_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which gradients accumulate over micro-batches."""
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _whole_matrices(cls, name: Any) -> Any:
+        if name in ("adafactor", "muon"):
+            raise ValueError(f"{name} steps whole matrices, and ZeRO keeps flat slices of them; use adamw or lion")
+        return name
 
 
 class Schedule(Part):

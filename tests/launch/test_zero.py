@@ -143,7 +143,7 @@ def test_a_real_users_json_is_completed() -> None:
             "DeepSpeed has no key 'optimizer.parms'; did you mean 'params'?",
         ),
         ({"optimizer": {"type": "AdamW", "params": {"leraning_rate": 1}}}, "no parameter 'leraning_rate'"),
-        ({"optimizer": {"type": "Lamb"}}, "optimizer.type 'Lamb', but recipes train with AdamW"),
+        ({"optimizer": {"type": "Lamb"}}, "optimizer.type 'Lamb', but the recipe says optimizer.name adamw"),
         ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 9}}}, "set schedule.warmup in the recipe"),
         ({"gradient_cliping": 1.0}, "DeepSpeed has no key 'gradient_cliping'; did you mean 'gradient_clipping'?"),
         ({"zero_optimisation": {}}, "DeepSpeed has no key 'zero_optimisation'; did you mean 'zero_optimization'?"),
@@ -256,6 +256,21 @@ def test_zero_0_cannot_accumulate_in_bfloat16() -> None:
 def test_dora_is_refused_under_zero_3() -> None:
     assert "which ZeRO-3 has sharded; use deepspeed=zero2" in refusal(preset("zero3"), "dora=true")
     assert finish(preset("zero2"), "dora=true")
+
+
+def test_optimizers_are_refused_where_they_do_not_work() -> None:
+    for name in ("lion", "adamw_8bit"):
+        assert finish(preset("zero2"), f"optimizer.name={name}")
+        assert "with AdamW only; use optimizer.name" in refusal(preset("zero3_offload_cpu"), f"optimizer.name={name}")
+    paged = ["optimizer.name=paged_adamw_8bit"]
+    assert "paging is between a GPU and its host; use optimizer.name=adamw_8bit" in refusal(preset("zero2"), *paged)
+    assert finish(preset("zero2"), *paged, device="cuda")
+    for name in ("muon", "adafactor"):
+        line = refusal(preset("zero2"), f"optimizer.name={name}")
+        assert f"{name} steps whole matrices, and ZeRO keeps flat slices of them; use adamw or lion" in line
+    block = {"zero_optimization": {"stage": 2}, "optimizer": {"type": "Lion", "params": {"lr": "auto"}}}
+    assert finish(block, "optimizer.name=lion")
+    assert "but the recipe says optimizer.name adamw_8bit" in refusal(block, "optimizer.name=adamw_8bit")
 
 
 def test_int8_weights_are_refused_under_zero_3() -> None:

@@ -42,6 +42,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.make_model(tmp_path_factory.mktemp("llama"), tie_word_embeddings=True)
 
 
+@pytest.fixture(scope="session")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an output head of its own."""
+    return toy.make_model(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
+
+
 @pytest.fixture
 def train(ranks: Ranks) -> toy.Train:
     """Train a run whose data and spec are written; fails with rank 0's log."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, metrics, write_data, write_tokenizer
 from train.plain import plain_losses
@@ -20,11 +19,6 @@ from galley.rundir import RunDir
 
 SAMPLES = [[document] for document in make_documents(24)]
 ADAPTER: dict[str, Any] = {"rank": 4, "alpha": 8}
-
-
-@pytest.fixture(scope="session")
-def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy.make_model(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="session")
@@ -152,31 +146,6 @@ def test_each_token_knows_how_long_its_document_is(tmp_path: Path, llama: Path) 
         for row, part in enumerate(parts):
             assert sizes[row, : sum(part)].tolist() == [size for size in part for _ in range(size)]
         assert int(sizes.min()) >= 1
-
-
-def depth(name: str) -> int:
-    """Layers of two from the top, counted by hand."""
-    return 2 if "embed_tokens" in name else 1 if ".layers.0." in name else 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "world", "kind", "offload"),
-    [(0, 1, "full", False), (1, 2, "full", False), (2, 2, "lora", False), (3, 2, "full", False), (3, 1, "full", True)],
-)
-def test_layers_learn_at_a_rate_of_their_own(
-    tmp_path: Path, train: Train, untied: Path, stage: int, world: int, kind: str, offload: bool
-) -> None:
-    task = {
-        "method": ADAPTER | {"kind": kind},
-        "optimizer": {"lr": 1e-2, "weight_decay": 0.1, "layer_decay": 0.3},
-    }
-    run = go(train, tmp_path / "run", untied, stage=stage, world=world, offload=offload, task=task)
-    expected = plain_losses(tmp_path / "p", untied, SAMPLES, scale=lambda n: 0.3 ** depth(n), steps=4, task=task)
-    assert metrics(run) == pytest.approx(expected, rel=1e-4)
-    alike = plain_losses(tmp_path / "alike", untied, SAMPLES, steps=4, task=task)
-    assert metrics(run) != pytest.approx(alike, rel=1e-3), "all layers learnt alike"
-    resumes_to_the_bit(train, run)
 
 
 def attached(folder: Path, manifest_of: Path, **method: Any) -> Any:
