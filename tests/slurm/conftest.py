@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from slurm.box import Box, end_abandoned, why_not
 from slurm.fakes.scenario import Scenario, path_without_slurm
+from slurm.result import endings
 
 if TYPE_CHECKING:
     from slurm.runs import Kitchen  # imports torch
@@ -67,9 +68,12 @@ def _kitchen(_box: Box, tmp_path_factory: pytest.TempPathFactory) -> "Kitchen":
 
 
 @pytest.fixture
-def kitchen(slurm: Box, _kitchen: "Kitchen") -> "Kitchen":
-    """A small model, its data and recipes, to be submitted to the cluster."""
-    return _kitchen
+def kitchen(slurm: Box, _kitchen: "Kitchen", request: pytest.FixtureRequest) -> Iterator["Kitchen"]:
+    """A small model, its data and recipes, to be submitted to the cluster. Reports say how the attempts ended."""
+    _kitchen.made.clear()
+    yield _kitchen
+    if _kitchen.made:
+        request.node.user_properties.append(("attempts", endings(_kitchen.made[-1].endings())))
 
 
 @pytest.fixture

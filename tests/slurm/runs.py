@@ -27,16 +27,19 @@ from galley_launch import queue
 from galley_launch.job import chain
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, EVERY = 48, 8
-"""Steps of the ``long`` recipe, and how many of them lie between checkpoints."""
+STEPS = 48
+"""Steps of the ``long`` recipe, which takes seconds; ``slow`` takes minutes."""
+RECIPES = {"tiny": (16, 8, 4), "long": (16, STEPS, 8), "slow": (64, 240, 10)}
+"""Samples a step, steps, and steps between checkpoints."""
 RECIPE = """about: {about}
 model: {{path: model, dtype: float32}}
 data: {{path: chats.jsonl, max_length: 128, held_out: 0.05, packing: false}}
 method: {{kind: full}}
 optimizer: {{lr: 1e-3}}
-batch: {{samples: 16}}
+batch: {{samples: {samples}}}
 duration: {{steps: {steps}}}
 micro_batch: 2
+threads: 1
 activation_checkpointing: false
 cadence: {{save_every: {every}}}
 """
@@ -63,12 +66,15 @@ class Submitted:
 
     def wait(self, what: str, there: Callable[[], bool], timeout: float = 240) -> None:
         """Wait until ``there``; fails, with the run's whole story, where it is not or where no job is left."""
-        end = time.monotonic() + timeout
+        end, asked = time.monotonic() + timeout, 0.0
         while not there():
-            late = time.monotonic() > end
-            if late or (not self.live() and not there()):
-                reason = f"not within {timeout:.0f} s" if late else "and no job is left"
-                raise AssertionError(f"{what}: {reason}\n{self.story()}")
+            now = time.monotonic()
+            if now > end:
+                raise AssertionError(f"{what}: not within {timeout:.0f} s\n{self.story()}")
+            if now > asked + 1:
+                asked = now
+                if not self.live() and not there():
+                    raise AssertionError(f"{what}: and no job is left\n{self.story()}")
             time.sleep(0.1)
 
     def live(self) -> list[str]:
@@ -129,7 +135,9 @@ class Submitted:
     def rank(self, rank: int, number: int) -> tuple[str, int]:
         """Node and process number there of a rank of attempt ``number``, once it takes steps."""
         node = str(self.facts(number)["nodes"][rank])
-        found = self.box.cluster("on", node, "sh", "-c", f"cat /dev/shm/galley-*/rank-{rank}.json").stdout
+        found = self.box.cluster(
+            "on", node, "sh", "-c", f"cat /dev/shm/galley-*-{self.job_of(number)}.*/rank-{rank}.json"
+        ).stdout
         return node, int(json.loads(found)["pid"])
 
     def story(self) -> str:
@@ -157,13 +165,20 @@ class Kitchen:
     folder: Path
     box: Box
     known: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
+    made: list[Submitted] = field(default_factory=list)
+    """What the test that runs has submitted."""
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of ``galley``: the cluster's commands, and this checkout."""
+        return {**self.box.env, "PYTHONPATH": f"{ROOT}/launch:{ROOT}/src"}
 
     def galley(self, *words: str, timeout: float = 60, **env: str) -> tuple[int, str, str]:
         """(status, stdout, stderr) of a ``galley`` command, typed in the folder of the recipes."""
         done = subprocess.run(
             [sys.executable, "-m", "galley_launch", *words],
             cwd=self.folder,
-            env={**self.box.env, **env},
+            env={**self.env, **env},
             timeout=timeout,
             capture_output=True,
             text=True,
@@ -180,7 +195,9 @@ class Kitchen:
         settings = [f"{key}={value}" for key, value in given.items()]
         status, out, err = self.galley("submit", f"{recipe}.yaml", *settings, **env)
         assert status == 0, out + err
-        return Submitted(self.box, RunDir(self.folder / given.get("runs", "runs") / given["name"]), out + err)
+        run = RunDir(self.folder / given.get("runs", "runs") / given["name"])
+        self.made.append(Submitted(self.box, run, out + err))
+        return self.made[-1]
 
     def losses(self, recipe: str, ranks: int, *words: str) -> list[float]:
         """The losses of an undisturbed ``galley run`` on one box; trained once for all tests."""
@@ -189,7 +206,11 @@ class Kitchen:
             name = "alone-" + hashlib.sha256(repr(key).encode()).hexdigest()[:8]
             more = ("device=cpu", f"ranks={ranks}", f"name={name}", *words)
             cache = {"GALLEY_CACHE": str(self.folder / "cache"), "TORCH_EXTENSIONS_DIR": str(operators(self.folder))}
-            status, out, err = self.galley("run", f"{recipe}.yaml", *more, timeout=400, **cache)
+            try:
+                status, out, err = self.galley("run", f"{recipe}.yaml", *more, timeout=900, **cache)
+            except subprocess.TimeoutExpired:
+                self.galley("stop", name)  # it would go on
+                raise
             assert status == 0, out + err
             self.known[key] = losses(RunDir(self.folder / "runs" / name))
         return self.known[key]
@@ -261,8 +282,9 @@ def make_kitchen(folder: Path, box: Box) -> Kitchen:
     tokenizer.save_pretrained(folder / "model")
     talks = [chat(f"How many oars has ship {n}?", f"Ship {n} has {n * 7 % 40} oars.") for n in range(400)]
     write_jsonl(folder / "chats.jsonl", talks)
-    for name, steps, every in (("tiny", 8, 4), ("long", STEPS, EVERY)):
-        (folder / f"{name}.yaml").write_text(RECIPE.format(about=name, steps=steps, every=every), encoding="utf-8")
+    for name, (samples, steps, every) in RECIPES.items():
+        text = RECIPE.format(about=name, samples=samples, steps=steps, every=every)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     (folder / "box.yaml").write_text(PROFILE.format(cache=folder / "cache"), encoding="utf-8")
     _seed_operators(folder)
     return Kitchen(folder, box)

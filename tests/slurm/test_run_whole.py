@@ -78,7 +78,7 @@ def test_two_nodes_of_two_ranks_from_code_that_is_spoilt_later(
 
     follower = subprocess.Popen(
         [sys.executable, "-m", "galley_launch", "logs", str(made.run.root)],
-        cwd=kitchen.folder, env=kitchen.box.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=kitchen.folder, env=kitchen.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert f"HF_TOKEN={SENTINEL}\0" in environment_of(kitchen, "galley.prepare")
     made.wait_over()
