@@ -10,7 +10,8 @@ from typing import Any
 from galley.rundir import RunDir, read_json, write_atomic
 from galley_launch.job import slurm
 
-_DEFAULT_S = 300
+DEFAULT_S = 300
+"""What a stop before the time limit takes, in seconds, until it has been measured."""
 _ROWS = 2000
 
 
@@ -110,7 +111,7 @@ def need(run: RunDir, limit_s: float) -> float:
     At most half of the limit. Five minutes until something has been measured.
     """
     step, save = measured(run)
-    wanted = 2 * step + 1.5 * (save or 30.0) + 10 if step else _DEFAULT_S
+    wanted = 2 * step + 1.5 * (save or 30.0) + 10 if step else DEFAULT_S
     return min(wanted, limit_s / 2)
 
 

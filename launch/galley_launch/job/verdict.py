@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,7 @@ def _begin(run: RunDir, stage: str, step: str) -> int:
     return 0
 
 
-def _why(job: slurm.Job | None, lead: float) -> str:
+def _why(job: slurm.Job | None, need: float, limit_s: float) -> str:
     """What a signal to the batch script means: Slurm says it only beside the signal."""
     if job is None:
         return "signal"
@@ -39,17 +40,27 @@ def _why(job: slurm.Job | None, lead: float) -> str:
     if job.state == "CANCELLED":
         return "cancel"
     left = slurm.now_left(job)
+    lead = max(need, min(chain.DEFAULT_S, limit_s / 2))  # what the job was submitted with, at most
     return "walltime" if left is not None and left < lead + _EARLY_S else "signal"
 
 
 def _stop(attempt: Attempt, signal: str) -> int:
-    """Turn a signal into a request to save and stop."""
+    """Turn a signal into a request to save and stop. Slurm's warning of the time limit comes early: it starts a clock,
+    in case that the job's own does not run any more.
+    """
     try:
         job = slurm.job(os.environ["SLURM_JOB_ID"])
     except (slurm.SlurmError, KeyError):
         job = None
     run = RunDir(attempt.root.parent.parent)
-    reason = _why(job, chain.lead(run, int((read_json(run.cluster) or {})["limit_s"])))
+    limit_s = float((read_json(run.cluster) or {})["limit_s"])
+    need = chain.need(run, limit_s)
+    reason, left = _why(job, need, limit_s), (slurm.now_left(job) if job else None) or 0.0
+    if signal == "USR1" and reason == "walltime" and left > need:
+        print(f"galley: SIGUSR1: {left:.0f} s are left; {need:.0f} s before the end the ranks are asked", flush=True)
+        clock = [sys.executable, "-E", "-s", str(run.code / "verdict.py"), "clock", str(run.root), str(attempt.root)]
+        subprocess.Popen([*clock, str(os.getppid())], start_new_session=True)
+        return 0
     print(f"galley: SIG{signal}: {reason}; asking the ranks to save and stop", flush=True)
     attempt.request_stop(reason)
     return 0
