@@ -15,6 +15,10 @@ local=$scratch/galley-$UID-${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}-$node
 beats=$local/heartbeats shm=/dev/shm/${local##*/} # in memory where that can be: each rank writes there at every step
 (umask 077 && mkdir -p "$shm") 2>/dev/null && [[ -O $shm ]] && beats=$shm
 trap 'rm -rf "$local" "$beats"' EXIT
+for old in "$scratch/galley-$UID"-*-"$node"; do # what jobs left that were killed
+  [[ -O $old && -s $old/pid ]] && ! kill -0 "$(<"$old/pid")" 2>/dev/null && rm -rf "$old" "/dev/shm/${old##*/}"
+done
+echo $$ >"$local/pid"
 export TMPDIR=$local/tmp TRITON_CACHE_DIR=$local/triton TORCHINDUCTOR_CACHE_DIR=$local/inductor \
   CUDA_CACHE_PATH=$local/nv GALLEY_HEARTBEATS=$beats GALLEY_SCRATCH=$scratch
 # Nodes often lack a compiler: take along what prepare compiled.
