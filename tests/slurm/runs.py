@@ -29,7 +29,7 @@ from galley_launch.job import chain
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 48
 """Steps of the ``long`` recipe, which takes seconds; ``slow`` takes minutes."""
-RECIPES = {"tiny": (16, 8, 4), "long": (16, STEPS, 8), "slow": (64, 240, 10)}
+RECIPES = {"tiny": (16, 8, 4), "long": (16, STEPS, 8), "slow": (64, 360, 10)}
 """Samples a step, steps, and steps between checkpoints."""
 RECIPE = """about: {about}
 model: {{path: model, dtype: float32}}
