@@ -28,7 +28,7 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
 def test_the_demo(kitchen: Kitchen, smollm: str, zero: str) -> None:
-    words = (f"model.path={smollm}", f"deepspeed={zero}", "cluster.ranks_per_node=2", "cluster.time=60")
+    words = (f"model.path={smollm}", f"deepspeed={zero}", "micro_batch=1", "cluster.ranks_per_node=2", "cluster.time=60")
     made = kitchen.submit(str(ROOT / "recipes" / "demo"), *words)
     follower = subprocess.Popen(
         [sys.executable, "-m", "galley_launch", "logs", str(made.run.root)],
@@ -41,7 +41,7 @@ def test_the_demo(kitchen: Kitchen, smollm: str, zero: str) -> None:
     for text in ("data: ready", "step 1/", "held-out loss", "exported"):
         assert text in told
     held_out = [row["held_out_loss"] for row in rows(made.run) if "held_out_loss" in row]
-    assert losses(made.run)[0] > 1
+    assert losses(made.run)[0] > 0.5
     assert held_out[-1] < 0.2, held_out
     assert (made.run.export / "model" / "model.safetensors").is_file()
     assert (made.run.export / "adapter" / "adapter_config.json").is_file()

@@ -23,12 +23,12 @@ CHECKPOINT_MB = 9
 
 @pytest.fixture
 def small(kitchen: Kitchen, tmp_path: Path) -> Iterator[Path]:
-    """A disk of 48 MB that all nodes share: one block device, mounted everywhere."""
+    """A disk of 1.5 GB (a job's preflight wants one) that all nodes share: one block device, mounted everywhere."""
     if not (shutil.which("mkfs.ext4") and shutil.which("losetup")):
         pytest.skip("needs mkfs.ext4 and losetup")
     image, folder = tmp_path / "image", tmp_path / "small"
     with image.open("wb") as file:
-        file.truncate(48 << 20)
+        file.truncate(1536 << 20)
     folder.mkdir()
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
     found = subprocess.run(["losetup", "-f", "--show", str(image)], capture_output=True, text=True, check=False)
@@ -37,6 +37,7 @@ def small(kitchen: Kitchen, tmp_path: Path) -> Iterator[Path]:
     device, mounted = found.stdout.strip(), []
     try:
         subprocess.run(["mount", device, str(folder)], check=True)
+        kitchen.box.cluster("exec", "mount", device, str(folder))
         for node in NODES:
             kitchen.box.cluster("on", node, "mount", device, str(folder))
             mounted.append(node)
@@ -45,6 +46,7 @@ def small(kitchen: Kitchen, tmp_path: Path) -> Iterator[Path]:
         kitchen.box.reset()
         for node in mounted:
             kitchen.box.cluster("on", node, "umount", "-l", str(folder), check=False)
+        kitchen.box.cluster("exec", "umount", "-l", str(folder), check=False)
         subprocess.run(["umount", "-l", str(folder)], check=False)
         subprocess.run(["losetup", "-d", device], check=False)
 
@@ -53,9 +55,11 @@ def fill(folder: Path, leave_mb: int) -> Path:
     """Write a file that leaves so much room."""
     path = folder / "filler"
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-    with contextlib.suppress(OSError), path.open("wb") as file:
-        for _ in range((free >> 10) - (leave_mb << 10) + (64 if leave_mb == 0 else 0)):
-            file.write(b"\1" * 1024)
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1 << 20, free - (max(leave_mb, 1) << 20)))
+        with contextlib.suppress(OSError):
+            while leave_mb == 0:
+                os.pwrite(file.fileno(), b"\1" * 4096, file.seek(0, os.SEEK_END))
     return path
 
 
