@@ -159,8 +159,8 @@ def _with_rows(found: list[Try], curves: Curves) -> list[Try]:
     known = [each for each in found if each.resumed is not None]
     starts = [each.resumed or 0 for each in known]
     owned = {each.number: {(event.what, event.step): event for event in each.events} for each in found}
-    for what in ("step", "save"):
-        for step, seconds in curves[f"{what}_s"]:
+    for what, key in (("step", "step_s"), ("save", "stall_s")):
+        for step, seconds in curves[key]:
             place = bisect_right(starts, step - 1) - 1
             if place >= 0 and (what, step) not in owned[known[place].number]:
                 owned[known[place].number][what, int(step)] = Event(what, int(step), seconds, None)

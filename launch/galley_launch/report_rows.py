@@ -19,18 +19,18 @@ Curves = dict[str, list[tuple[float, float]]]
 
 KEYS = (
     *("loss", "held_out_loss", "lr", "grad_norm", "tokens_per_s", "peak_memory_gb", "mfu"),
-    *("tokens", "supervised_tokens", "step_s", "save_s"),
+    *("tokens", "supervised_tokens", "step_s", "stall_s"),
 )
 """What is read of the metrics."""
 
 _NUMBER = (int, float)  # quicker to ask for than int | float, a million times
 _LARGEST = 1e300
 """Numbers in JSON have no limit."""
-_EVENTS = {b"step_s": "step", b"save_s": "save", b"held_out_loss": "evaluate"}
+_EVENTS = {b"step_s": "step", b"stall_s": "save", b"held_out_loss": "evaluate"}
 # A record of one scalar: tensorflow.Event {1: wall_time, 2: step, 5: Summary {1: Value {1: tag, 2: simple_value}}}.
 # Python's re reads it a hundred times faster than a loop over records; what is torn does not match.
 _SCALAR = re.compile(
-    rb"\x09(.{8})\x10([\x80-\xff]{0,9}[\x00-\x7f])\x2a.\x0a.\x0a[\x06\x0d](step_s|save_s|held_out_loss)\x15(.{4})",
+    rb"\x09(.{8})\x10([\x80-\xff]{0,9}[\x00-\x7f])\x2a.\x0a.\x0a[\x06\x07\x0d](step_s|stall_s|held_out_loss)\x15(.{4})",
     re.DOTALL,
 )
 

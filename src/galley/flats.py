@@ -14,11 +14,13 @@ Layout = list[tuple[str, int, int, int, int]]
 
 
 def pack(held: Iterable[Fragment], optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], Layout]:
-    """Weights and optimizer state by name and number of the flat tensor, and the layout of its fragments."""
+    """Weights and optimizer state by name and number of the flat tensor, where they are (no copies), and the layout of
+    its fragments.
+    """
     flats, layout = numbered(held)
     tensors: dict[str, torch.Tensor] = {}
     for number, flat in enumerate(flats):
-        tensors[f"weight.{number}"] = flat.detach().reshape(-1).cpu()
+        tensors[f"weight.{number}"] = flat.detach().reshape(-1)
         tensors |= {f"{key}.{number}": value for key, value in optimizers.saved(optimizer, flat).items()}
     return tensors, layout
 

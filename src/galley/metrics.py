@@ -99,7 +99,7 @@ class Recorder:
         if row["step"] % self.log_every == 0 or row["step"] in (1, self.steps):
             print(
                 f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
-                f"grad norm {row['grad_norm']:.3f}  {row['tokens_per_s']:.0f} tokens/s  mfu {row['mfu']:.1%}  "
+                f"grad norm {row['grad_norm']:.3f}  {row['tokens_per_s']:.0f} tokens/s  {_share(row['mfu'])}"
                 f"{row['peak_memory_gb']:.1f} GB  {_clock(left)} left",
                 flush=True,
             )
@@ -109,10 +109,14 @@ class Recorder:
         self._write({"step": step, "held_out_loss": loss, "held_out_tokens": tokens})
         print(f"step {step}/{self.steps}  held-out loss {loss:.4f}{' (best)' if best else ''}", flush=True)
 
-    def saved(self, step: int, seconds: float) -> None:
+    def stalled(self, step: int, seconds: float) -> None:
+        """Record how long training stood still for the save of ``step``: for the copy, or for the end of it."""
+        self._write({"step": step, "stall_s": round(seconds, 4)})
+
+    def saved(self, step: int, seconds: float, stall: float) -> None:
         """Record how long a save took: how early a job must learn of its end follows from that."""
         self._write({"step": step, "save_s": round(seconds, 4)})
-        print(f"saved step {step} in {seconds:.1f} s", flush=True)
+        print(f"saved step {step} in {seconds:.1f} s; training waited {stall:.1f} s", flush=True)
 
     def _write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")

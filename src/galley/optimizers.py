@@ -73,7 +73,7 @@ def saved(optimizer: torch.optim.Optimizer, flat: torch.Tensor) -> dict[str, tor
     found = {key: state[key] for key in (*MOMENTS, *PACKED) if state.get(key) is not None}
     if packs(optimizer) and found:
         found[STEP] = torch.tensor([int(state[STEP])])
-    return {key: value.detach().reshape(-1).cpu() for key, value in found.items()}
+    return {key: value.detach().reshape(-1) for key, value in found.items()}
 
 
 def fresh(optimizer: torch.optim.Optimizer, flat: torch.Tensor, step: int) -> dict[str, Any]:

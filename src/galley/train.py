@@ -20,19 +20,19 @@ from typing import Any
 import torch
 
 from galley import batches, checkpoint, engine, evaluate, metrics, model
-from galley.checkpoint import State, Writer
+from galley.checkpoint import State
 from galley.data import HELD_OUT, TRAIN, Manifest, open_split, read_manifest
 from galley.errors import UserError
 from galley.objective import output_head, sft_loss_sum
-from galley.rundir import Attempt, RunDir, read_json, write_atomic
+from galley.rundir import Attempt, RunDir, write_atomic
+from galley.saving import Pending, Writer
 from galley.schedule import learning_rate
 from galley.spec import RunSpec
-from galley.stage import Superseded, current_attempt, run_stage
+from galley.stage import current_attempt, run_stage
+from galley.stop import Stop
 from galley.world import World, hold_run, join, redirect_output
 
 EARLY = "early stopping"
-GO_ON, STOP, SUPERSEDED = 0.0, 1.0, 2.0
-"""What rank 0 sees at a boundary, as a number: the others learn of it in a sum."""
 ADVICE = "try a lower optimizer.lr or a longer schedule.warmup in a new run (name=…)"
 
 
@@ -76,9 +76,12 @@ class Loop:
         self.cadence = self.spec.cadence
         self.train = open_split(self.run, TRAIN)
         self.held_out = open_split(self.run, HELD_OUT) if self.manifest.held_out else None
+        self.stop = Stop(self.attempt, self.world.is_first)
         self.order = batches.order(self.spec.task, len(self.train))
         self.head = output_head(self.engine)
-        self.writer = Writer(self.run, self.attempt, self.world, self.engine, self.cadence.keep)
+        self.writer = Writer(
+            self.run, self.attempt, self.world, self.engine, self.cadence.keep, self.spec.placement.ranks_per_node
+        )
 
     def run_to_end(self) -> tuple[str, str]:
         """Resume, loop, save; returns the verdict and its reason."""
@@ -87,6 +90,7 @@ class Loop:
         self.recorder = self._recorder()
         reason = self._steps()
         self._save()
+        self._finish_save()
         self.writer.tidy()  # a kill may have come between an earlier save and its pruning
         if self.recorder:
             self.recorder.close()
@@ -144,11 +148,11 @@ class Loop:
         started = time.perf_counter()
         ids = batches.share(self.order.batch(step), self.spec.placement, self.world.rank)
         mine = [batches.collate(self.train, each, self.manifest.packed, self.world.device) for each in ids]
-        supervised, tokens, sight = self.world.sum(
-            sum(each.supervised for each in mine), sum(each.token_count for each in mine), self._look()
-        )
-        if self._is_stop(sight):
-            return self._stop_reason()
+        counts = (sum(each.supervised for each in mine), sum(each.token_count for each in mine))
+        supervised, tokens, sight, *news = self.world.sum(*counts, self.stop.look(), *self.writer.news())
+        if self.stop.is_due(sight):
+            return self._stopping()
+        self._saved(self.writer.hear(*news))
         torch.manual_seed(hash((self.spec.task.seed, step, self.world.rank)) % 2**63)
         loss = self._forward_backward(mine, supervised, step)
         rate = learning_rate(self.spec.task.schedule, self.spec.task.optimizer.lr, step, self.order.steps)
@@ -216,7 +220,7 @@ class Loop:
             self.engine, self.held_out, self.manifest.packed, self.spec.placement, self.world, self._stop_agreed
         )
         if measured is None:
-            return self._stop_reason()
+            return self._stopping()
         loss, tokens = measured
         state = self.state
         state.held_out_loss, state.held_out_step = loss, state.step
@@ -235,37 +239,46 @@ class Loop:
         return patience is not None and self.state.bad_evaluations >= patience
 
     def _save(self) -> None:
-        if self.state.step == 0:
+        """Have the state as it is now saved; training waits for a copy of it, and for the save before to end."""
+        step, pending = self.state.step, self.writer.pending
+        if step == 0 or (pending and pending.state == self.state):
             return
-        heartbeat.beat("save", self.state.step)
-        if self.writer.stands(self.state.step):
+        heartbeat.beat("save", step)
+        self._finish_save()
+        if self.writer.stands(step):
             self.writer.amend(self.state)
             return
         started = time.perf_counter()
-        split = self.held_out or self.train
-        self.writer.probes = evaluate.probes(self.engine, split, self.world.device)
-        self.writer.save(self.state)
-        if self.recorder:
-            self.recorder.saved(self.state.step, time.perf_counter() - started)
+        probes = evaluate.probes(self.engine, self.held_out or self.train, self.world.device)
+        self.writer.begin(self.state, probes)
+        self._stalled(started)
 
-    def _look(self) -> float:
-        if not self.world.is_first:
-            return GO_ON
-        if self.attempt.is_superseded():
-            return SUPERSEDED
-        return STOP if self.attempt.stop.exists() else GO_ON
+    def _finish_save(self) -> None:
+        """Wait for the save that is on its way, if one is."""
+        if self.writer.pending is None:
+            return
+        heartbeat.beat("save", self.state.step)
+        started = time.perf_counter()
+        finished = self.writer.finish()
+        self._stalled(started, finished)
+        self._saved(finished)
 
-    def _is_stop(self, sight: float) -> bool:
-        if sight == SUPERSEDED:
-            raise Superseded(self.attempt)
-        return sight == STOP
+    def _stalled(self, started: float, save: Pending | None = None) -> None:
+        save = save or self.writer.pending
+        if self.recorder and save:
+            save.stall += time.perf_counter() - started
+            self.recorder.stalled(save.state.step, save.stall)
+
+    def _saved(self, save: Pending | None) -> None:
+        if self.recorder and save:
+            self.recorder.saved(save.state.step, save.seconds, save.stall)
 
     def _stop_agreed(self) -> bool:
         heartbeat.beat("evaluate", self.state.step)
-        return self._is_stop(self.world.sum(self._look())[0])
+        return self.stop.is_due(self.world.sum(self.stop.look())[0])
 
-    def _stop_reason(self) -> str:
-        reason = str((read_json(self.attempt.stop) or {}).get("reason", "user"))
+    def _stopping(self) -> str:
+        reason = self.stop.reason()
         self._say(f"stopping after step {self.state.step}: {reason}")
         return reason
 

@@ -4,6 +4,7 @@
    GALLEY_FAULT_AT     "12": SIGKILL before operation 12 (from 1); "12-pause": SIGSTOP there; "12-full": from operation
                        12 on, writes fail with ENOSPC; unset: only count
    GALLEY_FAULT_COUNT  file that gets one byte for each operation
+   GALLEY_FAULT_SLOW   milliseconds that each operation of another thread than the main one takes
 */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -39,7 +40,8 @@ static int wanted_fd(int fd) {
 
 /* Count one operation; returns 1 where it has to fail as on a full disk. */
 static int operation(int is_write) {
-    const char *at = getenv("GALLEY_FAULT_AT"), *count = getenv("GALLEY_FAULT_COUNT");
+    const char *at = getenv("GALLEY_FAULT_AT"), *count = getenv("GALLEY_FAULT_COUNT"), *slow = getenv("GALLEY_FAULT_SLOW");
+    if (slow && syscall(SYS_gettid) != syscall(SYS_getpid)) usleep(1000 * atoi(slow));
     seen++;
     if (count) {
         int fd = syscall(SYS_openat, AT_FDCWD, count, O_WRONLY | O_CREAT | O_APPEND, 0600);

@@ -151,8 +151,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 def slurm(run: RunDir) -> RunDir:
     """A run of two jobs: the first is killed after step 5, the second goes on after step 4 and finishes."""
     rows = [step(number) for number in range(1, 10)]
-    rows[4:4] = [{"step": 4, "held_out_loss": 2.75, "held_out_tokens": 9}, {"step": 4, "save_s": 1.5}]
-    metrics(run, [*rows, {"step": 9, "held_out_loss": 2.5, "held_out_tokens": 9}, {"step": 9, "save_s": 1.5}])
+    rows[4:4] = [{"step": 4, "held_out_loss": 2.75, "held_out_tokens": 9}, {"step": 4, "stall_s": 1.5}]
+    metrics(run, [*rows, {"step": 9, "held_out_loss": 2.5, "held_out_tokens": 9}, {"step": 9, "stall_s": 1.5}])
     failed = {"verdict": "failed", "reason": "failure", "kind": "killed", "message": "rank 1 was ended by signal 9"}
     attempt(
         run,
@@ -167,9 +167,9 @@ def slurm(run: RunDir) -> RunDir:
     done = {"verdict": "done", "reason": "finished", "ended": BEGAN + 80, "exported": True}
     attempt(run, 2, done, job="8", nodes=["n1", "n3"], started=BEGAN + 50, ranks=2, checkpoint=4)
     first = [(10 + 2 * number, number, "step_s", 2.0) for number in range(1, 5)]
-    events(run, *first, (21.0, 4, "held_out_loss", 2.75), (22.5, 4, "save_s", 1.5), (24.5, 5, "step_s", 2.0))
+    events(run, *first, (21.0, 4, "held_out_loss", 2.75), (22.5, 4, "stall_s", 1.5), (24.5, 5, "step_s", 2.0))
     second = [(52.0 + 2 * number, number, "step_s", 2.0) for number in range(5, 10)]
-    events(run, *second, (73.0, 9, "held_out_loss", 2.5), (74.5, 9, "save_s", 1.5))
+    events(run, *second, (73.0, 9, "held_out_loss", 2.5), (74.5, 9, "stall_s", 1.5))
     for number, loss in ((4, 2.75), (9, 2.5)):
         checkpoint(run, number, loss)
     return run

@@ -179,8 +179,9 @@ def test_an_attempt_that_comes_too_late_drops_no_rows(tmp_path: Path, llama: Pat
 def save_twice(argv: list[str]) -> int:
     """Run on each rank: save a step that stands, as when another attempt was quicker."""
     from galley import engine, evaluate, model
-    from galley.checkpoint import State, Writer
+    from galley.checkpoint import State
     from galley.data import TRAIN, open_split, read_manifest
+    from galley.saving import Writer
     from galley.world import join
 
     run = RunDir(Path(argv[0]).parent)
@@ -188,9 +189,10 @@ def save_twice(argv: list[str]) -> int:
     world = join(spec.placement)
     made = engine.build(model.load(spec, read_manifest(run), world.device), spec)
     probes = evaluate.probes(made, open_split(run, TRAIN), world.device)
-    writer = Writer(run, run.attempt(1), world, made, keep=1, probes=probes)
+    writer = Writer(run, run.attempt(1), world, made, keep=1)
     for tokens in (1, 2):
-        writer.save(State(step=1, tokens=tokens))
+        writer.begin(State(step=1, tokens=tokens), probes)
+        assert writer.finish()
     return 0
 
 

@@ -183,7 +183,7 @@ def test_what_each_step_records(tmp_path: Path, llama: Path, train: Train) -> No
     spec = make_spec(run, llama, steps=3)
     write_data(run, llama, SAMPLES, None, packed=False)
     train(run, spec)
-    row = json.loads(run.metrics.read_text().splitlines()[-2])
+    row = [row for line in run.metrics.read_text().splitlines() if "loss" in (row := json.loads(line))][-1]
     assert set(row) == {
         "step", "steps", "epoch", "loss", "lr", "grad_norm", "supervised_tokens", "tokens", "tokens_per_s", "mfu",
         "peak_memory_gb", "step_s", "left_s",
@@ -207,6 +207,8 @@ def test_each_save_is_measured_once(tmp_path: Path, llama: Path, train: Train) -
     better = [row["step"] for row in rows if "held_out_loss" in row]  # the loss falls in each of these steps
     assert [row["step"] for row in saves] == better == [1, 2, 3, 4]
     assert all(set(row) == {"step", "save_s"} and 0 < row["save_s"] < 30 for row in saves)
+    stalls = {row["step"]: row["stall_s"] for row in rows if "stall_s" in row}
+    assert all(0 < stalls[row["step"]] <= row["save_s"] + 1 for row in saves)
     assert run.attempt(1).log("rank-0").read_text().count("saved step ") == 4
 
 

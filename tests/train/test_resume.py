@@ -40,7 +40,11 @@ def rows(run: RunDir) -> list[tuple[Any, ...]]:
 
     How long a save took is no such thing, and a kill can come between a save and its row.
     """
-    parsed = [row for line in run.metrics.read_text().splitlines() if "save_s" not in (row := json.loads(line))]
+    parsed = [
+        row
+        for line in run.metrics.read_text().splitlines()
+        if not {"save_s", "stall_s"} & (row := json.loads(line)).keys()
+    ]
     return [tuple(row.get(k) for k in ("step", "loss", "grad_norm", "lr", "tokens", "held_out_loss")) for row in parsed]
 
 
