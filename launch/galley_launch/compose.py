@@ -153,6 +153,7 @@ def _place(
             "accumulation": finished["gradient_accumulation_steps"],
             "threads": recipe.threads or where.threads or _threads(where.ranks),
             "activation_checkpointing": recipe.activation_checkpointing,
+            "profile": recipe.profile,
             "deepspeed": finished,
             "paths": found,
         }

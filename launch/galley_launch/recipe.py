@@ -72,6 +72,8 @@ class Recipe(Task):
     """Recompute activations in the backward pass: less memory, about a third more computation."""
     threads: Annotated[int, Field(gt=0)] | None = None
     """CPU threads of each rank; null: this machine's cores divided by its ranks."""
+    profile: Annotated[int, Field(ge=0, le=100)] = 0
+    """Steps to profile at the beginning of an attempt: a trace, and a table of where time and memory went."""
     cadence: Cadence = Cadence()
     """How often to log, measure and save."""
 

@@ -84,6 +84,11 @@ class Attempt:
         return self.root / "preflight"
 
     @property
+    def profile(self) -> Path:
+        """``trace.json.gz`` and ``table.md``, where the attempt was asked for them."""
+        return self.root / "profile"
+
+    @property
     def heartbeats(self) -> Path:
         """In a job: ``rank-N.json``, where each rank was last: ``{"rank", "pid", "host", "phase", "step", "time"}``."""
         return self.root / "heartbeats"

@@ -90,6 +90,8 @@ class Placement(Part):
     """CPU threads of each rank."""
     activation_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more computation."""
+    profile: Annotated[int, Field(ge=0, le=100)] = 0
+    """Steps to profile, after the first few."""
     deepspeed: dict[str, Any]
     """The finished DeepSpeed configuration: no ``auto``, no optimizer, no scheduler."""
     paths: Paths

@@ -50,7 +50,8 @@ static int operation(int is_write) {
     }
     if (!at) return 0;
     if (strstr(at, "full")) return is_write && seen >= atoi(at);
-    if (seen == atoi(at)) syscall(SYS_kill, syscall(SYS_getpid), strstr(at, "pause") ? SIGSTOP : SIGKILL);
+    /* To this very thread: of a process-wide signal another thread may be told, while this one goes on. */
+    if (seen == atoi(at)) syscall(SYS_tgkill, syscall(SYS_getpid), syscall(SYS_gettid), strstr(at, "pause") ? SIGSTOP : SIGKILL);
     return 0;
 }
 
