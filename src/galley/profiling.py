@@ -26,7 +26,7 @@ _KINDS = {
     "optimizer": r"adam|lion|_foreach|multi_tensor|Optimizer",
     "softmax and loss": r"softmax|CrossEntropy|::exp_?\b|nll",
     "copies and casts": r"copy|::_?to\b|::cat\b|index|gather|scatter|slice_backward|memcpy|memset|::contiguous|::clone",
-    "activations and norms": r"::(mul|add|sub|div|silu|gelu|sigmoid|pow|rsqrt|mean|sum|neg|sin|cos|native_\w+)_?\b|silu",
+    "activations and norms": r"::(mul|add|sub|div|sigmoid|pow|rsqrt|mean|sum|neg|sin|cos|native_\w+)_?\b|silu|gelu",
 }
 """What an operation is, by its name: the first that matches."""
 _ROWS = 12
