@@ -28,8 +28,8 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
 def test_the_demo(kitchen: Kitchen, smollm: str, zero: str) -> None:
-    words = (f"model.path={smollm}", f"deepspeed={zero}", "micro_batch=1", "cluster.ranks_per_node=2", "cluster.time=60")
-    made = kitchen.submit(str(ROOT / "recipes" / "demo"), *words)
+    words = (f"model.path={smollm}", f"deepspeed={zero}", "micro_batch=1", "cluster.ranks_per_node=2")
+    made = kitchen.submit(str(ROOT / "recipes" / "demo"), *words, "cluster.time=60")
     follower = subprocess.Popen(
         [sys.executable, "-m", "galley_launch", "logs", str(made.run.root)],
         cwd=kitchen.folder, env=kitchen.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
