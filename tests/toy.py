@@ -141,6 +141,8 @@ def deepspeed_config(
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif dtype == "bfloat16":
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    elif dtype == "float16":
+        config |= {"fp16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return config
 
 
@@ -149,8 +151,11 @@ def make_spec(
     dtype: str = "float32", samples: int = 8, micro: int = 2, steps: int = 6, packing: bool = False,
     checkpointing: bool = False, cadence: dict[str, Any] | None = None, duration: dict[str, Any] | None = None,
     task: dict[str, Any] | None = None, profile: int = 0,
+    zero: dict[str, Any] | None = None,
 ) -> RunSpec:  # fmt: skip
     accumulation = samples // (micro * world)
+    config = deepspeed_config(stage, dtype, micro, accumulation, world, offload)
+    config["zero_optimization"] |= zero or {}
     spec = RunSpec.model_validate({
         "schema": 1, "name": run.root.name,
         "task": {
@@ -162,7 +167,7 @@ def make_spec(
         "placement": {
             "device": "cpu", "ranks_per_node": world, "micro_batch": micro, "accumulation": accumulation, "threads": 1,
             "activation_checkpointing": checkpointing, "profile": profile,
-            "deepspeed": deepspeed_config(stage, dtype, micro, accumulation, world, offload),
+            "deepspeed": config,
             "paths": {"run": str(run.root), "model": str(model), "data": "toy.jsonl", "cache": str(run.root / "cache")},
         },
         "cadence": cadence or {}, "origin": {"recipe": "toy", "version": "0"},

@@ -142,7 +142,7 @@ def _place(
     found = places.paths(recipe, run, source.beside, cache)
     config = read_keys(config, label)
     rules.check(rules.Case(recipe, where.kind, config))
-    finished = zero.complete(config, label, recipe, where.kind, where.ranks * where.nodes, facts.of_model(found.model))
+    finished = zero.complete(config, label, recipe, where.kind, where.nodes, where.ranks, facts.of_model(found.model))
     return Placement.model_validate(
         {
             "device": where.kind,

@@ -11,16 +11,28 @@ __all__ = ["Case", "check"]
 RULES = (
     # Precision
     Rule(
-        "deepspeed fp16",
-        lambda case: case.on("fp16") and case.device == "cpu",
+        "model.dtype",
+        lambda case: case.recipe.model.dtype == "float16" and case.device == "cpu",
         "fp16 does not train on the CPU (DeepSpeed refuses it)",
         "use model.dtype=bfloat16 or float32",
     ),
     Rule(
+        "model.dtype",
+        lambda case: case.recipe.model.dtype == "float16" and case.stage == 0,
+        "fp16 needs fp32 copies of the weights and scaled losses, which ZeRO-0 has not",
+        "use deepspeed=zero1, or model.dtype=bfloat16",
+    ),
+    Rule(
+        "optimizer.grad_dtype",
+        lambda case: case.recipe.optimizer.grad_dtype == "bfloat16" and case.recipe.model.dtype == "float16",
+        "bfloat16 gradients of a float16 model lose half of its digits",
+        "use optimizer.grad_dtype=float32",
+    ),
+    Rule(
         "deepspeed fp16",
-        lambda case: case.on("fp16"),
-        "fp16 is not trained in: its range needs loss scaling, which changes results from run to run",
-        "use model.dtype=bfloat16 or float32",
+        lambda case: bool(case.block("fp16").get("fp16_master_weights_and_grads")),
+        "fp16 master weights lose small updates; optimizer state is always float32 here",
+        "take fp16_master_weights_and_grads out",
     ),
     Rule(
         "optimizer.grad_dtype",
@@ -85,9 +97,9 @@ RULES = (
     ),
     Rule(
         "deepspeed zero_hpz_partition_size",
-        lambda case: case.zero("zero_hpz_partition_size") not in (None, 0, 1, "auto"),
-        "a second partition inside each node (ZeRO++ hpZ) is not supported yet",
-        "take zero_hpz_partition_size out",
+        lambda case: case.zero("zero_hpz_partition_size") not in (None, 0, 1) and case.stage != 3,
+        "there is a second partition inside each node (ZeRO++ hpZ) only where weights are sharded: in ZeRO-3",
+        "set zero_optimization.stage 3, or take zero_hpz_partition_size out",
     ),
     Rule(
         "deepspeed offload_optimizer",

@@ -20,6 +20,7 @@ from galley_launch.recipe import Recipe
 
 Config = dict[str, Any]
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+_HPZ = "zero_optimization.zero_hpz_partition_size"
 _NEVER = 10**9  # steps_per_print: DeepSpeed's own lines would only repeat the loop's.
 
 
@@ -78,8 +79,8 @@ def reopen(config: Config, other_device: bool) -> Config:
     """A finished configuration with everything ``"auto"`` that another placement may change."""
     config = copy.deepcopy(config)
     device_keys = tuple(_autos(Facts(), "cpu")) if other_device else ()
-    for path in (*_BATCH_KEYS, *device_keys):
-        if path in _BATCH_KEYS or isinstance(_at(config, path), bool):
+    for path in (*_BATCH_KEYS, _HPZ, *device_keys):
+        if path in _BATCH_KEYS or isinstance(_at(config, path), bool) or (path == _HPZ and _at(config, path)):
             _put(config, path, "auto")
     return config
 
@@ -122,12 +123,12 @@ def _settle_batch(config: Config, recipe: Recipe, ranks: int, label: str) -> Non
 
 def _settle_precision(config: Config, recipe: Recipe, stage: int, label: str) -> None:
     dtype = recipe.model.dtype
-    half = dtype == "bfloat16"
-    _settle(config, "fp16.enabled", False, f"model.dtype {dtype}", label)
-    _settle(config, "bf16.enabled", half, f"model.dtype {dtype}", label)
+    half = dtype != "float32"
+    _settle(config, "fp16.enabled", dtype == "float16", f"model.dtype {dtype}", label)
+    _settle(config, "bf16.enabled", dtype == "bfloat16", f"model.dtype {dtype}", label)
     grads = {"float32": "fp32", "bfloat16": "bf16"}[recipe.optimizer.grad_dtype]
     _settle(config, "data_types.grad_accum_dtype", grads, f"optimizer.grad_dtype {recipe.optimizer.grad_dtype}", label)
-    del config["fp16"]
+    del config["bf16" if dtype == "float16" else "fp16"]
     if not half or stage == 0:
         # Plain fp32 weights accumulate in fp32 by nature, and ZeRO-0 in bf16 cannot accumulate in fp32 at all
         # (DeepSpeed 0.19: NotImplementedError). There the weights that train stay fp32, and autocast computes in bf16.
@@ -139,7 +140,7 @@ def _settle_precision(config: Config, recipe: Recipe, stage: int, label: str) ->
         _settle(config, "torch_autocast.dtype", "bfloat16", f"model.dtype {dtype}", label)
 
 
-def _autos(facts: Facts, device: str) -> dict[str, Any]:
+def _autos(facts: Facts, device: str, per_node: int = 1) -> dict[str, Any]:
     """What "auto" stands for, where neither the recipe nor the batch says it. None: needs an unknown fact.
 
     The bucket sizes are those of transformers' DeepSpeed integration, so that its JSON files mean the same here.
@@ -149,14 +150,14 @@ def _autos(facts: Facts, device: str) -> dict[str, Any]:
         "zero_optimization.reduce_bucket_size": hidden and hidden * hidden,
         "zero_optimization.stage3_prefetch_bucket_size": hidden and hidden * hidden * 9 // 10,
         "zero_optimization.stage3_param_persistence_threshold": hidden and hidden * 10,
+        _HPZ: per_node,
         "zero_optimization.overlap_comm": cuda,
         "zero_optimization.offload_optimizer.pin_memory": cuda,
         "zero_optimization.offload_param.pin_memory": cuda,
     }
 
 
-def _fill_autos(config: Config, facts: Facts, device: str, model: str, label: str) -> None:
-    values = _autos(facts, device)
+def _fill_autos(config: Config, values: dict[str, Any], model: str, label: str) -> None:
     for path in _auto_paths(config):
         if path not in values:
             raise UserError(f"deepspeed {label}", f'{path} "auto" has no rule', "write the value itself")
@@ -176,8 +177,17 @@ def _auto_paths(config: Config, prefix: str = "") -> list[str]:
     return found
 
 
-def complete(config: Config, label: str, recipe: Recipe, device: str, ranks: int, facts: Facts) -> Config:
-    """The finished DeepSpeed dict for ``recipe`` on ``ranks`` ranks. ``label`` names ``config`` in messages.
+def _check_hpz(config: Config, ranks: int, label: str) -> None:
+    size = _at(config, _HPZ) or 1
+    if not isinstance(size, int) or ranks % size:
+        what = f"{_HPZ} {json.dumps(size)} does not divide {ranks} ranks"
+        raise UserError(f"deepspeed {label}", what, 'write "auto" there: the ranks of a node')
+
+
+def complete(
+    config: Config, label: str, recipe: Recipe, device: str, nodes: int, ranks_per_node: int, facts: Facts
+) -> Config:
+    """The finished DeepSpeed dict for ``recipe`` on all ranks of all nodes. ``label`` names ``config`` in messages.
 
     ``config`` is what ``ds_keys.read_keys`` gave. Raises ``UserError`` for contradictions with the recipe, batches
     that do not split, and any ``"auto"`` that cannot be settled.
@@ -187,9 +197,10 @@ def complete(config: Config, label: str, recipe: Recipe, device: str, ranks: int
     stage = _at(config, "zero_optimization.stage") or 0
     if stage not in (0, 1, 2, 3):
         raise UserError(f"deepspeed {label}", f"zero_optimization.stage {stage!r} is none of 0, 1, 2, 3", "choose one")
-    _settle_batch(config, recipe, ranks, label)
+    _settle_batch(config, recipe, nodes * ranks_per_node, label)
     _settle_precision(config, recipe, int(stage), label)
-    _fill_autos(config, facts, device, recipe.model.path, label)
+    _fill_autos(config, _autos(facts, device, ranks_per_node), recipe.model.path, label)
+    _check_hpz(config, nodes * ranks_per_node, label)
     config.setdefault("steps_per_print", _NEVER)
     config.setdefault("wall_clock_breakdown", False)
     return config

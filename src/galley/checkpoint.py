@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from galley import optimizers
-from galley.engine import Engine, base_optimizer, fragments, refresh_gathered, set_weight
+from galley.engine import Engine, base_optimizer, fragments, refresh_gathered, set_loss_scale, set_weight
 from galley.errors import UserError
 from galley.flats import numbered
 from galley.model import trained
@@ -33,6 +33,10 @@ class State:
     tokens: int = 0
     supervised: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+    """Steps that were left out, for their gradients overflowed fp16."""
+    loss_scale: dict[str, float] | None = None
+    """With fp16: the loss's scale, and when it changes."""
     best_loss: float | None = None
     best_step: int | None = None
     bad_evaluations: int = 0
@@ -98,9 +102,10 @@ def load(checkpoint: Checkpoint, engine: Engine) -> State:
     refresh_gathered(engine, before=True)
     for name, parameter in parameters.items():
         set_weight(parameter, reader.whole(name))
-    _load_optimizer(reader, engine, state.step)
+    _load_optimizer(reader, engine, state.step - state.skipped)
     _load_packed(reader, checkpoint, engine)
     refresh_gathered(engine, before=False)
+    set_loss_scale(engine, state.loss_scale)
     return state
 
 

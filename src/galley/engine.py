@@ -83,6 +83,26 @@ def step(engine: Engine) -> float:
     return norm
 
 
+_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def has_skipped(engine: Engine) -> bool:
+    """Whether the last step was left out because its gradients overflowed fp16."""
+    return bool(engine.fp16_enabled() and engine.optimizer.overflow)
+
+
+def loss_scale(engine: Engine) -> dict[str, float] | None:
+    """With fp16: what the scale of the next loss follows from."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return {key: getattr(scaler, key) for key in _SCALE} if engine.fp16_enabled() and scaler.dynamic else None
+
+
+def set_loss_scale(engine: Engine, state: dict[str, float] | None) -> None:
+    """Go on with what ``loss_scale`` gave."""
+    for key, value in (state or {}).items():
+        setattr(engine.optimizer.loss_scaler, key, value)
+
+
 def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
     """The optimizer inside whatever ZeRO wraps around it; its state is keyed by flat fp32 tensors (or parameters)."""
     inner: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)

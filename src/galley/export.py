@@ -29,7 +29,10 @@ from galley.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, wr
 from galley.spec import RunSpec
 from galley.stage import Superseded, run_stage
 
-TOLERANCE = {("float32", False): 1e-4, ("float32", True): 1e-4, ("bfloat16", False): 2e-2, ("bfloat16", True): 5e-2}
+TOLERANCE = {
+    ("float32", False): 1e-4, ("float32", True): 1e-4, ("float16", False): 5e-3, ("float16", True): 1e-2,
+    ("bfloat16", False): 2e-2, ("bfloat16", True): 5e-2,
+}  # fmt: skip
 """Largest relative difference of centred logits, by dtype and by whether an adapter was merged (which rounds)."""
 
 
@@ -71,7 +74,7 @@ def _device(spec: RunSpec, manifest: Manifest) -> str:
     """A GPU where two copies of the unquantised model fit (the merged one is checked), else the CPU."""
     if spec.placement.device == "cpu" or not torch.cuda.is_available():  # a job of its own may have no GPU
         return "cpu"
-    width = 2 if spec.task.model.dtype == "bfloat16" else 4
+    width = 4 if spec.task.model.dtype == "float32" else 2
     free, _ = torch.cuda.mem_get_info(0)
     return "cuda:0" if 2.2 * width * manifest.model.parameters < free else "cpu"
 

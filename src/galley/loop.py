@@ -127,12 +127,22 @@ class Loop:
         engine.set_learning_rate(self.engine, rate)
         with self.profiler.phase("optimizer"):
             norm = engine.step(self.engine)
-        if not math.isfinite(norm):
+        if engine.has_skipped(self.engine):
+            norm = 0.0
+            self._skipped(step)
+        elif not math.isfinite(norm):
             what = f"the gradient norm of step {step} is {norm}, though its loss is {loss:.4f}"
             raise UserError("train", what, ADVICE)
         self._record(step, loss, rate, norm, int(supervised), int(tokens), time.perf_counter() - started)
         self.profiler.stepped()
         return None
+
+    def _skipped(self, step: int) -> None:
+        self.state.skipped += 1
+        scale = engine.loss_scale(self.engine) or {"cur_scale": 0.0}
+        self._say(
+            f"step {step} changes nothing: its gradients overflow fp16; losses are scaled by {scale['cur_scale']:g} now"
+        )
 
     def _batches(self, step: int) -> list[batches.Batch]:
         """This rank's micro-batches of a step."""
@@ -172,6 +182,7 @@ class Loop:
         state = self.state
         state.step, state.tokens, state.supervised = step, state.tokens + tokens, state.supervised + supervised
         state.seconds += seconds
+        state.loss_scale = engine.loss_scale(self.engine)
         if self.recorder is None:
             return
         speed = tokens / seconds

@@ -31,7 +31,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         known = [
             value for key, value in sorted(PEAK_BF16_TFLOPS.items(), key=lambda p: -len(p[0])) if f" {key} " in words
         ]
-        scale = 1.0 if dtype == torch.bfloat16 else 0.5
+        scale = 0.5 if dtype == torch.float32 else 1.0
         return known[0] * scale * 1e12 if known else None
     size = 768
     left = torch.randn(size, size).to(dtype)

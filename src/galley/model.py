@@ -16,7 +16,7 @@ from galley.errors import UserError
 from galley.spec import Model, RunSpec
 from galley.weights import weight_files
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 QUANTISED = ("qlora", "lora_int8")
@@ -114,10 +114,10 @@ def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
 
 def _set_precision(model: Any, spec: RunSpec) -> None:
     """Hold what is trained in fp32 where DeepSpeed keeps no fp32 copy of its own (ZeRO-0 computes under autocast)."""
-    keeps_master = spec.placement.zero_stage > 0 and spec.task.model.dtype == "bfloat16"
+    keeps_master = spec.placement.zero_stage > 0
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16 if keeps_master else torch.float32)
+            parameter.data = parameter.data.to(DTYPES[spec.task.model.dtype] if keeps_master else torch.float32)
 
 
 def load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:

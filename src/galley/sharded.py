@@ -72,7 +72,11 @@ def partition_start(parameter: Any) -> int:
 
 
 def copy_partition(parameter: Any, whole: torch.Tensor) -> None:
-    """Copy this rank's slice of ``whole`` (any float dtype, the parameter's shape) into its partition."""
+    """Copy this rank's slice of ``whole`` (any float dtype, the parameter's shape) into its partition.
+
+    The second copy that ZeRO++ hpZ keeps inside each node is stale then; DeepSpeed makes it anew where there is none.
+    """
     start = partition_start(parameter)
     mine = whole.reshape(-1)[start : start + parameter.ds_tensor.ds_numel]
     parameter.ds_tensor.data[: mine.numel()].copy_(mine)
+    parameter.ds_secondary_tensor = None

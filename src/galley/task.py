@@ -26,8 +26,11 @@ class Model(Part):
     """Hub id, folder with ``config.json`` and safetensors, or a ``.gguf`` file; as the user wrote it."""
     revision: str | None = None
     """Hub branch, tag or commit. Prepare pins it to a commit. Only for hub ids."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of weights and activations in forward and backward; optimizer state is always fp32."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Precision of weights and activations in forward and backward; optimizer state is always fp32.
+
+    ``float16`` is for GPUs without bfloat16: losses are scaled, and a step whose gradients overflow is left out.
+    """
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
     """Attention implementation that transformers uses."""
     chat_template: str | None = None

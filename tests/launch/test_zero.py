@@ -19,7 +19,7 @@ from galley_launch.facts import Facts
 from galley_launch.recipe import build, override
 from launch import deepspeed_keys
 
-PRESETS = ["zero0", "zero1", "zero2", "zero3", "zero3_offload_cpu"]
+PRESETS = ["zero0", "zero1", "zero2", "zero3", "zero3_hpz", "zero3_offload_cpu"]
 FACTS = Facts(hidden_size=576)
 
 # transformers' own example of a ZeRO-3 configuration, as its documentation has it.
@@ -64,11 +64,13 @@ HUGGING_FACE: dict[str, Any] = {
 }
 
 
-def finish(config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS) -> Any:
+def finish(
+    config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS, nodes: int = 1
+) -> Any:
     recipe = build(override(LEAST, words), "x.yaml")
     config = read_keys(config, "x.json")
     rules.check(rules.Case(recipe, device, config))
-    return zero.complete(config, "x.json", recipe, device, ranks, known)
+    return zero.complete(config, "x.json", recipe, device, nodes, ranks, known)
 
 
 def refusal(config: dict[str, Any], *words: str, **how: Any) -> str:
@@ -152,7 +154,7 @@ def test_a_real_users_json_is_completed() -> None:
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage 4 is none of 0, 1, 2, 3"),
         ({"zero_optimization": {"stage": 2, "sub_group_size": "auto"}}, 'sub_group_size "auto" has no rule'),
         ({"zero_optimization": True}, "zero_optimization True is not an object; its keys: "),
-        ({"fp16": {"enabled": True}}, "fp16 does not train on the CPU"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled true, but model.dtype bfloat16 makes it false"),
         ({"amp": {"enabled": True}}, "apex amp is not used"),
         ({"elasticity": {"enabled": True}}, "DeepSpeed has no key 'elasticity'"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "in ZeRO-3; set zero_optimization"),
@@ -167,7 +169,8 @@ def test_a_real_users_json_is_completed() -> None:
         ({"bfloat16": {"bf16_master_weights_and_grads": True}}, "bf16 master weights lose small updates"),
         ({"gradient_allreduce_op": "SUM"}, "scaled for gradients that are averaged over the ranks; take"),
         ({"managed_gradient_accumulation": False}, "where a step's last micro-batch is; take"),
-        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "hpZ) is not supported yet"),
+        ({"zero_optimization": {"stage": 2, "zero_hpz_partition_size": 2}}, "hpZ) only where weights are sharded"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}, "partition_size 3 does not divide 2 ranks"),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "second optimizer"),
         ({"zero_optimization": {"stage": 2, "zenflow": {}}}, "ZenFlow steps most parameters with old gradients"),
         ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "nothing is clipped, and none is logged"),
@@ -321,6 +324,39 @@ def test_the_known_keys_are_those_of_the_installed_deepspeed() -> None:
     )
     now = done.stdout.partition("\n==\n")[2]
     assert now == deepspeed_keys.TARGET.read_text(), "run: DS_ACCELERATOR=cpu python tests/launch/deepspeed_keys.py"
+
+
+def test_fp16() -> None:
+    done = finish(preset("zero2"), "model.dtype=float16", device="cuda")
+    assert done["fp16"] == {"enabled": True}
+    assert done["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "bf16" not in done
+    peers = {"fp16": {"enabled": "auto", "initial_scale_power": 12}, "zero_optimization": {"stage": 3}}
+    assert finish(peers, "model.dtype=float16", device="cuda")["fp16"] == {"enabled": True, "initial_scale_power": 12}
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "device", "says"),
+    [
+        ({"zero_optimization": {"stage": 2}}, [], "cpu", "fp16 does not train on the CPU"),
+        ({"zero_optimization": {"stage": 0}}, [], "cuda", "which ZeRO-0 has not; use deepspeed=zero1"),
+        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}, [], "cuda", "model.dtype float16 makes it false"),
+        ({"zero_optimization": {"stage": 2}}, ["optimizer.grad_dtype=bfloat16"], "cuda", "lose half of its digits"),
+        (
+            {"fp16": {"enabled": True, "fp16_master_weights_and_grads": True}, "zero_optimization": {"stage": 2}},
+            [], "cuda", "fp16 master weights lose small updates",
+        ),
+    ],
+)  # fmt: skip
+def test_what_fp16_cannot_do(config: dict[str, Any], words: list[str], device: str, says: str) -> None:
+    assert says in refusal(config, "model.dtype=float16", *words, device=device)
+
+
+def test_the_second_partition_is_a_node() -> None:
+    done = finish(preset("zero3_hpz"), "batch.samples=32", nodes=2, ranks=8)
+    assert done["zero_optimization"]["zero_hpz_partition_size"] == 8
+    moved = finish(zero.reopen(done, other_device=False), "batch.samples=32", nodes=4, ranks=4)
+    assert moved["zero_optimization"]["zero_hpz_partition_size"] == 4
 
 
 def test_a_finished_configuration_can_move(tmp_path: Path) -> None:
