@@ -93,8 +93,9 @@ def has_skipped(engine: Engine) -> bool:
 
 def loss_scale(engine: Engine) -> dict[str, float] | None:
     """With fp16: what the scale of the next loss follows from."""
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    return {key: getattr(scaler, key) for key in _SCALE} if engine.fp16_enabled() and scaler.dynamic else None
+    if not (engine.fp16_enabled() and engine.optimizer.loss_scaler.dynamic):
+        return None
+    return {key: getattr(engine.optimizer.loss_scaler, key) for key in _SCALE}
 
 
 def set_loss_scale(engine: Engine, state: dict[str, float] | None) -> None:

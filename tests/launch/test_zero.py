@@ -340,7 +340,7 @@ def test_fp16() -> None:
     [
         ({"zero_optimization": {"stage": 2}}, [], "cpu", "fp16 does not train on the CPU"),
         ({"zero_optimization": {"stage": 0}}, [], "cuda", "which ZeRO-0 has not; use deepspeed=zero1"),
-        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}, [], "cuda", "model.dtype float16 makes it false"),
+        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}, [], "cuda", "float16 makes it false"),
         ({"zero_optimization": {"stage": 2}}, ["optimizer.grad_dtype=bfloat16"], "cuda", "lose half of its digits"),
         (
             {"fp16": {"enabled": True, "fp16_master_weights_and_grads": True}, "zero_optimization": {"stage": 2}},
