@@ -6,6 +6,8 @@ from pathlib import Path
 
 from galley_launch.rule import Rule
 
+_EXPERTS = "all-linear+experts"
+
 
 def _is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or Path(path).expanduser().exists()
@@ -45,10 +47,19 @@ RECIPE_RULES = (
         "use method.kind=qlora, or method.dora=false",
     ),
     Rule(
+        "method.init",
+        lambda case: (
+            case.recipe.method.init == "pissa"
+            and (case.recipe.method.kind != "lora" or case.recipe.method.dora or case.recipe.method.targets == _EXPERTS)
+        ),
+        "PiSSA takes the adapter's beginning out of linear layers' own weights: not of quantised ones, nor with DoRA, "
+        "nor of fused experts",
+        "use method.init=zero, or method.kind=lora with targets=all-linear",
+    ),
+    Rule(
         "method.targets",
         lambda case: (
-            case.recipe.method.targets == "all-linear+experts"
-            and (case.recipe.method.dora or case.recipe.method.dropout > 0)
+            case.recipe.method.targets == _EXPERTS and (case.recipe.method.dora or case.recipe.method.dropout > 0)
         ),
         "on the experts' weights peft knows neither DoRA nor dropout",
         "use method.dora=false method.dropout=0, or method.targets=all-linear",

@@ -20,7 +20,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
-from galley import adapter, card, checkpoint, consolidate, evaluate, model, prepare
+from galley import adapter, card, checkpoint, consolidate, evaluate, model, pissa, prepare
 from galley.batches import Batch
 from galley.checkpoint import Reader
 from galley.data import Manifest, tokenizer_folder
@@ -126,7 +126,10 @@ class Exporter:
 
         Under ZeRO-0 peft's own layers compute in fp32; modules that are trained in full go through autocast.
         """
-        wrapped = adapter.attach_adapter(base, self.spec.task.method, self.manifest)
+        method = self.spec.task.method
+        wrapped = adapter.attach_adapter(base, method, self.manifest)
+        if method.init == "pissa":
+            pissa.apply(wrapped, self.run.adapter_init, self.dtype)
         stage = int((read_json(self.checkpoint.manifest) or {})["zero_stage"])
         for name, parameter in model.trained(wrapped).items():
             dtype = self.dtype if stage > 0 or ".modules_to_save." in name else torch.float32
@@ -137,6 +140,9 @@ class Exporter:
         wrapped.save_pretrained(str(self.out / "adapter"))
         self._write_tokenizer(self.out / "adapter")
         base = wrapped.unload()
+        if self.spec.task.method.init == "pissa":
+            pissa.as_lora(self.out / "adapter", self.run.adapter_init, self.spec.task.method, self.dtype)
+            base = self._base()
         again = PeftModel.from_pretrained(base, str(self.out / "adapter"), autocast_adapter_dtype=False)
         self._compare("adapter", "the trained model", self._logits(again), self.probes["logits"], self._rounds_again())
 

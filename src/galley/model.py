@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations import HfDeepSpeedConfig
 
-from galley import neftune, sharded
+from galley import neftune, pissa, sharded
 from galley.adapter import attach_adapter, experts_without, freeze
 from galley.attention import BY_DOCUMENT
 from galley.data import Manifest
 from galley.errors import UserError
+from galley.rundir import RunDir
 from galley.spec import Model, RunSpec
 from galley.weights import weight_files
 
@@ -107,9 +109,18 @@ def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
         raise UserError("deepspeed", what, "use deepspeed=zero2, or method.kind=full")
     torch.manual_seed(spec.task.seed)
     wrapped = attach_adapter(model, spec.task.method, manifest)
+    if spec.task.method.init == "pissa":
+        pissa.apply(wrapped, RunDir(Path(spec.placement.paths.run)).adapter_init, DTYPES[spec.task.model.dtype])
     if left := experts_without(wrapped):
         print(f"no adapter on the experts' {', '.join(left)}: method.targets=all-linear+experts gives them one")
     return wrapped
+
+
+def begin_adapter(spec: RunSpec, manifest: Manifest, path: Path) -> None:
+    """Write the beginning of a PiSSA adapter to ``path``."""
+    base = load_plain(manifest.model.path, spec.task.model, DTYPES[spec.task.model.dtype])
+    print("pissa: decomposing the model's weights (once)", flush=True)
+    pissa.make(attach_adapter(base, spec.task.method, manifest), spec.task.seed, path)
 
 
 def _set_precision(model: Any, spec: RunSpec) -> None:

@@ -43,6 +43,10 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     else:
         check_sources(manifest.sources, spec)
         manifest = model_folder(spec, run)
+    if spec.task.method.init == "pissa" and not run.adapter_init.exists():
+        from galley.model import begin_adapter
+
+        begin_adapter(spec, manifest, run.adapter_init)
     build_operators(spec)
     print(f"data: ready in {time.monotonic() - began:.1f} s, {describe(manifest)}", flush=True)
 

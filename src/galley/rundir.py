@@ -175,6 +175,11 @@ class RunDir:
         return self.data / "manifest.json"
 
     @property
+    def adapter_init(self) -> Path:
+        """How the adapter begins, where ``method.init`` is ``pissa``."""
+        return self.root / "adapter_init.safetensors"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object for each step and each evaluation."""
         return self.root / "metrics.jsonl"

@@ -71,6 +71,14 @@ def partition_start(parameter: Any) -> int:
     return int(rank * parameter.ds_tensor.ds_numel)
 
 
+def subtract(parameter: Any, whole: torch.Tensor) -> None:
+    """Subtract this rank's slice of ``whole`` (fp32, the parameter's shape) from its partition, rounding once."""
+    start, mine = partition_start(parameter), parameter.ds_tensor.data
+    part = whole.reshape(-1)[start : start + mine.numel()].to(mine.device)
+    mine[: part.numel()].copy_(mine[: part.numel()].float() - part)
+    parameter.ds_secondary_tensor = None
+
+
 def copy_partition(parameter: Any, whole: torch.Tensor) -> None:
     """Copy this rank's slice of ``whole`` (any float dtype, the parameter's shape) into its partition.
 

@@ -86,6 +86,9 @@ class Method(Part):
     targets: Literal["all-linear", "all-linear+experts"] | list[str] = "all-linear"
     """Modules that get an adapter: every linear layer but the output head (and a mixture's experts, where peft knows
     the family); the same and experts of any family; or a list of name endings."""
+    init: Literal["zero", "pissa"] = "zero"
+    """How the adapter begins: ``zero`` (it adds nothing), or ``pissa``: as the principal part of the weights, which the
+    base then lacks (Meng et al., 2024)."""
     rslora: bool = False
     """Scale the adapter's output by ``alpha / sqrt(rank)`` instead (Kalajdzievski, 2023)."""
     dora: bool = False
