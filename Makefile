@@ -1,6 +1,7 @@
 # make demo         fine-tune a small pretrained model, end to end
 # make test         every test, but for those that wait for Slurm's slow clocks
 # make test-slurm   the tests of a real Slurm cluster on this machine, all of them: an hour; leaves a table of results
+# make test-recipes every shipped recipe, run on a small twin of its model: minutes; leaves a table of results
 # make check        lint, types and the fast tests
 #
 # Each installs what it needs into .venv first. VENV=path uses another environment as it is, if it exists.
@@ -13,7 +14,7 @@ BIN    := $(VENV)/bin
 KEY    := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP  := $(VENV)/.galley-$(KEY)
 
-.PHONY: demo test test-slurm check golden clean
+.PHONY: demo test test-slurm test-recipes check golden clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/demo.py
@@ -25,6 +26,11 @@ test: $(STAMP)
 test-slurm: $(STAMP)
 	PYTHONPATH=tests GALLEY_SLURM_SLOW=1 GALLEY_SLURM_RESULT=benchmarks/results/slurm-$(shell date +%F).md \
 	  $(BIN)/python -m pytest tests/slurm -p slurm.result
+
+# Every recipe: two steps, a checkpoint, two more from it, an export.
+test-recipes: $(STAMP)
+	PYTHONPATH=tests GALLEY_RECIPES=all GALLEY_RECIPES_RESULT=benchmarks/results/recipes-$(shell date +%F).md \
+	  $(BIN)/python -m pytest tests/recipes -s -p recipes.result
 
 check: $(STAMP)
 	$(BIN)/ruff check .

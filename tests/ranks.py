@@ -81,7 +81,7 @@ def know_the_processor() -> None:
 
 
 def serve() -> None:
-    for name in PRELOAD:
+    for name in (*PRELOAD, *sys.argv[1:]):
         importlib.import_module(name)
     know_the_processor()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -103,6 +103,8 @@ class Ranks:
     """A client of the server; use one for many jobs."""
 
     extra_env: dict[str, str] = field(default_factory=dict)
+    preload: tuple[str, ...] = ()
+    """Modules to import beside ``PRELOAD``."""
 
     def __post_init__(self) -> None:
         root = Path(__file__).resolve().parents[1]
@@ -112,8 +114,9 @@ class Ranks:
             "TOKENIZERS_PARALLELISM": "false",
         } | self.extra_env  # fmt: skip
         self.server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
+            [sys.executable, __file__, *self.preload],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
+        )  # fmt: skip
 
     def start(self, call: str, argv: list[str], world: int, log: Path, env: dict[str, str] | None = None) -> list[int]:
         """Start ``world`` ranks on ``module:function``; returns their process ids. One job at a time."""
