@@ -19,5 +19,6 @@ def render(spec: RunSpec, manifest: Manifest, checkpoint: Checkpoint) -> str:
     facts = read_json(checkpoint.manifest) or {}
     return environment.get_template("card.md.j2").render(
         spec=spec, task=spec.task, data=manifest, step=checkpoint.step, held_out_loss=facts.get("held_out_loss"),
+        rows=max(manifest.model.added_token_ids, default=-1) + 1,
         task_json=json.dumps(spec.task.model_dump(mode="json"), indent=2),
     )  # fmt: skip

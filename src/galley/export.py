@@ -137,7 +137,8 @@ class Exporter:
         return wrapped
 
     def _write_adapter(self, wrapped: Any) -> None:
-        wrapped.save_pretrained(str(self.out / "adapter"))
+        # peft would add whole embeddings where the base that it finds has fewer rows, and complain of one on a hub.
+        wrapped.save_pretrained(str(self.out / "adapter"), save_embedding_layers=False)
         self._write_tokenizer(self.out / "adapter")
         base = wrapped.unload()
         if self.spec.task.method.init == "pissa":

@@ -10,8 +10,10 @@ import toy
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, metrics, write_data, write_tokenizer
 
+from galley.convert import grow_embedding
 from galley.data import read_manifest
 from galley.rundir import RunDir
+from galley.weights import fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -86,9 +88,10 @@ def test_an_attention_that_the_architecture_lacks_is_refused(tmp_path: Path, ran
     assert message.endswith("does not support 'sdpa'; use model.attention=eager")
 
 
-def add_tokens(run: RunDir, ids: list[int]) -> None:
+def add_tokens(run: RunDir, ids: list[int], **more: str) -> None:
     manifest = read_manifest(run)
-    facts = manifest.model.model_copy(update={"added_tokens": [f"w{i}" for i in ids], "added_token_ids": ids})
+    added = {"added_tokens": [f"w{i}" for i in ids], "added_token_ids": ids}
+    facts = manifest.model.model_copy(update=added | more)
     run.data_manifest.write_text(manifest.model_copy(update={"model": facts}).model_dump_json(by_alias=True))
 
 
@@ -108,6 +111,33 @@ def test_tokens_that_a_template_added_are_trained_beside_the_adapter(
     before, after = (load_file(folder / "model.safetensors") for folder in (model, run.export / "model"))
     for name in ["model.embed_tokens.weight"] + ["lm_head.weight"] * (not tied):
         assert {i for i in range(256) if not before[name][i].equal(after[name][i])} == set(added), name
+
+
+def test_an_adapter_with_added_tokens_loads_as_its_card_says(tmp_path: Path, ranks: Ranks, train: Train) -> None:
+    """Its base, as the user has it, lacks their rows."""
+    import torch
+    from peft import PeftModel
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    base = toy.make_model(tmp_path / "base")
+    grown = grow_embedding(base, fingerprint(base), ["w256", "w257"], 258, tmp_path / "cache", False)
+    run, spec = prepare(tmp_path / "run", grown, method="lora")
+    add_tokens(run, [256, 257], source=str(base))
+    train(run, spec)
+    status = ranks.run("galley.export:main", [str(run.spec)], 1, tmp_path / "export.log")
+    assert status == [0], (tmp_path / "export.log").read_text()
+    with safe_open(run.export / "adapter" / "adapter_model.safetensors", "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    assert all(min(shape) <= 4 for shape in shapes), "two rows and matrices of rank 4, no whole embedding"
+    assert "resize_token_embeddings(258)" in (run.export / "adapter" / "README.md").read_text()
+
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    plain.resize_token_embeddings(258)
+    loaded = PeftModel.from_pretrained(plain, str(run.export / "adapter"))
+    merged = AutoModelForCausalLM.from_pretrained(run.export / "model")
+    tokens = torch.tensor([[256, 5, 6, 257]])
+    torch.testing.assert_close(loaded(tokens).logits, merged(tokens).logits[..., :258], rtol=1e-4, atol=1e-4)
 
 
 def test_tokens_beside_an_adapter_are_refused_under_zero_3(tmp_path: Path, llama: Path, ranks: Ranks) -> None:
