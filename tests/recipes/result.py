@@ -45,11 +45,11 @@ def _page(rows: list[dict[str, object]]) -> str:
         "",
         f"{libraries}; {os.cpu_count()} cores, {platform.machine()}. `make test-recipes` wrote this.",
         "",
-        "A twin has the real model's architecture and the shape of its tokenizer, two layers, 64 wide, and random "
-        "weights. Each recipe is composed, prepared and trained for four steps; it is then set back to its checkpoint "
-        "of step 2, resumed from it and exported. *Resumed*: losses, gradient norms and the checkpoint of step 4, "
-        "compared with those of the run that was not set back. *Export*: how far the logits of the model (and of the "
-        "adapter) are from the trained model's, relative. Not as the recipe says:",
+        "A twin has the real model's architecture, control tokens and chat template (shortened), two layers, 64 wide, "
+        "and random weights. Each recipe is composed, prepared and trained for four steps; it is then set back to its "
+        "checkpoint of step 2, resumed from it and exported. *Resumed*: losses, gradient norms and the checkpoint of "
+        "step 4, compared with those of the run that was not set back. *Export*: how far the logits of the model (and "
+        "of the adapter) are from the trained model's, relative. Beside two ranks for many GPUs, not as recipes say:",
         "",
         *(f"- `{key}={value}`: {why}" for key, (value, why) in OVERRIDES.items()),
         "",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from launch.test_shipped_recipes import NAMES, place
 from recipes.bench import Bench
+from recipes.result import COLUMNS
 from recipes.twins import LAYERS
 
 from galley.rundir import RunDir, read_json
@@ -62,10 +63,8 @@ def test_a_recipe_trains_resumes_and_exports(
     benches.check_sizes(run, recipe, twin, vocabulary)
 
     losses = " ".join(f"{row['loss']:.4f}" for row in whole if "loss" in row)
-    for key, value in {
-        "recipe": name, "twin": f"{twin['model_type']} {LAYERS} x {twin['hidden_size']}, {vocabulary} tokens",
-        "method": recipe.method.kind, "ZeRO": recipe.deepspeed, "ranks": ranks, "losses of steps 1 to 4": losses,
-        "resumed": "to the bit", "export differs by": exported,
-    }.items():  # fmt: skip
-        record_property(key, value)
+    shape = f"{twin['model_type']} {LAYERS} x {twin['hidden_size']}, {vocabulary} tokens"
+    values = (name, shape, recipe.method.kind, recipe.deepspeed, ranks, losses, "to the bit", exported)
+    for column, value in zip(COLUMNS, values, strict=True):
+        record_property(column, value)
     print(f"\n{name}: {losses}", flush=True)
