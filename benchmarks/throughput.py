@@ -25,7 +25,7 @@ import rows
 import watch
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets", "trl")
+PACKAGES = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets", "trl", "bitsandbytes", "unsloth")
 COLUMNS = ("method", "contestant", "useful tokens/s", "of TRL's best", "first step, s", "peak GB a rank: RSS", "PSS",
            "anonymous", "steady steps")  # fmt: skip
 NAMES = {

@@ -5,7 +5,10 @@ A step ends when its line appears in a file; a rank is a descendant process with
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -14,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 POLL_S, MEMORY_EVERY_S = 0.05, 1.0
+GONE_S = 30.0
+"""Seconds in which killed processes give back their memory."""
 
 
 @dataclass
@@ -48,22 +53,32 @@ class Watched:
         return sum(tokens for _, tokens in self.ends[warmup:]) / (self.ends[-1][0] - self.ends[warmup - 1][0])
 
 
-def watch(command: list[str], env: dict[str, str], steps: Path, log: Path, limit_s: float) -> Watched:
-    """Run ``command``; ``steps`` gets one JSON line a step with ``step`` and ``tokens``."""
+def watch(
+    command: list[str], env: dict[str, str], steps: Path, log: Path, limit_s: float, enough: int | None = None
+) -> Watched:
+    """Run ``command``; ``steps`` gets one JSON line a step with ``step`` and ``tokens``.
+
+    With ``enough``, the command and all that it started are killed after so many steps, or after ``limit_s``: a large
+    model's last checkpoint and its export take longer than what is measured.
+    """
     seen, started, looked = Watched(), time.monotonic(), 0.0
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
             now = time.monotonic() - started
+            _read_steps(steps, seen, now)
+            if enough and (now > limit_s or len(seen.ends) >= enough):
+                _kill(process.pid)
+                break
             if now > limit_s:
                 process.terminate()
-            _read_steps(steps, seen, now)
             if now - looked >= MEMORY_EVERY_S:
                 looked = now
                 _look_at_ranks(process.pid, seen.ranks)
             time.sleep(POLL_S)
     seen.seconds, seen.status = time.monotonic() - started, process.wait()
     _read_steps(steps, seen, seen.seconds)
+    del seen.ends[enough or len(seen.ends) :]  # a quick one took more before it was killed
     return seen
 
 
@@ -74,6 +89,24 @@ def _read_steps(steps: Path, seen: Watched, now: float) -> None:
     rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     done = [row for row in rows if "tokens" in row]
     seen.ends += [(now, float(row["tokens"])) for row in done[len(seen.ends) :]]
+
+
+def _kill(root: int) -> None:
+    """Kill a process and its descendants, the oldest first so that none is replaced, and wait for their memory."""
+    doomed = [root, *_descendants(root)]
+    for pid in doomed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + GONE_S
+    while any(_is_alive(pid) for pid in doomed) and time.monotonic() < until:
+        time.sleep(POLL_S)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _look_at_ranks(root: int, ranks: dict[int, Memory]) -> None:

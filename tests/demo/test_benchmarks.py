@@ -1,11 +1,18 @@
-"""The benchmark's stop-watch, on a pretended trainer."""
+"""The benchmarks' stop-watch on a pretended trainer, their tables, and the GPU's benchmark on a CPU."""
 
+import json
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import gpu
+import gpu_table
 import pytest
 import rows
+import silicon
+import synthetic
 import throughput
 import watch
 
@@ -39,6 +46,19 @@ def test_steps_and_memory_are_seen_from_outside(tmp_path):
     assert 0.05 < said["peak_gb_a_rank"]["anonymous"] < 0.2
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's /proc")
+def test_a_command_is_killed_with_all_it_started_after_enough_steps(tmp_path):
+    script, steps = tmp_path / "trainer.py", tmp_path / "steps.jsonl"
+    script.write_text(TRAINER.replace("range(4)", "range(400)"))
+    command = [sys.executable, str(script), str(steps)]
+    began = time.monotonic()
+    seen = watch.watch(command, dict(os.environ), steps, tmp_path / "log", limit_s=60, enough=2)
+    assert time.monotonic() - began < 30
+    assert len(seen.ends) == 2
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [each for each in running if str(script).encode() in each]
+
+
 @pytest.mark.slow
 def test_rows_are_the_same_each_time_and_conversations():
     made = rows.make(50)
@@ -59,3 +79,56 @@ def test_the_table_divides_by_the_fastest_of_the_others():
     page = throughput.table(record)
     assert "| lora | Galley | 300.0 | 2.50 |" in page
     assert "| lora | TRL as it comes | 60.0 | 0.50 |" in page
+
+
+def test_text_rows_have_exactly_the_tokens_that_were_asked_for(tmp_path):
+    path = synthetic.write_rows(tmp_path / "rows.jsonl", 5, 64)
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    assert len(set(texts)) == 5
+    assert [len(synthetic.tokenizer()(text)["input_ids"]) for text in texts] == [63] * 5  # and one for the end
+
+
+def gpu_result(method, who, speed, mfu):
+    return {"method": method, "contestant": who, "tokens_per_s": speed, "mfu": mfu, "of_measured": mfu,
+            "step_s": [1.0], "first_step_s": 9.0, "peak_memory_gb": 99.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "speed", "mfu", "reached"),
+    [
+        ("full", 9000.0, 0.56, "yes"), ("full", 9000.0, 0.54, "no"), ("lora", 15_000.0, 0.4, "yes"),
+        ("lora", 14_999.0, 0.4, "no"), ("qlora", 8_000.0, 0.3, "yes"), ("qlora", 7_999.0, 0.3, "no"),
+    ],
+)  # fmt: skip
+def test_targets_are_judged(method, speed, mfu, reached):
+    mine = gpu_result(method, "galley", speed, mfu)
+    results = [gpu_result("lora", "galley", 10_000.0, 0.3), mine] if method == "qlora" else [mine]
+    assert gpu_table.target(mine, results)[1] == reached
+
+
+@pytest.mark.skipif(bool(silicon.gpus()), reason="there is a GPU here")
+def test_without_a_gpu_the_gpu_benchmark_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path)])
+    assert gpu.main() == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "--toy" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_on_a_toy(tmp_path):
+    command = [sys.executable, gpu.__file__, "--toy", "--out", str(tmp_path)]
+    root = Path(gpu.__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": f"{root / 'launch'}:{root / 'src'}"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page, record = (next(tmp_path.glob(f"gpu-toy-*.{kind}")) for kind in ("md", "json"))
+    results = json.loads(record.read_text())["results"]
+    assert [each["method"] for each in results] == ["full", "lora", "qlora"]
+    for each in results:
+        assert each["step_tokens"] == [2 * 64] * 3  # samples packed to the last token
+        assert each["tokens_per_s"] > 0
+        assert each["mfu"] == pytest.approx(each["of_measured"])  # a CPU has no data sheet
+        assert 5 < each["loss"][0] < 8  # random weights: the log of the vocabulary
+    assert "0.8 of LoRA's tokens/s" in page.read_text()
