@@ -36,9 +36,9 @@ GALLEY = {
     "qlora": ["lora.yaml", "deepspeed=zero2", "method.kind=qlora"],
 }
 """Recipe and settings. In full: bf16 weights 2, fp32 copy 4, fp32 gradients 4 and 8-bit moments 2 bytes a weight are
-96 GB of an H200's 141, and 33 GB of activations fit beside them without being computed twice. fp32 moments would be
-6 bytes more. ZeRO-3 because it steps a billion weights at a time: ZeRO-2 needs 4 bytes a weight more in its step, and
-bitsandbytes counts a tensor's elements in 32 bits."""
+97 of the 150 GB (10⁹ bytes) that an H200 has, and 33 GB of activations fit beside them without being computed twice.
+fp32 moments would be 6 bytes more. ZeRO-3 because it steps a billion weights at a time: ZeRO-2 needs 4 bytes a weight
+more in its step, and bitsandbytes counts a tensor's elements in 32 bits."""
 PEERS: dict[str, dict[str, dict[str, Any]]] = {
     "trl": {"full": {"zero": 3, "optimizer": "adamw_bnb_8bit"}, "lora": {"zero": 0}, "qlora": {"zero": 0}},
     "unsloth": {"full": {"zero": 0, "optimizer": "adamw_8bit"}, "lora": {"zero": 0}, "qlora": {"zero": 0}},
@@ -146,6 +146,7 @@ def contest(who: str, method: str, model: Path, rows: Path, given: argparse.Name
     command, log = (galley if who == "galley" else partial(peer, who))(method, model, rows, work, given)
     output = given.out / f"gpu-{method}-{who}.log"
     env = throughput.environment(work, given) | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one GPU for everyone
     wanted = steps(given.plan) - 1
     seen = watch.watch(command, env, log, output, left, enough=wanted)
     if len(seen.ends) < wanted:
@@ -169,7 +170,7 @@ def summary(seen: watch.Watched, log: Path, warmup: int) -> dict[str, Any]:
         "step_s": [round(after - before, 3) for before, after in pairwise(ends[warmup - 1 :])],
         "step_tokens": [int(tokens) for _, tokens in seen.ends],
         "peak_memory_gb": max(held) if held else round(max(each.rss for each in seen.ranks.values()) / 1e9, 3),
-        "loss": [round(line["loss"], 4) for line in lines if "loss" in line],
+        "loss": [round(line["loss"], 4) for line in lines if "loss" in line][: len(ends)],
     }
 
 

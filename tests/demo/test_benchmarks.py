@@ -1,12 +1,16 @@
-"""The benchmarks' stop-watch on a pretended trainer, their tables, and the GPU's benchmark on a CPU."""
+"""The benchmarks: a stop-watch on a pretended trainer, tables, a figure, and small runs with models made here."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ET
+from dataclasses import asdict
 from pathlib import Path
 
+import cost
+import cost_figure
 import gpu
 import gpu_table
 import pytest
@@ -132,3 +136,49 @@ def test_the_gpu_benchmark_runs_on_a_toy(tmp_path):
         assert each["mfu"] == pytest.approx(each["of_measured"])  # a CPU has no data sheet
         assert 5 < each["loss"][0] < 8  # random weights: the log of the vocabulary
     assert "0.8 of LoRA's tokens/s" in page.read_text()
+
+
+def test_the_whole_range_is_measured_once():
+    todo = cost.points(cost.WHOLE)
+    assert len(todo) == len(set(todo))
+    for method in cost.METHODS:
+        mine = [each for each in todo if each.method == method]
+        assert {1, 2, 4} == {each.ranks for each in mine}
+        assert {2, 6, 12, 30} == {each.layers for each in mine}
+        assert {256, 8192} <= {each.length for each in mine}
+
+
+def cost_record(failed=()):
+    def result(point):
+        return {"weights": 10_000_000 * point.layers, "tokens_per_s": 1000 / point.layers,
+                "memory_gb": 1.0 + point.length / 512, "step_s": [1.0, 2.0]}  # fmt: skip
+
+    todo = cost.points(cost.WHOLE)
+    results = [asdict(point) | ({"failed": "no memory"} if point in failed else result(point)) for point in todo]
+    box = {"cpu": "c", "cores": 2, "memory_gb": 8, "system": "s", "load_before": 0.1}
+    return {"date": "2026-01-01", "hardware": box, "versions": {"torch": "2"}, "design": asdict(cost.WHOLE),
+            "warmup": 2, "results": results}  # fmt: skip
+
+
+def test_the_cost_figure_has_a_panel_for_each_question_and_the_page_what_is_missing(tmp_path):
+    missing = cost.Point("full", 6, 8192, 1)
+    cost_figure.write(cost_record(failed=[missing]), tmp_path / "cost")
+    panels = {each.get("id") for each in ET.parse(tmp_path / "cost.svg").iter() if "axes_" in (each.get("id") or "")}
+    assert panels == {f"axes_{number}" for number in range(1, 7)}
+    page = (tmp_path / "cost.md").read_text()
+    assert "| LoRA | 30 | 300 | 8192 | 1 | 33 | 17.00 | 1.50 (1.00, 2.00) |" in page
+    assert "Not measured: full, 6 layers, 8192 tokens, ranks 1: no memory" in page
+    assert "(cost.svg)" in page
+
+
+@pytest.mark.slow
+def test_a_point_of_the_cost_figure_is_a_run_of_the_command_line(tmp_path, monkeypatch):
+    root = Path(cost.__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", f"{root / 'launch'}:{root / 'src'}")
+    seen = cost.run(cost.Point("lora", 1, 64, 2), cost.QUICK, tmp_path, 300)
+    assert seen["tokens_a_step"] == 2 * 64  # both ranks' samples are full
+    assert len(seen["step_s"]) == cost.MEASURED
+    assert seen["weights"] == 2 * 512 * 64 + 64 * (64 + 32 + 32 + 64 + 3 * 128 + 2) + 64
+    assert 0.1 < seen["memory_gb"] < 3
+    late = cost.run(cost.Point("lora", 1, 64, 1), cost.QUICK, tmp_path, 1.0)
+    assert "no time" in late["failed"]
