@@ -237,7 +237,8 @@ class Cluster(Section):
     variables: dict[Annotated[str, AfterValidator(_variable)], Line] = {}
     """Environment of every stage: ``NCCL_DEBUG: WARN``. Never a secret: see ``secrets``."""
     secrets: list[Annotated[str, AfterValidator(_variable)]] = [
-        "HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY", "https_proxy",
+        "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
+        "HTTPS_PROXY", "https_proxy",
     ]  # fmt: skip
     """Variables that are taken from the environment of ``galley submit`` to a private file that jobs read."""
     interface: Line | None = None

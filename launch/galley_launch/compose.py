@@ -49,7 +49,7 @@ def _from_run(run: RunDir) -> Source:
     """A run that exists, as a recipe: its own task, and the placement of its last attempt."""
     spec = read_spec(run)
     placement, dump = spec.placement, spec.model_dump(mode="json")
-    tree: Tree = dict(dump["task"]) | {"cadence": dump["cadence"]}
+    tree: Tree = dict(dump["task"]) | {"cadence": dump["cadence"], "tracking": dump["tracking"]}
     tree |= {"micro_batch": placement.micro_batch, "activation_checkpointing": placement.activation_checkpointing}
     folder = Path(spec.origin.recipe).parent
     return Source(str(run.root), tree, folder, run.root.absolute().name, run=run)
@@ -240,6 +240,7 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
             task=recipe.task(),
             placement=placement,
             cadence=recipe.cadence,
+            tracking=recipe.tracking,
             origin=origin,
         )
     except ValidationError as error:

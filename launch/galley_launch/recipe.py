@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from copy import deepcopy
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from galley.errors import UserError
-from galley.spec import Cadence, Positive, Task
+from galley.spec import Cadence, Positive, Task, Tracking
 from galley_launch.arguments import RESERVED, nearest, split
 from galley_launch.strings import ONE_OF, Tree, read_value
 
@@ -76,15 +77,22 @@ class Recipe(Task):
     """Steps to profile at the beginning of an attempt: a trace, and a table of where time and memory went."""
     cadence: Cadence = Cadence()
     """How often to log, measure and save."""
+    tracking: Tracking = Tracking()
+    """Experiment trackers beside TensorBoard."""
 
     def task(self) -> Task:
         """The part that is the run."""
         return Task(**{name: getattr(self, name) for name in Task.model_fields})
 
 
-def _sections(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    fields = ((name, field.annotation) for name, field in kind.model_fields.items())
-    return {name: part for name, part in fields if isinstance(part, type) and issubclass(part, BaseModel)}
+def _sections(kind: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel]]:
+    """Dotted path to type of every section, those inside sections (``tracking.wandb``, which may be null) too."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, field in kind.model_fields.items():
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found |= {prefix + name: part} | _sections(part, f"{prefix}{name}.")
+    return found
 
 
 _SECTIONS = _sections(Recipe)
@@ -93,13 +101,14 @@ _SECTIONS = _sections(Recipe)
 def keys() -> dict[str, list[str]]:
     """Every name that an override may use: a dotted path, or a leaf, with the dotted paths that it could mean."""
     found: dict[str, list[str]] = {}
-    for name in Recipe.model_fields:
-        paths = [f"{name}.{leaf}" for leaf in _SECTIONS[name].model_fields] if name in _SECTIONS else [name]
-        for path in paths:
-            found[path] = [path]
-            leaf = path.rpartition(".")[2]
-            if leaf != path and leaf not in RESERVED:
-                found.setdefault(leaf, []).append(path)
+    every = [*Recipe.model_fields, *(f"{name}.{leaf}" for name in _SECTIONS for leaf in _SECTIONS[name].model_fields)]
+    for path in every:
+        if path in _SECTIONS:
+            continue
+        found[path] = [path]
+        leaf = path.rpartition(".")[2]
+        if leaf != path and leaf not in RESERVED:
+            found.setdefault(leaf, []).append(path)
     return found
 
 
@@ -126,12 +135,23 @@ def resolve_key(key: str) -> str:
 
 
 def _leaves(section: str) -> str:
-    return ", ".join(f"{section}.{name}" for name in _SECTIONS[section].model_fields)
+    return ", ".join(path for path in keys() if path.startswith(f"{section}."))
+
+
+def _part(tree: Tree, section: str) -> Tree:
+    """The section of ``tree``, made where there is none; ``""`` is the tree itself."""
+    for name in section.split(".") if section else ():
+        if "." in section and tree.get(name) is None:
+            tree[name] = {}
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise UserError("recipe", f"{section} holds {tree!r}", "write it as a section of keys")
+    return tree
 
 
 def override(tree: Tree, settings: Sequence[str]) -> Tree:
     """``tree`` with each ``key=value`` of ``settings`` put in its place."""
-    result = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    result = deepcopy(tree)
     given: dict[str, str] = {}
     for setting in settings:
         key, text = split(setting)
@@ -142,9 +162,7 @@ def override(tree: Tree, settings: Sequence[str]) -> Tree:
     for setting in settings:
         key, text = split(setting)
         section, _, leaf = resolve_key(key).rpartition(".")
-        part = result.setdefault(section, {}) if section else result
-        if not isinstance(part, dict):
-            raise UserError("recipe", f"{section} holds {part!r}", "write it as a section of keys")
+        part = _part(result, section)
         for other in ONE_OF.get(section, ()) if leaf in ONE_OF.get(section, ()) else ():
             if f"{section}.{other}" not in given:
                 part.pop(other, None)
@@ -159,15 +177,20 @@ def _check_names(tree: Tree, where: str, wrote: Mapping[str, str]) -> None:
             raise UserError(_writer(key, where, wrote), f"{key!r} belongs on the command line", todo)
         if key not in Recipe.model_fields:
             raise _unknown(_writer(key, where, wrote), key, [*Recipe.model_fields, "extends"])
-        if key not in _SECTIONS:
-            continue
-        if not isinstance(value, dict):
-            place = f"{_writer(key, where, wrote)}: {key}"
-            raise UserError(place, f"{value!r} is not a section", f"set its keys: {_leaves(key)}")
-        for leaf in value:
-            if leaf not in _SECTIONS[key].model_fields:
-                place = f"{_writer(f'{key}.{leaf}', where, wrote)}: {key}"
-                raise _unknown(place, leaf, list(_SECTIONS[key].model_fields))
+        if key in _SECTIONS:
+            _check_section(key, value, where, wrote)
+
+
+def _check_section(section: str, value: Any, where: str, wrote: Mapping[str, str]) -> None:
+    if not isinstance(value, dict):
+        place = f"{_writer(section, where, wrote)}: {section}"
+        raise UserError(place, f"{value!r} is not a section", f"set its keys: {_leaves(section)}")
+    for leaf, part in value.items():
+        path = f"{section}.{leaf}"
+        if leaf not in _SECTIONS[section].model_fields:
+            raise _unknown(f"{_writer(path, where, wrote)}: {section}", leaf, list(_SECTIONS[section].model_fields))
+        if path in _SECTIONS and part is not None:
+            _check_section(path, part, where, wrote)
 
 
 def _writer(key: str, where: str, wrote: Mapping[str, str]) -> str:
@@ -200,7 +223,9 @@ def _sentence(error: ErrorDetails, others: Sequence[ErrorDetails]) -> str:
 
 def _as_user_error(error: ValidationError, where: str, wrote: Mapping[str, str]) -> UserError:
     first, *others = error.errors()
-    place = ".".join(str(part) for part in first["loc"][: 2 if first["loc"] and first["loc"][0] in _SECTIONS else 1])
+    place, *inner = [str(part) for part in first["loc"]] or [""]
+    while place in _SECTIONS and inner:
+        place = f"{place}.{inner.pop(0)}"
     source = wrote.get(place, where)
     if first["type"] == "value_error":  # The contract's own words: what; what to do.
         what, _, todo = str(first["ctx"]["error"]).rpartition("; ")
@@ -243,7 +268,7 @@ def schema() -> dict[str, Any]:
     extends = {"type": "string", "title": "Extends", "description": _EXTENDS}
     body["properties"] = {"extends": extends} | body["properties"]
     sections = {name: body["$defs"][kind.__name__].pop("required", None) for name, kind in _SECTIONS.items()}
-    needed = {name: {"required": names} for name, names in sections.items() if names}
+    needed = {name: {"required": names} for name, names in sections.items() if names and "." not in name}
     body["if"] = {"not": {"required": ["extends"]}}
     body["then"] = {"required": body.pop("required"), "properties": needed}
     return body

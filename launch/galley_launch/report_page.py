@@ -247,5 +247,6 @@ def configuration(spec: RunSpec) -> list[tuple[str, str]]:
         ("Placement", text(place)),
         ("DeepSpeed", json.dumps(deepspeed, indent=2, ensure_ascii=False)),
         ("Cadence", text(body["cadence"])),
+        *([("Tracking", text(body["tracking"]))] if spec.tracking.names else []),
         ("Command line", words),
     ]

@@ -88,7 +88,7 @@ class Loop:
         self.flops = metrics.flops_per_token(self.engine.module, weights, trains_all, length)
         if not self.world.is_first:
             return None
-        return metrics.Recorder(self.run, self.state.step, self.order.steps, self.cadence.log_every)
+        return metrics.Recorder(self.spec, self.run, self.attempt, self.state.step, self.order.steps)
 
     def _steps(self) -> str | None:
         """Take steps until the run is done (None) or something asks for an end (the reason)."""

@@ -1,4 +1,4 @@
-"""What a run says about itself: one JSON line a step, TensorBoard, and plain lines in the log."""
+"""What a run says about itself: one JSON line a step, TensorBoard, plain lines in the log, and trackers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from galley.rundir import RunDir, write_atomic
+from galley import trackers
+from galley.rundir import Attempt, RunDir, write_atomic
+from galley.spec import RunSpec
 
 PEAK_BF16_TFLOPS = {
     "H200": 989.0, "H100": 989.0, "H100 PCIe": 756.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0,
@@ -81,13 +83,14 @@ def _step_of(row: str) -> int | None:
 class Recorder:
     """Writes what rank 0 is told. Other ranks have none."""
 
-    def __init__(self, run: RunDir, step: int, steps: int, log_every: int) -> None:
+    def __init__(self, spec: RunSpec, run: RunDir, attempt: Attempt, step: int, steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         drop_after(run.metrics, step)
         self.file = run.metrics.open("a", encoding="utf-8", buffering=1)
         self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
-        self.steps, self.log_every = steps, log_every
+        self.trackers = trackers.start(spec, run, attempt, at=run.metrics.stat().st_size)
+        self.steps, self.log_every = steps, spec.cadence.log_every
         self.recent: deque[float] = deque(maxlen=20)
 
     def step(self, row: dict[str, Any]) -> None:
@@ -125,9 +128,14 @@ class Recorder:
                 self.board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush everything; trackers go on sending, see :meth:`wait`."""
         self.file.close()
         self.board.close()
+        self.trackers.end()
+
+    def wait(self) -> None:
+        """Wait until trackers have sent what was recorded, or have had their time."""
+        self.trackers.wait()
 
 
 def _share(mfu: float | None) -> str:

@@ -25,6 +25,7 @@ from galley.rundir import Attempt, RunDir, fsync_path, write_atomic
 from galley.sources import check_sources
 from galley.spec import RunSpec
 from galley.stage import run_stage
+from galley.trackers import check_installed
 from galley.weights import fingerprint, is_whole
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     """Prepare ``run``. Raises :class:`UserError` for what the user can mend; leaves nothing half made."""
     del attempt
+    check_installed(spec)
     began = time.monotonic()
     if not sys.stderr.isatty():  # a progress bar is one endless line in a file
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"

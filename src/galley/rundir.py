@@ -93,6 +93,11 @@ class Attempt:
         """In a job: ``rank-N.json``, where each rank was last: ``{"rank", "pid", "host", "phase", "step", "time"}``."""
         return self.root / "heartbeats"
 
+    @property
+    def trackers(self) -> Path:
+        """What the trackers' libraries said: ``wandb.log``, ``mlflow.log``."""
+        return self.root / "trackers"
+
     def is_superseded(self) -> bool:
         """Whether a later attempt has begun: from then on this one writes nothing that another reads.
 
@@ -188,6 +193,11 @@ class RunDir:
     def tensorboard(self) -> Path:
         """TensorBoard events."""
         return self.root / "tensorboard"
+
+    @property
+    def tracker(self) -> Path:
+        """What trackers know the run by, in every attempt: ``{"id"}``."""
+        return self.root / "tracker.json"
 
     @property
     def export(self) -> Path:

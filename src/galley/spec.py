@@ -11,10 +11,11 @@ change from one attempt to the next.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from galley.task import (
     Batch,
@@ -31,11 +32,12 @@ from galley.task import (
 )
 
 __all__ = [
-    "Batch", "Cadence", "Data", "Duration", "Fraction", "Method", "Model", "Optimizer", "Origin", "Part", "Paths",
-    "Placement", "Positive", "RunSpec", "Schedule", "Task",
+    "Batch", "Cadence", "Data", "Duration", "Fraction", "Method", "Mlflow", "Model", "Optimizer", "Origin", "Part",
+    "Paths", "Placement", "Positive", "RunSpec", "Schedule", "Task", "Tracking", "Wandb",
 ]  # fmt: skip
 
 SCHEMA: Literal[1] = 1
+_PASSWORD = re.compile(r"//[^/@]*:[^/]*@")
 
 
 class Cadence(Part):
@@ -49,6 +51,47 @@ class Cadence(Part):
     """Steps between checkpoints; one more at the end. None: only at the end."""
     keep: Positive = 2
     """Checkpoints kept: the newest this many that verify, and the best by held-out loss."""
+
+
+class Wandb(Part):
+    """Weights & Biases. Its key comes from ``WANDB_API_KEY``, and ``WANDB_MODE=offline`` is heeded."""
+
+    project: str
+    """W&B project; made where there is none."""
+    entity: str | None = None
+    """W&B team or user. None: the key's own."""
+    group: str | None = None
+    """Runs of one group are shown together."""
+
+
+class Mlflow(Part):
+    """MLflow. Who may write comes from ``MLFLOW_TRACKING_TOKEN``, or ``…_USERNAME`` and ``…_PASSWORD``."""
+
+    experiment: str
+    """MLflow experiment; made where there is none."""
+    uri: str | None = None
+    """Tracking server (``https://…``) or folder (``file:/…``). None: ``MLFLOW_TRACKING_URI``, else MLflow's own."""
+
+    @field_validator("uri")
+    @classmethod
+    def _no_password(cls, uri: str | None) -> str | None:
+        if uri and _PASSWORD.search(uri):
+            raise ValueError("holds a password; give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        return uri
+
+
+class Tracking(Part):
+    """Experiment trackers beside TensorBoard. May change between attempts without changing the result."""
+
+    wandb: Wandb | None = None
+    """Weights & Biases: its project, and if you like entity and group. None: not used."""
+    mlflow: Mlflow | None = None
+    """MLflow: its experiment, and if you like the server's uri. None: not used."""
+
+    @property
+    def names(self) -> list[str]:
+        """Trackers in use; each is also the name of its Python package."""
+        return [name for name in type(self).model_fields if getattr(self, name)]
 
 
 class Paths(Part):
@@ -140,6 +183,7 @@ class RunSpec(Part):
     task: Task
     placement: Placement
     cadence: Cadence = Cadence()
+    tracking: Tracking = Tracking()
     origin: Origin
 
     @model_validator(mode="after")

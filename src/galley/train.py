@@ -45,6 +45,8 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
         write_atomic(attempt.exit, json.dumps(ending | {"message": "", "status": 0}))
     heartbeat.beat("end", loop.state.step)
     world.barrier()
+    if loop.recorder:
+        loop.recorder.wait()  # after all that matters: nothing is lost where this is cut short
     os.close(lock)
 
 

@@ -87,10 +87,31 @@ def test_a_wrong_value_is_one_line(words: list[str], message: str) -> None:
         ({"optimizer": "adamw"}, "x.yaml: optimizer: 'adamw' is not a section; set its keys: optimizer.name"),
         ({"name": "x"}, "x.yaml: 'name' belongs on the command line; take it out and write name=…"),
         ({"model": {}}, "x.yaml: model.path: is missing; it means: Hub id, folder"),
+        ({"tracking": {"wandb": {}}}, "x.yaml: tracking.wandb.project: is missing; it means: W&B project"),
+        ({"tracking": {"wandb": {"projct": "x"}}}, "x.yaml: tracking.wandb: no such key: 'projct'; did you mean"),
+        ({"tracking": {"wandb": "chats"}}, "x.yaml: tracking.wandb: 'chats' is not a section; set its keys: tracking."),
+        ({"tracking": {"comet": {}}}, "x.yaml: tracking: no such key: 'comet'; known: mlflow, wandb"),
+        (
+            {"tracking": {"mlflow": {"experiment": "x", "uri": "https://ada:pw@host"}}},
+            "x.yaml: tracking.mlflow.uri: holds a password; give it in MLFLOW_TRACKING_USERNAME and MLFLOW_",
+        ),
     ],
 )
 def test_a_wrong_key_gets_the_nearest(change: Tree, message: str) -> None:
     assert refusal(LEAST | change).startswith(message)
+
+
+def test_trackers_can_be_asked_for_on_the_command_line_too() -> None:
+    words = ["tracking.wandb.project=chats", "group=night", "uri=https://ada@host:1", "experiment=e"]
+    tracking = build(override(LEAST, words), "x.yaml").tracking
+    assert tracking.names == ["wandb", "mlflow"]
+    assert tracking.model_dump(exclude_none=True) == {
+        "wandb": {"project": "chats", "group": "night"},
+        "mlflow": {"experiment": "e", "uri": "https://ada@host:1"},
+    }
+    off = LEAST | {"tracking": {"wandb": None, "mlflow": None}}  # as a run that goes on says it
+    assert build(off, "x.yaml").tracking.names == []
+    assert build(override(off, ["project=p"]), "x.yaml").tracking.names == ["wandb"]
 
 
 def test_a_missing_section_is_named() -> None:
@@ -170,6 +191,7 @@ def test_the_schema_refuses_what_the_recipe_refuses() -> None:
 def test_the_schema_asks_less_of_a_recipe_that_extends_another() -> None:
     jsonschema.validate({"extends": "demo"}, _schema())
     jsonschema.validate({"extends": "demo", "model": {"dtype": "float32"}, "data": {"held_out": 0.1}}, _schema())
+    jsonschema.validate({"extends": "demo", "tracking": {"wandb": {"group": "a"}}}, _schema())
 
 
 def test_the_shipped_schema_is_current() -> None:
