@@ -131,11 +131,12 @@ def build_spec(root: Path, model: str, data: str, cache: Path, **more: Any) -> R
     ranks, seed, template = more.pop("ranks", 1), more.pop("seed", 0), more.pop("chat_template", None)
     zero, trust = more.pop("deepspeed", {}), more.pop("trust_remote_code", False)
     revision, attention = more.pop("revision", None), more.pop("attention", "sdpa")
-    held_out = more.get("held_out_path")
+    held_out, method = more.get("held_out_path"), more.pop("method", {})
     about_model = {"path": model, "revision": revision, "chat_template": template, "attention": attention}
     task = {
         "model": {**about_model, "trust_remote_code": trust},
         "data": {"path": data, "max_length": 128, **more},
+        "method": method,
         "batch": {"samples": ranks},
         "duration": {"steps": 1},
         "seed": seed,

@@ -161,6 +161,18 @@ def test_not_packed_when_not_wanted(make_run: Make, model_folder: Path, data: Pa
     assert all(len(split.sample(index).document_starts) == 1 for index in range(300))
 
 
+def test_how_an_adapter_begins_is_settled_once(make_run: Make, model_folder: Path, data: Path) -> None:
+    from safetensors.torch import load_file
+
+    spec, run = make_run(model_folder, data, method={"init": "pissa", "rank": 2})
+    prepare(spec, run)
+    began, when = load_file(run.adapter_init), run.adapter_init.stat().st_mtime_ns
+    assert began
+    assert all(2 in value.shape and value.abs().sum() > 0 for value in began.values())
+    prepare(spec, run)
+    assert run.adapter_init.stat().st_mtime_ns == when
+
+
 def test_held_out_from_its_own_file(make_run: Make, model_folder: Path, data: Path, tmp_path: Path) -> None:
     other = write_jsonl(tmp_path / "held_out.jsonl", [chat("Q?", "Held.")] * 7)
     spec, run = make_run(model_folder, data, held_out_path=str(other))
