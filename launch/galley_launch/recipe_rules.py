@@ -7,6 +7,7 @@ from pathlib import Path
 from galley_launch.rule import Rule
 
 _EXPERTS = "all-linear+experts"
+_GPU_ATTENTION = ("flash", "varlen")
 
 
 def _is_local(path: str) -> bool:
@@ -97,14 +98,14 @@ RECIPE_RULES = (
     ),
     Rule(
         "model.attention",
-        lambda case: case.device == "cpu" and case.recipe.model.attention.startswith("flash"),
-        "flash attention needs a GPU",
+        lambda case: case.device == "cpu" and case.recipe.model.attention.startswith(_GPU_ATTENTION),
+        "flash attention and varlen need a GPU",
         "use model.attention=sdpa",
     ),
     Rule(
         "model.attention",
-        lambda case: case.recipe.model.attention.startswith("flash") and case.recipe.model.dtype == "float32",
-        "flash attention does not compute in float32",
+        lambda case: case.recipe.model.attention.startswith(_GPU_ATTENTION) and case.recipe.model.dtype == "float32",
+        "flash attention and varlen do not compute in float32",
         "use model.dtype=bfloat16, or model.attention=sdpa",
     ),
     # transformers reads flash attention's document borders off position_ids, and only of one row: _is_packed_sequence.
@@ -114,7 +115,7 @@ RECIPE_RULES = (
             case.recipe.model.attention.startswith("flash") and case.recipe.data.packing and case.recipe.micro_batch > 1
         ),
         "transformers' flash attention tells packed documents apart only at micro_batch 1: they would see each other",
-        "use micro_batch=1 (a packed sample is full already), or model.attention=sdpa",
+        "use micro_batch=1 (a packed sample is full already), or model.attention=varlen or sdpa",
     ),
     Rule(
         "schedule.decay",

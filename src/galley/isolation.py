@@ -61,7 +61,7 @@ def attends_by_document(folder: Path, model: Model, cache: Path) -> bool:
     from galley.attention import BY_DOCUMENT
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    if model.attention != "sdpa" or getattr(config.get_text_config(), "attention_dropout", None):
+    if model.attention not in ("sdpa", "varlen") or getattr(config.get_text_config(), "attention_dropout", None):
         return False
     return _remembered(config, "sdpa", BY_DOCUMENT, model.trust_remote_code, cache)["reason"] is None
 

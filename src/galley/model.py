@@ -21,6 +21,11 @@ from galley.weights import weight_files
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
+def implementation(model: Model) -> str:
+    """What transformers calls the model's attention."""
+    return "sdpa" if model.attention == "varlen" else model.attention
+
+
 QUANTISED = ("qlora", "lora_int8")
 """Kinds of method whose base is quantised."""
 
@@ -47,7 +52,7 @@ def load_plain(folder: str, model: Model, dtype: torch.dtype, device: str = "cpu
     return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        attn_implementation=model.attention,
+        attn_implementation=implementation(model),
         trust_remote_code=model.trust_remote_code,
         device_map={"": device},
     )
@@ -62,7 +67,7 @@ def load_quantised(folder: str, model: Model, kind: str, device: torch.device) -
     loaded = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[model.dtype],
-        attn_implementation=model.attention,
+        attn_implementation=implementation(model),
         trust_remote_code=model.trust_remote_code,
         quantization_config=quantisation(model, kind),
         device_map={"": str(device)},
@@ -75,7 +80,7 @@ def load_quantised(folder: str, model: Model, kind: str, device: torch.device) -
 
 def _load_sharded(folder: str, spec: RunSpec) -> Any:
     model, dtype = spec.task.model, DTYPES[spec.task.model.dtype]
-    how = {"dtype": dtype, "attn_implementation": model.attention, "trust_remote_code": model.trust_remote_code}
+    how = {"dtype": dtype, "attn_implementation": implementation(model), "trust_remote_code": model.trust_remote_code}
     if not stored_as_named(folder, model):
         # transformers converts such weights as it loads (experts, mostly), on rank 0, which needs them all in memory.
         with_zero3 = HfDeepSpeedConfig(spec.placement.deepspeed)
@@ -146,9 +151,13 @@ def load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
 
 
 def _attends_by_document(spec: RunSpec, manifest: Manifest) -> bool:
-    """Where that is quicker: on a CPU. On a GPU sdpa's own kernels, or flash attention, are not outdone by a loop."""
-    able = manifest.model.attends_by_document and spec.task.model.attention == "sdpa"
-    return able and manifest.packed and spec.placement.device == "cpu"
+    """Where that is quicker: on a CPU, and on a GPU where torch's kernel was asked for."""
+    asked = spec.task.model.attention == "varlen"
+    if asked and manifest.packed and not manifest.model.attends_by_document:
+        what = f"varlen is not what {manifest.model.source!r} computes, as a small twin of it shows"
+        raise UserError("model.attention", what, "use model.attention=sdpa")
+    sdpa_on_cpu = spec.task.model.attention == "sdpa" and spec.placement.device == "cpu"
+    return manifest.packed and manifest.model.attends_by_document and (asked or sdpa_on_cpu)
 
 
 def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:

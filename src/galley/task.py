@@ -31,8 +31,9 @@ class Model(Part):
 
     ``float16`` is for GPUs without bfloat16: losses are scaled, and a step whose gradients overflow is left out.
     """
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
-    """Attention implementation that transformers uses."""
+    attention: Literal["sdpa", "varlen", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    """Attention implementation that transformers uses. ``varlen``: sdpa, and packed documents by torch's kernel for
+    sequences of any length, on a GPU without the flash-attn package."""
     chat_template: str | None = None
     """None: the tokenizer's own. Otherwise ``chatml`` or a ``.jinja`` file; tokens that it needs are added, trained."""
     trust_remote_code: bool = False

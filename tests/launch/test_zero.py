@@ -217,9 +217,9 @@ def test_flash_attention_takes_packed_documents_one_row_at_a_time_in_bfloat16(ki
     words = [f"attention={kind}", "packing=true"]
     line = refusal(preset("zero2"), *words, "micro_batch=2", device="cuda")
     assert "only at micro_batch 1: they would see each other; use micro_batch=1 (a packed sample is full" in line
-    assert "or model.attention=sdpa" in line
+    assert line.endswith("or model.attention=varlen or sdpa")
     line = refusal(preset("zero2"), *words, "dtype=float32", device="cuda")
-    assert line.endswith("does not compute in float32; use model.dtype=bfloat16, or model.attention=sdpa")
+    assert line.endswith("do not compute in float32; use model.dtype=bfloat16, or model.attention=sdpa")
     for more in (["micro_batch=1"], ["micro_batch=2", "packing=false"], ["micro_batch=2", "attention=sdpa"]):
         settled = [word for word in words if word.partition("=")[0] not in "".join(more)]
         assert finish(preset("zero2"), *settled, *more, device="cuda")
@@ -229,7 +229,8 @@ def test_flash_attention_takes_packed_documents_one_row_at_a_time_in_bfloat16(ki
     ("words", "message"),
     [
         (["grad_dtype=bfloat16", "dtype=float32"], "lose what float32 is there for"),
-        (["attention=flash_attention_2"], "flash attention needs a GPU"),
+        (["attention=flash_attention_2"], "flash attention and varlen need a GPU"),
+        (["attention=varlen"], "flash attention and varlen need a GPU"),
         (["held_out=0.1", "held_out_path=x.jsonl"], "two answers to one question"),
         (["patience=2"], "no rows are held out"),
         (["patience=2", "held_out=0.1"], "needs evaluations along the way; set cadence.eval_every"),

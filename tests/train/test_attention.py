@@ -77,3 +77,37 @@ def test_a_run_learns_the_same_with_it(tmp_path: Path, llama: Path, train: Train
         assert mine
         assert mine == pytest.approx(plain, rel=1e-5)
     assert found[True] != found[False], "the other attention was not used"
+
+
+def documented_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor,
+    max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
+) -> torch.Tensor:  # fmt: skip
+    """What torch documents of ``varlen_attn``, which runs on GPUs only: sequence by sequence, bottom right aligned."""
+    assert cu_seq_q.dtype == torch.int32
+    assert torch.equal(cu_seq_q, cu_seq_k)
+    assert enable_gqa
+    assert max_q == max_k == int(cu_seq_q.diff().max())
+    parts = []
+    for start, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
+        q, k, v = (each[start:end].transpose(0, 1)[None] for each in (query, key, value))
+        ahead = torch.arange(end - start) - torch.arange(end - start)[:, None]
+        left, right = window_size
+        mask = (ahead <= right) & ((ahead >= -left) if left >= 0 else torch.ones_like(ahead, dtype=torch.bool))
+        sdpa = torch.nn.functional.scaled_dot_product_attention
+        parts.append(sdpa(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_what_the_kernel_of_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    """The call, against what the CPU computes. The kernel itself is torch's."""
+    monkeypatch.setattr(attention, "varlen_attn", documented_kernel)
+    torch.manual_seed(0)
+    lengths = (5, -3, 40, -1, 23)
+    flat = [torch.randn(sum(map(abs, lengths)), number, 16) for number in (4, 2, 2)]
+    there, here = (compute(*flat, lengths, 0.2, window) for compute in (attention._varlen, attention._ByDocument.apply))
+    real = torch.repeat_interleave(
+        torch.tensor([size > 0 for size in lengths]), torch.tensor([abs(s) for s in lengths])
+    )
+    assert torch.allclose(there[real], here[real], atol=1e-5)
