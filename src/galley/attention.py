@@ -125,9 +125,8 @@ def _varlen(query: Any, key: Any, value: Any, lengths: Sequence[int], scale: flo
     sizes = torch.tensor([0, *(abs(size) for size in lengths)], dtype=torch.int32)
     ends = sizes.cumsum(0, dtype=torch.int32).to(query.device)
     longest, back = int(sizes.max()), -1 if window is None else window - 1
-    size: dict[str, Any] = {"scale": scale, "window_size": (back, 0), "enable_gqa": True}
-    seen: torch.Tensor = varlen_attn(query, key, value, ends, ends, longest, longest, **size)
-    return seen
+    settings: dict[str, Any] = {"scale": scale, "window_size": (back, 0), "enable_gqa": True}
+    return varlen_attn(query, key, value, ends, ends, longest, longest, **settings)
 
 
 def _forward(
@@ -145,8 +144,8 @@ def _forward(
     flat = [each.transpose(1, 2).reshape(samples * length, -1, size) for each in (query, key, value)]
     scale = size**-0.5 if scaling is None else scaling
     compute: Any = _varlen if query.is_cuda else _ByDocument.apply
-    seen: torch.Tensor = compute(*flat, lengths, scale, sliding_window)
-    return seen.view(samples, length, heads, size), None
+    out: torch.Tensor = compute(*flat, lengths, scale, sliding_window)
+    return out.view(samples, length, heads, size), None
 
 
 AttentionInterface.register(BY_DOCUMENT, _forward)
