@@ -120,7 +120,7 @@ def _gradients(
     return torch.matmul(slopes, k), torch.matmul(slopes.transpose(1, 2), q), torch.matmul(low.transpose(1, 2), grad)
 
 
-def _varlen(query: Any, key: Any, value: Any, lengths: Sequence[int], scale: float, window: int | None) -> torch.Tensor:
+def _varlen(query: Any, key: Any, value: Any, lengths: Sequence[int], scale: float, window: int | None) -> Any:
     """The same on a GPU. A run of padding is one more document: nobody looks at it."""
     sizes = torch.tensor([0, *(abs(size) for size in lengths)], dtype=torch.int32)
     ends = sizes.cumsum(0, dtype=torch.int32).to(query.device)
