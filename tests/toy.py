@@ -150,7 +150,7 @@ def make_spec(
     run: RunDir, model: Path, *, method: str = "full", stage: int = 2, offload: bool = False, world: int = 1,
     dtype: str = "float32", samples: int = 8, micro: int = 2, steps: int = 6, packing: bool = False,
     checkpointing: bool = False, cadence: dict[str, Any] | None = None, duration: dict[str, Any] | None = None,
-    task: dict[str, Any] | None = None, profile: int = 0,
+    task: dict[str, Any] | None = None, profile: int = 0, compiled: bool = False,
     zero: dict[str, Any] | None = None,
 ) -> RunSpec:  # fmt: skip
     accumulation = samples // (micro * world)
@@ -166,7 +166,7 @@ def make_spec(
         } | (task or {}),
         "placement": {
             "device": "cpu", "ranks_per_node": world, "micro_batch": micro, "accumulation": accumulation, "threads": 1,
-            "activation_checkpointing": checkpointing, "profile": profile,
+            "activation_checkpointing": checkpointing, "profile": profile, "compile": compiled,
             "deepspeed": config,
             "paths": {"run": str(run.root), "model": str(model), "data": "toy.jsonl", "cache": str(run.root / "cache")},
         },

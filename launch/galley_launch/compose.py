@@ -51,6 +51,7 @@ def _from_run(run: RunDir) -> Source:
     placement, dump = spec.placement, spec.model_dump(mode="json")
     tree: Tree = dict(dump["task"]) | {"cadence": dump["cadence"], "tracking": dump["tracking"]}
     tree |= {"micro_batch": placement.micro_batch, "activation_checkpointing": placement.activation_checkpointing}
+    tree["compile"] = placement.compile
     folder = Path(spec.origin.recipe).parent
     return Source(str(run.root), tree, folder, run.root.absolute().name, run=run)
 
@@ -153,6 +154,7 @@ def _place(
             "accumulation": finished["gradient_accumulation_steps"],
             "threads": recipe.threads or where.threads or _threads(where.ranks),
             "activation_checkpointing": recipe.activation_checkpointing,
+            "compile": recipe.compile,
             "profile": recipe.profile,
             "deepspeed": finished,
             "paths": found,

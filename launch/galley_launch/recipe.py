@@ -73,6 +73,8 @@ class Recipe(Task):
     """Recompute activations in the backward pass: less memory, about a third more computation."""
     threads: Annotated[int, Field(gt=0)] | None = None
     """CPU threads of each rank; null: this machine's cores divided by its ranks."""
+    compile: bool = False
+    """Compile each layer of the model (torch.compile): a slow first step, quicker ones after it."""
     profile: Annotated[int, Field(ge=0, le=100)] = 0
     """Steps to profile at the beginning of an attempt: a trace, and a table of where time and memory went."""
     cadence: Cadence = Cadence()

@@ -83,6 +83,12 @@ RECIPE_RULES = (
         "has no adapter for rslora or dora to change",
         "take them out, or use method.kind=lora",
     ),
+    Rule(
+        "compile",
+        lambda case: case.recipe.compile and case.stage == 3,
+        "ZeRO-3 gathers and releases weights inside what would be compiled",
+        "use deepspeed=zero2, or compile=false",
+    ),
     # The recipe with itself
     Rule(
         "data.overlong",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations import HfDeepSpeedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from galley import neftune, pissa, sharded
 from galley.adapter import attach_adapter, experts_without, freeze
@@ -178,8 +179,17 @@ def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
     if not (task.method.kind == "full" and placement.zero_stage == 3):
         _set_precision(model, spec)
     setattr(model, neftune.ALPHA, task.method.neftune)
+    if placement.compile:
+        compile_layers(model)
     model.train()
     return model
+
+
+def compile_layers(model: Any) -> None:
+    """Compile each repeated block by itself: one compilation serves them all, and hooks between them stay as they are."""
+    for block in model.modules():
+        if isinstance(block, GradientCheckpointingLayer):
+            block.compile()
 
 
 def trained(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -133,6 +133,8 @@ class Placement(Part):
     """CPU threads of each rank."""
     activation_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more computation."""
+    compile: bool = False
+    """Compile each layer of the model (torch.compile): a slow first step, quicker ones after it."""
     profile: Annotated[int, Field(ge=0, le=100)] = 0
     """Steps to profile, after the first few."""
     deepspeed: dict[str, Any]

@@ -257,6 +257,11 @@ def test_zero_0_cannot_accumulate_in_bfloat16() -> None:
     assert finish(preset("zero1"), "grad_dtype=bfloat16")["data_types"] == {"grad_accum_dtype": "bf16"}
 
 
+def test_compiling_is_refused_under_zero_3() -> None:
+    assert "weights inside what would be compiled; use deepspeed=zero2" in refusal(preset("zero3"), "compile=true")
+    assert finish(preset("zero2"), "compile=true")
+
+
 def test_dora_is_refused_under_zero_3() -> None:
     assert "which ZeRO-3 has sharded; use deepspeed=zero2" in refusal(preset("zero3"), "dora=true")
     assert finish(preset("zero2"), "dora=true")
