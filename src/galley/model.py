@@ -186,7 +186,7 @@ def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
 
 
 def compile_layers(model: Any) -> None:
-    """Compile each repeated block by itself: one compilation serves them all, and hooks between them stay as they are."""
+    """Compile each repeated block by itself: one compilation serves them all, and hooks between stay as they are."""
     for block in model.modules():
         if isinstance(block, GradientCheckpointingLayer):
             block.compile()
