@@ -254,12 +254,13 @@ class Loop:
     def _stalled(self, started: float, save: Pending | None = None) -> None:
         save = save or self.writer.pending
         if self.recorder and save:
-            save.stall += time.perf_counter() - started
-            self.recorder.stalled(save.state.step, save.stall)
+            seconds = time.perf_counter() - started
+            save.stall += seconds
+            self.recorder.stalled(self.state.step, seconds)
 
     def _saved(self, save: Pending | None) -> None:
         if self.recorder and save:
-            self.recorder.saved(save.state.step, save.seconds, save.stall)
+            self.recorder.saved(self.state.step, save)
 
     def _stop_agreed(self) -> bool:
         heartbeat.beat("evaluate", self.state.step)

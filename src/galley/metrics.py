@@ -13,6 +13,7 @@ import torch
 
 from galley import trackers
 from galley.rundir import Attempt, RunDir, write_atomic
+from galley.saving import Pending
 from galley.spec import RunSpec
 
 PEAK_BF16_TFLOPS = {
@@ -92,6 +93,7 @@ class Recorder:
         self.trackers = trackers.start(spec, run, attempt, at=run.metrics.stat().st_size)
         self.steps, self.log_every = steps, spec.cadence.log_every
         self.recent: deque[float] = deque(maxlen=20)
+        self.stall = (0, 0.0)  # the step after which training stood still, and for how long
 
     def step(self, row: dict[str, Any]) -> None:
         """Record one optimizer step; the time left follows from the last twenty."""
@@ -113,18 +115,21 @@ class Recorder:
         print(f"step {step}/{self.steps}  held-out loss {loss:.4f}{' (best)' if best else ''}", flush=True)
 
     def stalled(self, step: int, seconds: float) -> None:
-        """Record how long training stood still for the save of ``step``: for the copy, or for the end of it."""
-        self._write({"step": step, "stall_s": round(seconds, 4)})
+        """Record how long training stood still after ``step``: for the end of a save, and for the copy of another."""
+        before = self.stall[1] if self.stall[0] == step else 0.0
+        self.stall = (step, before + seconds)
+        self._write({"step": step, "stall_s": round(self.stall[1], 4)})
 
-    def saved(self, step: int, seconds: float, stall: float) -> None:
-        """Record how long a save took: how early a job must learn of its end follows from that."""
-        self._write({"step": step, "save_s": round(seconds, 4)})
-        print(f"saved step {step} in {seconds:.1f} s; training waited {stall:.1f} s", flush=True)
+    def saved(self, step: int, save: Pending) -> None:
+        """Record after ``step`` how long a save took: how early a job must learn of its end follows from that."""
+        saved = save.state.step
+        self._write({"step": step, "save_s": round(save.seconds, 4), "saved_step": saved})
+        print(f"saved step {saved} in {save.seconds:.1f} s; training waited {save.stall:.1f} s", flush=True)
 
     def _write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")
         for name, value in row.items():
-            if name not in ("step", "steps") and value is not None:
+            if name not in ("step", "steps", "saved_step") and value is not None:
                 self.board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:

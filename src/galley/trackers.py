@@ -135,7 +135,9 @@ class Sink:
 
 def numbers(row: Row) -> dict[str, float]:
     """What trackers are sent of a row: its numbers, but for the two that only count."""
-    return {name: value for name, value in row.items() if name not in ("step", "steps") and value is not None}
+    return {
+        name: value for name, value in row.items() if name not in ("step", "steps", "saved_step") and value is not None
+    }
 
 
 def facts(spec: RunSpec) -> dict[str, Any]:

@@ -205,10 +205,10 @@ def test_each_save_is_measured_once(tmp_path: Path, llama: Path, train: Train) -
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     saves = [row for row in rows if "save_s" in row]
     better = [row["step"] for row in rows if "held_out_loss" in row]  # the loss falls in each of these steps
-    assert [row["step"] for row in saves] == better == [1, 2, 3, 4]
-    assert all(set(row) == {"step", "save_s"} and 0 < row["save_s"] < 30 for row in saves)
+    assert [row["saved_step"] for row in saves] == better == [1, 2, 3, 4]
+    assert all(set(row) == {"step", "save_s", "saved_step"} and 0 < row["save_s"] < 30 for row in saves)
     stalls = {row["step"]: row["stall_s"] for row in rows if "stall_s" in row}
-    assert all(0 < stalls[row["step"]] <= row["save_s"] + 1 for row in saves)
+    assert all(0 < stalls[row["saved_step"]] <= row["save_s"] + 1 for row in saves)
     assert run.attempt(1).log("rank-0").read_text().count("saved step ") == 4
 
 
