@@ -129,6 +129,7 @@ def _varlen(query: Any, key: Any, value: Any, lengths: Sequence[int], scale: flo
     return varlen_attn(query, key, value, ends, ends, longest, longest, **settings)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the documents are others in each micro-batch
 def _forward(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0,
     scaling: float | None = None, sliding_window: int | None = None, **more: Any,
@@ -140,6 +141,7 @@ def _forward(
     if lengths is None or attention_mask is not None:
         seen, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
         return seen, None
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary angles made them fp32
     samples, heads, length, size = query.shape
     flat = [each.transpose(1, 2).reshape(samples * length, -1, size) for each in (query, key, value)]
     scale = size**-0.5 if scaling is None else scaling

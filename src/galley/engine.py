@@ -83,6 +83,8 @@ def step(engine: Engine) -> float:
     return norm
 
 
+LEAST_SCALE = 1.0
+"""DeepSpeed lowers a loss's scale no further."""
 _SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 

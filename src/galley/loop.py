@@ -55,7 +55,11 @@ class Loop:
         self._resume()
         self.world.fence(self.attempt)  # the recorder drops rows
         self.recorder = self._recorder()
-        reason = self._steps()
+        try:
+            reason = self._steps()
+        except UserError:  # on every rank at once: what was being saved is whole all the same
+            self.writer.finish()
+            raise
         self.profiler.close()
         self._save()
         self._finish_save()
@@ -75,9 +79,11 @@ class Loop:
         )
 
     def _resume(self) -> None:
-        standing = self.run.checkpoints()
-        if standing:
-            self.state = checkpoint.load(standing[-1], self.engine)
+        """Go on from the newest checkpoint, as rank 0 sees them: a disk may show another rank fewer."""
+        standing = self.run.checkpoints() if self.world.is_first else []
+        step = self.world.gather(standing[-1].step if standing else 0)[0]
+        if step:
+            self.state = checkpoint.load(self.run.checkpoint(step), self.engine)
             self._say(f"resuming after step {self.state.step}")
 
     def _recorder(self) -> metrics.Recorder | None:
@@ -140,6 +146,9 @@ class Loop:
     def _skipped(self, step: int) -> None:
         self.state.skipped += 1
         scale = engine.loss_scale(self.engine) or {"cur_scale": 0.0}
+        if scale["cur_scale"] <= engine.LEAST_SCALE:
+            what = f"the gradients of step {step} are not finite in fp16, whatever the loss is scaled by"
+            raise UserError("train", what, ADVICE)
         self._say(
             f"step {step} changes nothing: its gradients overflow fp16; losses are scaled by {scale['cur_scale']:g} now"
         )

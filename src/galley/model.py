@@ -189,7 +189,7 @@ def compile_layers(model: Any) -> None:
     """Compile each repeated block by itself: one compilation serves them all, and hooks between stay as they are."""
     for block in model.modules():
         if isinstance(block, GradientCheckpointingLayer):
-            block.compile()
+            block.compile(dynamic=True)  # one variant, so that a resumed run takes the same
 
 
 def trained(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -12,6 +12,8 @@ from galley import attention, neftune
 from galley.batches import Batch
 from galley.data import IGNORED
 
+_RAISED = 2.0**14
+"""What gradients of logits are multiplied by while they wait, so that fp16 does not lose small ones. Exact."""
 _CHUNK = 128
 """Places whose logits are in fp32 at a time."""
 
@@ -61,14 +63,14 @@ class _CrossEntropySum(torch.autograd.Function):
             total -= chances.gather(1, chosen[here]).squeeze(1)[counted[here]].sum()
             if slopes is not None:
                 chances.exp_().scatter_add_(1, chosen[here], chances.new_full((len(chances), 1), -1.0))
-                slopes[here] = chances.mul_(counted[here].unsqueeze(1))
+                slopes[here] = chances.mul_(counted[here].unsqueeze(1) * _RAISED)
         ctx.save_for_backward(slopes)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (slopes,) = ctx.saved_tensors
-        return slopes * gradients[0].to(slopes.dtype), None
+        return slopes * (gradients[0] / _RAISED).to(slopes.dtype), None
 
 
 def sft_loss_sum(model: Any, head: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -48,8 +48,10 @@ def make(wrapped: Any, seed: int, path: Path) -> None:
         columns = min(rank + _MORE, *weight.shape)
         left, values, right = torch.svd_lowrank(weight, q=columns, niter=_ROUNDS)
         root = (values[:rank] / layer.scaling[_ADAPTER]).sqrt()
-        tensors[f"{name}.A"] = (root[:, None] * right[:, :rank].T).contiguous()
-        tensors[f"{name}.B"] = (left[:, :rank] * root).contiguous()
+        down, up = root[:, None] * right[:, :rank].T, left[:, :rank] * root
+        missing = rank - len(root)  # of a layer with fewer rows or columns: directions that add nothing
+        tensors[f"{name}.A"] = torch.nn.functional.pad(down, (0, 0, 0, missing)).contiguous()
+        tensors[f"{name}.B"] = torch.nn.functional.pad(up, (0, missing)).contiguous()
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(tensors, beside)
     fsync_path(beside)

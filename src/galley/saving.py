@@ -6,6 +6,7 @@ every step makes anyway tell each rank how far the others are: once all files ar
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -39,10 +40,10 @@ class Pending:
     state: State
     checkpoint: Checkpoint
     staging: Path
-    tensors: dict[str, torch.Tensor]
-    layout: Layout
     probes: dict[str, torch.Tensor]
     began: float
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    layout: Layout = field(default_factory=list)
     written: threading.Event = field(default_factory=threading.Event)
     """This rank's file is on the disk, or could not be written."""
     all_written: threading.Event = field(default_factory=threading.Event)
@@ -88,20 +89,17 @@ class Writer:
         staging = checkpoint.root.with_name(f".attempt-{self.attempt.number:04d}-{checkpoint.root.name}")
         made_room = _problem(self._make_room, checkpoint, staging) if self.world.is_first else None
         self._agreed(checkpoint, made_room)
-        tensors, layout = self._held()
-        beside = self._fits(tensors)
-        kept = self._copied(tensors) if beside else tensors
-        self.pending = pending = Pending(replace(state), checkpoint, staging, kept, layout, probes, began)
-        threading.Thread(target=self._write, args=(pending,), daemon=True).start()
-        if not beside:
-            pending.written.wait()
+        pending = Pending(replace(state), checkpoint, staging, probes, began)
+        self._agreed(checkpoint, _problem(self._start, pending))
+        self.pending = pending
 
     def news(self) -> tuple[float, float, float]:
         """What ``hear`` needs the sums of, over all ranks."""
         each = self.pending
         if each is None:
             return 0.0, 0.0, 0.0
-        return float(each.written.is_set()), float(each.problem is not None), float(each.published.is_set())
+        published = self.world.is_first and each.published.is_set()
+        return float(each.written.is_set()), float(each.problem is not None), float(published)
 
     def hear(self, written: float, failed: float, published: float) -> Pending | None:
         """Go on with a save by the sums of all ranks' ``news`` (collective); returns it when it has come to its end.
@@ -133,8 +131,10 @@ class Writer:
 
     def tidy(self) -> None:
         """Prune on rank 0; what cannot be deleted is said, and costs nothing but room."""
-        if self.world.is_first and (problem := _problem(self.prune)) and not self.attempt.is_superseded():
-            print(f"could not delete old checkpoints: {problem}", flush=True)
+        if self.world.is_first and (problem := _problem(self.prune)):
+            with contextlib.suppress(OSError):
+                if not self.attempt.is_superseded():
+                    print(f"could not delete old checkpoints: {problem}", flush=True)
 
     def amend(self, state: State) -> None:
         """Bring a checkpoint that stands up to date: its held-out loss may have been measured since (collective).
@@ -179,6 +179,16 @@ class Writer:
             _remove(checkpoint.root)
         staging.mkdir(parents=True)
 
+    def _start(self, pending: Pending) -> None:
+        """Copy, and start the thread that writes. Where this node has no memory for a copy, wait for the write."""
+        tensors, pending.layout = self._held()
+        beside = self._fits(tensors)
+        pending.tensors = self._copied(tensors) if beside else tensors
+        threading.Thread(target=self._write, args=(pending,), daemon=True).start()
+        if not beside:
+            pending.written.wait()
+            pending.tensors = {}
+
     def _held(self) -> tuple[dict[str, torch.Tensor], Layout]:
         """What this rank has to write: nothing where rank 0 holds the same."""
         if self.engine.zero_optimization_stage() == 0 and not self.world.is_first:
@@ -186,11 +196,9 @@ class Writer:
         return pack(fragments(self.engine), base_optimizer(self.engine))
 
     def _fits(self, tensors: dict[str, torch.Tensor]) -> bool:
-        """Whether this node has memory for a copy. Where it has not, training waits for the write (on a GPU a copy is
-        needed in any case).
-        """
+        """Whether this node has memory for copies: twice their size, for pinned memory comes in powers of two."""
         new = sum(value.nbytes for key, value in tensors.items() if key not in self.buffers)
-        return self.world.device.type == "cuda" or 2 * new * self.neighbours < free_bytes()
+        return 2 * new * self.neighbours < free_bytes()
 
     def _copied(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copies in this process's memory, in the buffers of the save before."""
@@ -203,14 +211,22 @@ class Writer:
         return {key: self.buffers[key] for key in tensors}
 
     def _write(self, pending: Pending) -> None:
-        """In a thread: this rank's file, and on rank 0 the whole checkpoint once every rank's is there."""
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _QUIET)
-        pending.problem = _problem(self._write_rank_file, pending)
-        pending.written.set()
-        if self.world.is_first and pending.problem is None:
-            pending.all_written.wait()
-            pending.problem = _problem(self._publish, pending)
-            self.tidy()
+        """In a thread: this rank's file, and on rank 0 the whole checkpoint once every rank's is there. Whatever
+        happens, nobody waits for it in vain.
+        """
+        try:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _QUIET)
+            pending.problem = _problem(self._write_rank_file, pending)
+            pending.written.set()
+            if self.world.is_first and pending.problem is None:
+                pending.all_written.wait()
+                pending.problem = _problem(self._publish, pending)
+                self.tidy()
+        except BaseException as error:  # a library's panic is no Exception
+            pending.problem = pending.problem or f"{type(error).__name__}: {error}"
+        finally:
+            pending.written.set()
             pending.published.set()
 
     def _write_rank_file(self, pending: Pending) -> None:

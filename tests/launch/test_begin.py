@@ -47,7 +47,7 @@ def test_a_successor_goes_on_from_the_checkpoint(run: RunDir, fakes: Scenario) -
     stepped(run, 10, 8, step_s=20.0, save_s=100.0)
     facts = training(run)
     assert (facts["checkpoint"], run.attempts()[-1].number) == (8, 2)
-    assert "--signal=B:USR1@200" in changes(fakes)[0]  # two steps, one and a half saves, and ten seconds
+    assert "--signal=B:USR1@300" in changes(fakes)[0]  # two steps, two and a half saves, and ten seconds
 
 
 def test_one_successor_is_enough(run: RunDir, fakes: Scenario) -> None:

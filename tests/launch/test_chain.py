@@ -66,18 +66,18 @@ def test_ports(job: int, restart: int, other: int) -> None:
     [
         ([], 3600, 300),
         ([], 300, 150),
-        ([{"step_s": 10.0}], 3600, 75),
-        ([{"step_s": 10.0, "save_s": 60.0}], 3600, 120),
-        ([{"step_s": 10.0}, {"step_s": 2.0, "save_s": 100.0}, {"step_s": None}], 3600, 180),
+        ([{"step_s": 10.0}], 3600, 105),
+        ([{"step_s": 10.0, "save_s": 60.0}], 3600, 180),
+        ([{"step_s": 10.0}, {"step_s": 2.0, "save_s": 100.0}, {"step_s": None}], 3600, 280),
         ([{"step_s": 1000.0}], 3600, 1800),
-        (["torn", "[]", {"step_s": "x"}, {"step_s": 5.0}], 3600, 65),
+        (["torn", "[]", {"step_s": "x"}, {"step_s": 5.0}], 3600, 95),
         ([{"step_s": 1e9}], 10**6, 65535),
     ],
 )
 def test_how_long_before_its_limit_a_job_asks(
     run: RunDir, rows: list[dict[str, float] | str], limit: int, need: int
 ) -> None:
-    """Two steps, one and a half saves (of 30 s where none is known) and ten seconds; at most half of the limit."""
+    """Two steps, two and a half saves (of 30 s where none is known) and ten seconds; at most half of the limit."""
     lines = [each if isinstance(each, str) else json.dumps(each) for each in rows]
     run.metrics.write_text("".join(f"{line}\n" for line in lines))
     assert chain.lead(run, limit) == need

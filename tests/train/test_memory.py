@@ -28,6 +28,15 @@ def host(root: Path, cgroup: str, files: dict[str, str]) -> tuple[Path, Path]:
         ("0::/\n", {}, 2.0),
         ("0::/job/step\n", {"job/step/memory.max": "max\n", "job/step/memory.current": "5\n"}, 2.0),
         ("0::/job/step\n", {"job/memory.max": f"{3 * MIB}\n", "job/memory.current": f"{2 * MIB}\n"}, 1.0),
+        (
+            "0::/job\n",
+            {
+                "job/memory.max": f"{MIB}\n",
+                "job/memory.current": f"{MIB}\n",
+                "job/memory.stat": f"anon {MIB // 2}\nfile {MIB // 2}\ninactive_file {MIB // 4}\n",
+            },
+            0.25,
+        ),
         ("0::/job\n", {"job/memory.max": f"{MIB}\n", "job/memory.current": f"{2 * MIB}\n"}, 0.0),
         (
             "5:cpu:/x\n4:memory:/slurm/job\n",

@@ -49,6 +49,26 @@ def test_it_begins_as_the_base_and_learns_what_peft_learns(
     assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (8, 16, True)
 
 
+@pytest.mark.parametrize("shape", [(1, 16), (3, 16), (16, 3)])
+def test_a_layer_smaller_than_the_rank(tmp_path: Path, shape: tuple[int, int]) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from galley import pissa
+
+    def wrapped() -> Any:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(shape[1], shape[0], bias=False))
+        return get_peft_model(net, LoraConfig(r=4, lora_alpha=8, target_modules=["0"]))
+
+    inputs = torch.randn(5, shape[1])
+    before = wrapped()(inputs)
+    pissa.make(wrapped(), 0, tmp_path / "begin.safetensors")
+    begun = wrapped()
+    pissa.apply(begun, tmp_path / "begin.safetensors", torch.float32)
+    assert torch.allclose(begun(inputs), before, atol=1e-5)
+
+
 def of_peft(folder: Path, dtype: str) -> Any:
     """peft's own PiSSA, of a whole decomposition."""
     import torch

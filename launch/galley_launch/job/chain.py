@@ -106,12 +106,13 @@ def measured(run: RunDir) -> tuple[float, float]:
 
 
 def need(run: RunDir, limit_s: float) -> float:
-    """Seconds before the time limit at which the ranks are asked to stop: a step and a save, and some more.
+    """Seconds before the time limit at which the ranks are asked to stop: a step, a save that is on its way
+    and another one, and some more.
 
     At most half of the limit. Five minutes until something has been measured.
     """
     step, save = measured(run)
-    wanted = 2 * step + 1.5 * (save or 30.0) + 10 if step else DEFAULT_S
+    wanted = 2 * step + 2.5 * (save or 30.0) + 10 if step else DEFAULT_S
     return min(wanted, limit_s / 2)
 
 
