@@ -52,7 +52,7 @@ def test_sigkill_at_every_file_operation(tmp_path: Path, llama: Path, faulty: Ra
     seen = set()
     for number in range(1, operations + 2):
         run, _ = make_run(tmp_path / f"killed-{number}", llama)
-        status = go(faulty, run, at=str(number), slow="20")
+        status = go(faulty, run, at=str(number), slow="10")
         assert status == (-signal.SIGKILL if number <= operations else 0)
         stood, taken = newest(run), len(metrics(run)) if run.metrics.exists() else 0
         seen.add((stood, taken))

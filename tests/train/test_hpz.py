@@ -21,7 +21,7 @@ def spec_of(run: RunDir, model: Path, method: str, zero: dict[str, int] | None) 
     return make_spec(run, model, stage=3, world=4, micro=1, method=method, **settings)
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("method", ["full", "qlora"])
 def test_two_nodes_of_two_ranks(tmp_path: Path, llama: Path, train: Train, method: str) -> None:
     plain, run = RunDir(tmp_path / "plain"), RunDir(tmp_path / "run")
     for each, zero in ((plain, None), (run, HPZ)):
