@@ -18,7 +18,7 @@ import torch
 from galley import engine, model
 from galley.data import read_manifest
 from galley.loop import Loop
-from galley.rundir import Attempt, RunDir, write_atomic
+from galley.rundir import Attempt, RunDir, read_json, write_atomic
 from galley.spec import RunSpec
 from galley.stage import current_attempt, run_stage
 from galley.world import hold_run, join, redirect_output
@@ -40,7 +40,7 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     loop.introduce()
     verdict, reason = loop.run_to_end()
     world.fence(attempt)
-    if world.is_first:
+    if world.is_first and "ended" not in (read_json(attempt.exit) or {}):  # else its job has judged it already
         ending = {"verdict": verdict, "reason": reason, "step": loop.state.step, "steps": loop.order.steps}
         write_atomic(attempt.exit, json.dumps(ending | {"message": "", "status": 0}))
     heartbeat.beat("end", loop.state.step)

@@ -143,6 +143,28 @@ def test_what_follows(name: str, tmp_path: Path) -> None:
     assert judge(run, attempt, case.status, case.state) == found  # It only looks.
 
 
+@pytest.mark.parametrize(
+    ("cause", "state", "wanted"),
+    [
+        ("", "COMPLETING", ("stopped", "cancel", False)),
+        (" DUE TO TIME LIMIT", "COMPLETING", ("lost", "walltime", True)),
+        (" DUE TO PREEMPTION", "COMPLETING", ("lost", "preemption", True)),
+        (" DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS", "COMPLETING", ("failed", "failure", True)),
+        ("", "RUNNING", ("failed", "failure", False)),  # of the same job, before it was requeued
+    ],
+)
+def test_a_job_that_is_being_ended(tmp_path: Path, cause: str, state: str, wanted: tuple[str, str, bool]) -> None:
+    """The controller says no more than COMPLETING while the job's script has its time of grace."""
+    run = submitted(tmp_path / "run")
+    attempt = attempted(run, 1, stop="signal", facts={"job": "104", "checkpoint": 0})
+    stepped(run, 11, 8)
+    (run.jobs / "logs").mkdir(parents=True, exist_ok=True)
+    line = f"slurmstepd-node1: error: *** JOB 104 ON node1 CANCELLED AT 2026-11-23T15:28:48{cause} ***"
+    (run.jobs / "logs" / "train-104.out").write_text(f"{line}\n")
+    found = judge(run, attempt, 143, state)
+    assert (found.verdict, found.reason, found.again) == wanted
+
+
 def test_what_is_written_down(tmp_path: Path) -> None:
     run = submitted(tmp_path / "run")
     attempt = attempted(run, said={"verdict": "stopped", "reason": "walltime", "step": 10, "ranks": 8})

@@ -26,7 +26,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish() -> None:
     path = os.environ.get("GALLEY_SLURM_RESULT")
     if path and _found:
-        Path(path).write_text(_page(_found), encoding="utf-8")
+        Path(path).write_text(_page(_found, _before(Path(path))), encoding="utf-8")
+
+
+def _before(path: Path) -> dict[str, str]:
+    """Rows of scenarios in the table that is there, from an earlier run of that day: a scenario's latest run stands."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| run_")}
 
 
 def scenario(nodeid: str) -> str:
@@ -38,7 +44,7 @@ def scenario(nodeid: str) -> str:
     )
 
 
-def _page(found: dict[str, dict[str, object]]) -> str:
+def _page(found: dict[str, dict[str, object]], before: dict[str, str]) -> str:
     version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False).stdout.strip()
     runs = {name: row for name, row in found.items() if "attempts" in row}
     others = [row for name, row in found.items() if name not in runs]
@@ -54,7 +60,7 @@ def _page(found: dict[str, dict[str, object]]) -> str:
         "",
         "| scenario | attempts | seconds | outcome |",
         "|---|---|---:|---|",
-        *(_row(name, row) for name, row in runs.items()),
+        *(before | {scenario(name): _row(name, row) for name, row in runs.items()}).values(),
         "",
         f"Beside these, {passed} of {len(others)} tests that train nothing passed.",
     ]

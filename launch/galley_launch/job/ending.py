@@ -8,7 +8,7 @@ from typing import Any
 
 from galley.rundir import Attempt, RunDir, read_json
 from galley_launch.job.classify import Failure, classify
-from galley_launch.job.evidence import collect
+from galley_launch.job.evidence import being_ended, collect
 
 # Requests to stop that come from outside: the run goes on in its next attempt.
 _INTERRUPTIONS = ("walltime", "preemption", "node failure", "signal", "watchdog")
@@ -48,6 +48,7 @@ def newest_checkpoint(run: RunDir) -> int:
 
 def judge(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Ending:
     """How ``attempt`` ended: what its ranks said, its exit ``status`` and Slurm's ``state`` of its job, together."""
+    state = being_ended(run, attempt) or state if state == "COMPLETING" else state
     said = read_json(attempt.exit) or {}
     asked = str((read_json(attempt.stop) or {}).get("reason", ""))
     if said.get("verdict") == "done":

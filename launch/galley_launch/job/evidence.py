@@ -111,6 +111,21 @@ def slurm_log(run: RunDir, job: object, stage: str) -> dict[str, str]:
     return {str(path.relative_to(run.root)): text} if text.strip() else {}
 
 
+_CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+([^*]*)\*\*\*")
+_CAUSES = {"TIME LIMIT": "TIMEOUT", "PREEMPTION": "PREEMPTED", "NODE FAILURE": "NODE_FAIL"}
+
+
+def being_ended(run: RunDir, attempt: Attempt) -> str:
+    """Slurm's word for a job that it is ending, from slurmstepd's line in the job's output: until it has ended, the
+    controller just calls it ``COMPLETING``. Empty where there is no such line.
+    """
+    job = (read_json(attempt.job) or {}).get("job")
+    found = _CANCELLED.findall("\n".join(slurm_log(run, job, "train").values()))
+    if not found:
+        return ""
+    return next((word for cause, word in _CAUSES.items() if cause in found[-1]), "CANCELLED")
+
+
 def collect(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Evidence:
     """Read what ``attempt`` left. ``status`` and ``state`` are as in :class:`Evidence`."""
     job = (read_json(attempt.job) or {}).get("job")
