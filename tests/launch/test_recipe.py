@@ -57,7 +57,7 @@ def test_strings_get_the_types_of_the_schema() -> None:
         (["steps=3.7"], "duration.steps: '3.7' is not a whole number; it means: Optimizer steps"),
         (["seed=1e3"], "seed: '1e3' is not a whole number"),
         (["packing=maybe"], "data.packing: 'maybe' is not true or false"),
-        (["dtype=float16"], "model.dtype: 'float16' should be 'bfloat16' or 'float32'"),
+        (["dtype=float64"], "model.dtype: 'float64' should be 'bfloat16', 'float16' or 'float32'"),
         (["method.kind=int8"], "method.kind: 'int8' should be 'full', 'lora', 'qlora' or 'lora_int8'"),
         (
             ["targets=q_proj"],
