@@ -23,8 +23,8 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("launch", "src", "slurm", "recipes", "ds_configs"):
         ignored = shutil.ignore_patterns("__pycache__", "data")
         shutil.copytree(ROOT / name, tmp_path / "checkout" / name, ignore=ignored)
-    train = tmp_path / "checkout" / "src" / "galley" / "train.py"
-    train.write_text(train.read_text().replace("weights learn (", "weights learn, says the copy ("))
+    loop = tmp_path / "checkout" / "src" / "galley" / "loop.py"
+    loop.write_text(loop.read_text().replace("weights learn (", "weights learn, says the copy ("))
     return tmp_path / "checkout"
 
 
