@@ -50,8 +50,7 @@ def _from_run(run: RunDir) -> Source:
     spec = read_spec(run)
     placement, dump = spec.placement, spec.model_dump(mode="json")
     tree: Tree = dict(dump["task"]) | {"cadence": dump["cadence"], "tracking": dump["tracking"]}
-    tree |= {"micro_batch": placement.micro_batch, "activation_checkpointing": placement.activation_checkpointing}
-    tree["compile"] = placement.compile
+    tree |= {name: getattr(placement, name) for name in ("micro_batch", "activation_checkpointing", "compile")}
     folder = Path(spec.origin.recipe).parent
     return Source(str(run.root), tree, folder, run.root.absolute().name, run=run)
 

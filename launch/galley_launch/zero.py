@@ -79,9 +79,9 @@ def reopen(config: Config, other_device: bool) -> Config:
     """A finished configuration with everything ``"auto"`` that another placement may change."""
     config = copy.deepcopy(config)
     device_keys = tuple(_autos(Facts(), "cpu")) if other_device else ()
-    for path in (*_BATCH_KEYS, _HPZ, *device_keys):
-        if path in _BATCH_KEYS or isinstance(_at(config, path), bool) or (path == _HPZ and _at(config, path)):
-            _put(config, path, "auto")
+    ranks_keys = (*_BATCH_KEYS, _HPZ) if _at(config, _HPZ) else _BATCH_KEYS
+    for path in (*ranks_keys, *(path for path in device_keys if isinstance(_at(config, path), bool))):
+        _put(config, path, "auto")
     return config
 
 

@@ -20,7 +20,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
-from galley import adapter, card, checkpoint, consolidate, evaluate, model, pissa, prepare
+from galley import card, checkpoint, consolidate, evaluate, model, pissa, prepare
 from galley.batches import Batch
 from galley.checkpoint import Reader
 from galley.data import Manifest, tokenizer_folder
@@ -126,10 +126,7 @@ class Exporter:
 
         Under ZeRO-0 peft's own layers compute in fp32; modules that are trained in full go through autocast.
         """
-        method = self.spec.task.method
-        wrapped = adapter.attach_adapter(base, method, self.manifest)
-        if method.init == "pissa":
-            pissa.apply(wrapped, self.run.adapter_init, self.dtype)
+        wrapped = model.begun_adapter(base, self.spec, self.manifest, self.run)
         stage = int((read_json(self.checkpoint.manifest) or {})["zero_stage"])
         for name, parameter in model.trained(wrapped).items():
             dtype = self.dtype if stage > 0 or ".modules_to_save." in name else torch.float32

@@ -248,7 +248,7 @@ class Loop:
         started = time.perf_counter()
         probes = evaluate.probes(self.engine, self.held_out or self.train, self.world.device)
         self.writer.begin(self.state, probes)
-        self._stalled(started)
+        self._stalled(started, self.writer.pending)
 
     def _finish_save(self) -> None:
         """Wait for the save that is on its way, if one is."""
@@ -260,8 +260,7 @@ class Loop:
         self._stalled(started, finished)
         self._saved(finished)
 
-    def _stalled(self, started: float, save: Pending | None = None) -> None:
-        save = save or self.writer.pending
+    def _stalled(self, started: float, save: Pending | None) -> None:
         if self.recorder and save:
             seconds = time.perf_counter() - started
             save.stall += seconds

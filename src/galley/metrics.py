@@ -128,9 +128,8 @@ class Recorder:
 
     def _write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name not in ("step", "steps", "saved_step") and value is not None:
-                self.board.add_scalar(name, value, row["step"])
+        for name, value in trackers.numbers(row).items():
+            self.board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         """Flush everything; trackers go on sending, see :meth:`wait`."""

@@ -114,11 +114,17 @@ def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
         what = f"peft cannot train added tokens {manifest.model.added_tokens} beside an adapter under ZeRO-3"
         raise UserError("deepspeed", what, "use deepspeed=zero2, or method.kind=full")
     torch.manual_seed(spec.task.seed)
-    wrapped = attach_adapter(model, spec.task.method, manifest)
-    if spec.task.method.init == "pissa":
-        pissa.apply(wrapped, RunDir(Path(spec.placement.paths.run)).adapter_init, DTYPES[spec.task.model.dtype])
+    wrapped = begun_adapter(model, spec, manifest, RunDir(Path(spec.placement.paths.run)))
     if left := experts_without(wrapped):
         print(f"no adapter on the experts' {', '.join(left)}: method.targets=all-linear+experts gives them one")
+    return wrapped
+
+
+def begun_adapter(base: Any, spec: RunSpec, manifest: Manifest, run: RunDir) -> Any:
+    """``base`` with the adapter as it was before the first step of ``run``."""
+    wrapped = attach_adapter(base, spec.task.method, manifest)
+    if spec.task.method.init == "pissa":
+        pissa.apply(wrapped, run.adapter_init, DTYPES[spec.task.model.dtype])
     return wrapped
 
 

@@ -134,7 +134,7 @@ class Sink:
 
 
 def numbers(row: Row) -> dict[str, float]:
-    """What trackers are sent of a row: its numbers, but for the two that only count."""
+    """What trackers, TensorBoard among them, are sent of a row: its numbers, but for those that only count."""
     return {
         name: value for name, value in row.items() if name not in ("step", "steps", "saved_step") and value is not None
     }

@@ -126,7 +126,7 @@ def test_a_node_whose_scratch_cannot_be_written(kitchen: Kitchen) -> None:
         made.wait_trained()
     finally:
         kitchen.box.cluster("on", "node2", "umount", str(scratch))
-    avoids(made, "node2")
+    assert_avoids(made, "node2")
 
 
 @pytest.mark.parametrize("node", ["node1", "node2"], ids=["head", "other"])
@@ -139,10 +139,10 @@ def test_a_node_that_knows_no_names(kitchen: Kitchen, node: str) -> None:
         made.wait_trained()
     finally:
         kitchen.box.cluster("on", node, "umount", "/etc/hosts")
-    avoids(made, node)
+    assert_avoids(made, node)
 
 
-def avoids(made: Submitted, node: str) -> None:
+def assert_avoids(made: Submitted, node: str) -> None:
     """The first attempt found the node unfit, the second did without it."""
     assert made.endings() == [("failed", "preflight", "node"), DONE], made.story()
     assert list(read_json(made.run.excluded) or {}) == [node]

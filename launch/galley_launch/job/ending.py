@@ -48,7 +48,8 @@ def newest_checkpoint(run: RunDir) -> int:
 
 def judge(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Ending:
     """How ``attempt`` ended: what its ranks said, its exit ``status`` and Slurm's ``state`` of its job, together."""
-    state = being_ended(run, attempt) or state if state == "COMPLETING" else state
+    if state == "COMPLETING":
+        state = being_ended(run, attempt) or state
     said = read_json(attempt.exit) or {}
     asked = str((read_json(attempt.stop) or {}).get("reason", ""))
     if said.get("verdict") == "done":
