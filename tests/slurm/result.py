@@ -45,25 +45,26 @@ def scenario(nodeid: str) -> str:
 
 
 def _page(found: dict[str, dict[str, object]], before: dict[str, str]) -> str:
-    version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    version = subprocess.run(["slurmd", "-V"], capture_output=True, text=True, check=False).stdout.strip()
     runs = {name: row for name, row in found.items() if "attempts" in row}
     others = [row for name, row in found.items() if name not in runs]
     passed = sum(row["outcome"] == "passed" for row in others)
+    rows = before | {scenario(name): _row(name, row) for name, row in runs.items()}
     lines = [
         f"# Submitted runs on a live cluster, {time.strftime('%Y-%m-%d')}",
         "",
         f"{version or 'Slurm'} (slurmctld, munged, three slurmd in namespaces of their own), {os.cpu_count()} cores, "
-        f"{platform.machine()}. `make test-slurm` wrote this.",
+        f"{platform.machine()}. `make test-slurm` and runs of its parts wrote this: of each scenario the latest run.",
         "",
         "*attempts*: how each attempt of the run ended, verdict (reason, kind of failure). A run that ends in *done* "
         "has each step once and, to the bit, the losses of the same run undisturbed.",
         "",
         "| scenario | attempts | seconds | outcome |",
         "|---|---|---:|---|",
-        *(before | {scenario(name): _row(name, row) for name, row in runs.items()}).values(),
-        "",
-        f"Beside these, {passed} of {len(others)} tests that train nothing passed.",
+        *(rows[name] for name in sorted(rows)),
     ]
+    if others:
+        lines += ["", f"Beside these, {passed} of {len(others)} tests that train nothing passed."]
     return "\n".join(lines) + "\n"
 
 
