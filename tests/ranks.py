@@ -6,6 +6,7 @@ the exit statuses. It computes nothing itself, so that no OpenMP thread exists w
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -42,12 +43,14 @@ def _become_rank(job: dict[str, Any], rank: int) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     status = 1
+    atexit._clear()  # what the server would do at its end
     try:
         module, function = job["call"].split(":")
         status = int(getattr(importlib.import_module(module), function)(job["argv"]) or 0)
     except BaseException:
         traceback.print_exc()
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

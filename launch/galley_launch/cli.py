@@ -78,7 +78,8 @@ def run(recipe: str, *settings: str) -> Todo:
     Any key of the recipe can be set: a dotted path, or its last word where that is unique (galley show RECIPE).
       gpus=0,1             these GPUs; all visible ones otherwise
       device=cpu ranks=2   on the CPU, which has to be asked for
-      deepspeed=zero3      a preset (zero0 zero1 zero2 zero3 zero3_hpz zero3_offload_cpu), or a DeepSpeed JSON
+      deepspeed=zero3      a DeepSpeed JSON, or a preset: zero0 zero1 zero2 zero3 zero3_hpz zero3_offload_cpu
+                           zero3_offload_nvme
       name=x runs=d        the run's name (the recipe's by default) and the directory of runs (./runs)
       init_from=RUN        start from the exported model of a finished run
     Ctrl-C once saves and stops, twice ends at once. A dropped ssh does not end it.

@@ -50,7 +50,7 @@ def _from_run(run: RunDir) -> Source:
     spec = read_spec(run)
     placement, dump = spec.placement, spec.model_dump(mode="json")
     tree: Tree = dict(dump["task"]) | {"cadence": dump["cadence"], "tracking": dump["tracking"]}
-    tree |= {name: getattr(placement, name) for name in ("micro_batch", "activation_checkpointing", "compile")}
+    tree |= {name: getattr(placement, name) for name in ("micro_batch", "activation_checkpointing", "compile", "liger")}
     folder = Path(spec.origin.recipe).parent
     return Source(str(run.root), tree, folder, run.root.absolute().name, run=run)
 
@@ -136,13 +136,14 @@ def _threads(ranks: int) -> int:
 
 
 def _place(
-    source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, where: devices.Devices, cache: str | None
+    source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, where: devices.Devices, cluster: Cluster | None
 ) -> Placement:
     config, label = _deepspeed(source, ours, recipe, where.kind)
-    found = places.paths(recipe, run, source.beside, cache)
+    found = places.paths(recipe, run, source.beside, cluster.cache if cluster else None)
+    scratch = cluster.scratch if cluster else str(run.root.absolute() / "swap")
     config = read_keys(config, label)
     rules.check(rules.Case(recipe, where.kind, config))
-    finished = zero.complete(config, label, recipe, where.kind, where.nodes, where.ranks, facts.of_model(found.model))
+    finished = zero.complete(config, label, recipe, where, facts.of_model(found.model), scratch)
     return Placement.model_validate(
         {
             "device": where.kind,
@@ -154,6 +155,7 @@ def _place(
             "threads": recipe.threads or where.threads or _threads(where.ranks),
             "activation_checkpointing": recipe.activation_checkpointing,
             "compile": recipe.compile,
+            "liger": recipe.liger,
             "profile": recipe.profile,
             "deepspeed": finished,
             "paths": found,
@@ -227,7 +229,7 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
     old = earlier(run)  # Read even where a recipe is given: whatever it is, what cannot be read is not replaced.
     before = old.placement if old and source.run else None
     where = _on_cluster(ours, cluster) if cluster else _devices(ours, before, imagine)
-    placement = _place(source, recipe, ours, run, where, cluster.cache if cluster else None)
+    placement = _place(source, recipe, ours, run, where, cluster)
     odd = next((path for path in placement.paths.model_dump().values() if path and not is_text(path)), None)
     if odd:
         raise UserError("paths", f"{odd!r} is not UTF-8", "work in a directory of another name")

@@ -75,6 +75,8 @@ class Recipe(Task):
     """CPU threads of each rank; null: this machine's cores divided by its ranks."""
     compile: bool = False
     """Compile each layer of the model (torch.compile): a slow first step, quicker ones after it."""
+    liger: bool = False
+    """Liger's Triton kernels for norms, rotary embeddings and gated layers; needs a GPU and liger-kernel."""
     profile: Annotated[int, Field(ge=0, le=100)] = 0
     """Steps to profile at the beginning of an attempt: a trace, and a table of where time and memory went."""
     cadence: Cadence = Cadence()

@@ -89,6 +89,12 @@ RECIPE_RULES = (
         "ZeRO-3 gathers and releases weights inside what would be compiled",
         "use deepspeed=zero2, or compile=false",
     ),
+    Rule(
+        "liger",
+        lambda case: case.recipe.liger and case.device == "cpu",
+        "Liger's kernels are Triton's, which are for GPUs",
+        "use liger=false",
+    ),
     # The recipe with itself
     Rule(
         "data.overlong",

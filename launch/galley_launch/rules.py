@@ -35,6 +35,12 @@ RULES = (
         "take fp16_master_weights_and_grads out",
     ),
     Rule(
+        "deepspeed fp16",
+        lambda case: case.block("fp16").get("loss_scale") not in (None, 0, "auto"),
+        "with a fixed loss_scale every overflow would be the run's end",
+        "take loss_scale out: it adapts",
+    ),
+    Rule(
         "optimizer.grad_dtype",
         lambda case: case.recipe.optimizer.grad_dtype == "bfloat16" and case.recipe.model.dtype == "float32",
         "bfloat16 gradients of a float32 model lose what float32 is there for",
@@ -72,10 +78,25 @@ RULES = (
         "set zero_optimization.stage 2, or take offload_optimizer out",
     ),
     Rule(
-        "deepspeed offload",
-        lambda case: "nvme" in (case.offload("param"), case.offload("optimizer")),
-        "offloading to NVMe is not supported yet",
-        "use device cpu (deepspeed=zero3_offload_cpu)",
+        "deepspeed offload_param",
+        lambda case: case.offload("param") == "nvme",
+        "only the optimizer's state, six times their size, can be offloaded to NVMe",
+        "use device cpu there (deepspeed=zero3_offload_nvme)",
+    ),
+    Rule(
+        "deepspeed offload_optimizer",
+        lambda case: case.offload("optimizer") == "nvme" and case.stage != 3,
+        "optimizer state can only be offloaded to NVMe in ZeRO-3",
+        "use deepspeed=zero3_offload_nvme, or device cpu",
+    ),
+    Rule(
+        "deepspeed offload_optimizer",
+        lambda case: any(
+            case.option("offload_optimizer", f"pipeline_{way}") not in (None, False, "auto")
+            for way in ("read", "write")
+        ),
+        "pipelined swapping gives no access to state that a checkpoint needs",
+        "take pipeline_read and pipeline_write out",
     ),
     Rule(
         "deepspeed zero_quantized",

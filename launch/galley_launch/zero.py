@@ -14,6 +14,7 @@ from typing import Any
 from galley.errors import UserError
 from galley_launch import assets
 from galley_launch.arguments import nearest
+from galley_launch.devices import Devices
 from galley_launch.ds_blocks import drop_optimizer_and_scheduler
 from galley_launch.facts import Facts
 from galley_launch.recipe import Recipe
@@ -21,6 +22,7 @@ from galley_launch.recipe import Recipe
 Config = dict[str, Any]
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _HPZ = "zero_optimization.zero_hpz_partition_size"
+_NVME = "zero_optimization.offload_optimizer.nvme_path"
 _NEVER = 10**9  # steps_per_print: DeepSpeed's own lines would only repeat the loop's.
 
 
@@ -140,7 +142,7 @@ def _settle_precision(config: Config, recipe: Recipe, stage: int, label: str) ->
         _settle(config, "torch_autocast.dtype", "bfloat16", f"model.dtype {dtype}", label)
 
 
-def _autos(facts: Facts, device: str, per_node: int = 1) -> dict[str, Any]:
+def _autos(facts: Facts, device: str, per_node: int = 1, scratch: str | None = None) -> dict[str, Any]:
     """What "auto" stands for, where neither the recipe nor the batch says it. None: needs an unknown fact.
 
     The bucket sizes are those of transformers' DeepSpeed integration, so that its JSON files mean the same here.
@@ -154,6 +156,7 @@ def _autos(facts: Facts, device: str, per_node: int = 1) -> dict[str, Any]:
         "zero_optimization.overlap_comm": cuda,
         "zero_optimization.offload_optimizer.pin_memory": cuda,
         "zero_optimization.offload_param.pin_memory": cuda,
+        _NVME: scratch,
     }
 
 
@@ -161,6 +164,9 @@ def _fill_autos(config: Config, values: dict[str, Any], model: str, label: str) 
     for path in _auto_paths(config):
         if path not in values:
             raise UserError(f"deepspeed {label}", f'{path} "auto" has no rule', "write the value itself")
+        if values[path] is None and path == _NVME:
+            what = f'{path} "auto" is cluster.scratch, which is not set'
+            raise UserError(f"deepspeed {label}", what, "set cluster.scratch to a folder on the nodes' own disks")
         if values[path] is None:
             what = f'{path} "auto" needs the hidden size of {model}, which is not known here'
             raise UserError(f"deepspeed {label}", what, "write a number there, or give the model as a local folder")
@@ -184,10 +190,9 @@ def _check_hpz(config: Config, ranks: int, label: str) -> None:
         raise UserError(f"deepspeed {label}", what, 'write "auto" there: the ranks of a node')
 
 
-def complete(
-    config: Config, label: str, recipe: Recipe, device: str, nodes: int, ranks_per_node: int, facts: Facts
-) -> Config:
-    """The finished DeepSpeed dict for ``recipe`` on all ranks of all nodes. ``label`` names ``config`` in messages.
+def complete(config: Config, label: str, recipe: Recipe, where: Devices, facts: Facts, scratch: str | None) -> Config:
+    """The finished DeepSpeed dict for ``recipe`` on all ranks of all nodes. ``label`` names ``config`` in messages;
+    ``scratch`` is a folder on each node's own disk, where known.
 
     ``config`` is what ``ds_keys.read_keys`` gave. Raises ``UserError`` for contradictions with the recipe, batches
     that do not split, and any ``"auto"`` that cannot be settled.
@@ -197,10 +202,11 @@ def complete(
     stage = _at(config, "zero_optimization.stage") or 0
     if stage not in (0, 1, 2, 3):
         raise UserError(f"deepspeed {label}", f"zero_optimization.stage {stage!r} is none of 0, 1, 2, 3", "choose one")
-    _settle_batch(config, recipe, nodes * ranks_per_node, label)
+    ranks = where.nodes * where.ranks
+    _settle_batch(config, recipe, ranks, label)
     _settle_precision(config, recipe, int(stage), label)
-    _fill_autos(config, _autos(facts, device, ranks_per_node), recipe.model.path, label)
-    _check_hpz(config, nodes * ranks_per_node, label)
+    _fill_autos(config, _autos(facts, where.kind, where.ranks, scratch), recipe.model.path, label)
+    _check_hpz(config, ranks, label)
     config.setdefault("steps_per_print", _NEVER)
     config.setdefault("wall_clock_breakdown", False)
     return config

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from galley import optimizers
+from galley import optimizers, swap
 from galley.engine import Engine, base_optimizer, fragments, refresh_gathered, set_loss_scale, set_weight
 from galley.errors import UserError
-from galley.flats import numbered
+from galley.flats import by_flat, numbered
 from galley.model import trained
 from galley.optimizers import MOMENTS
 from galley.rundir import Checkpoint, RunDir, read_json
@@ -111,15 +111,16 @@ def load(checkpoint: Checkpoint, engine: Engine) -> State:
 
 def _load_optimizer(reader: Reader, engine: Engine, step: int) -> None:
     optimizer, moments = base_optimizer(engine), reader.has_moments()
-    for each in fragments(engine):
-        if moments and each.flat not in optimizer.state:
-            optimizer.state[each.flat] = optimizers.fresh(optimizer, each.flat, step)
-        targets = {"weight": each.flat.data}
-        if moments:
-            state = optimizer.state[each.flat]
-            targets |= {key: state[key] for key in MOMENTS if key in state}
-        for kind, flat in targets.items():
-            reader.fill(kind, each.name, each.start, flat.view(-1)[each.offset : each.offset + each.numel])
+    for held in by_flat(fragments(engine)):
+        flat = held[0].flat
+        with swap.resident(engine, flat, changes=True):
+            if moments and flat not in optimizer.state:
+                optimizer.state[flat] = optimizers.fresh(optimizer, flat, step)
+            state = optimizer.state[flat] if moments else {}
+            targets = {"weight": flat.data} | {key: state[key] for key in MOMENTS if key in state}
+            for each in held:
+                for kind, target in targets.items():
+                    reader.fill(kind, each.name, each.start, target.view(-1)[each.offset : each.offset + each.numel])
 
 
 def _load_packed(reader: Reader, checkpoint: Checkpoint, engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import deepspeed
 import torch
 
-from galley import optimizers, sharded
+from galley import optimizers, sharded, swap
 from galley.model import trained
 from galley.spec import Optimizer, RunSpec
 
@@ -55,12 +56,14 @@ def _groups(model: Any, optimizer: Optimizer) -> list[dict[str, Any]]:
 
 def build(model: Any, spec: RunSpec) -> Engine:
     """Wrap ``model`` in a DeepSpeed engine with our optimizer; the loop sets the learning rate."""
-    config = dict(spec.placement.deepspeed)
+    config = copy.deepcopy(spec.placement.deepspeed)
     config["gradient_clipping"] = spec.task.optimizer.clip or NO_CLIP
     offload = config.get("zero_optimization", {}).get("offload_optimizer") or {}
+    if offload.get("device") == "nvme":
+        offload["nvme_path"] = swap.own_folder(offload["nvme_path"], spec.placement.paths.run)
     ours = spec.task.optimizer
     config["zero_allow_untested_optimizer"] = ours.name != "adamw"
-    optimizer = optimizers.make(_groups(model, ours), ours, offload.get("device") == "cpu")
+    optimizer = optimizers.make(_groups(model, ours), ours, offload.get("device") in ("cpu", "nvme"))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
 

@@ -33,3 +33,11 @@ def numbered(held: Iterable[Fragment]) -> tuple[list[torch.Tensor], Layout]:
         flats.setdefault(id(each.flat), each.flat)
         layout.append((each.name, each.start, each.numel, list(flats).index(id(each.flat)), each.offset))
     return list(flats.values()), layout
+
+
+def by_flat(held: Iterable[Fragment]) -> list[list[Fragment]]:
+    """The fragments of each flat tensor."""
+    found: dict[int, list[Fragment]] = {}
+    for each in held:
+        found.setdefault(id(each.flat), []).append(each)
+    return list(found.values())

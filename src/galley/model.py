@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from galley import neftune, pissa, sharded
+from galley import kernels, neftune, pissa, sharded
 from galley.adapter import attach_adapter, experts_without, freeze
 from galley.attention import BY_DOCUMENT
 from galley.data import Manifest
@@ -177,6 +177,8 @@ def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
         model = load_plain(folder, task.model, DTYPES[task.model.dtype], str(device))
     if _attends_by_document(spec, manifest):
         model.set_attn_implementation(BY_DOCUMENT)
+    if placement.liger:
+        kernels.use_liger(model)
     if placement.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if task.method.kind != "full":

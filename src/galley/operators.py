@@ -26,8 +26,13 @@ from galley.errors import UserError
 from galley.rundir import read_json, write_atomic
 from galley.spec import Placement, RunSpec
 
-SHARED_MEMORY, ADAM = "deepspeed_shm_comm", "cpu_adam"
-TITLES = {SHARED_MEMORY: "shared-memory communication", ADAM: "CPU Adam"}
+SHARED_MEMORY, ADAM, ASYNC_IO = "deepspeed_shm_comm", "cpu_adam", "async_io"
+TITLES = {SHARED_MEMORY: "shared-memory communication", ADAM: "CPU Adam", ASYNC_IO: "asynchronous file access"}
+NEEDED = {
+    ADAM: ("the optimizer's offload needs", "install g++ and ninja", "a ZeRO config without offload"),
+    ASYNC_IO: ("offload to NVMe needs", "install libaio-dev (libaio-devel), g++ and ninja", "zero3_offload_cpu"),
+}
+"""Operators that ranks cannot do without: what needs them, what compiling them needs, and what to take instead."""
 NOTICE, RESULT = "compiling", "library "
 # Seconds after which torch's lock file is taken for that of a killed process: compilers that can be seen at work in
 # the folder get the longer time (nobody's takes as long), those that could only be on another host the shorter one.
@@ -37,7 +42,7 @@ PATIENCE, DOUBT = 600.0, 30.0
 def build_operators(spec: RunSpec) -> None:
     """Compile what this placement's ranks will load and is not there yet.
 
-    Raises :class:`UserError` where the offloaded optimizer cannot be compiled. Ranks do without shared memory.
+    Raises :class:`UserError` where one of ``NEEDED`` cannot be compiled. Ranks do without shared memory.
     """
     for name in wanted(spec.placement):
         note = _note(folder(), name, spec.placement.device)
@@ -45,10 +50,10 @@ def build_operators(spec: RunSpec) -> None:
         if known and Path(str(known.get("library"))).is_file():
             continue
         library = _compile(name, spec.placement.device)
-        if library is None and name == ADAM:
-            what = "DeepSpeed's CPU Adam, which the optimizer's offload to the CPU needs, cannot be compiled here"
-            todo = "install g++ and ninja (the compiler's messages are above), or take a ZeRO config without offload"
-            raise UserError("deepspeed", what, todo)
+        if library is None and name in NEEDED:
+            why, install, instead = NEEDED[name]
+            what = f"DeepSpeed's {TITLES[name]}, which {why}, cannot be compiled here"
+            raise UserError("deepspeed", what, f"{install} (the compiler's messages are above), or take {instead}")
         if library:
             write_atomic(note, json.dumps({"library": library}) + "\n")
 
@@ -122,8 +127,9 @@ def _use(name: str, library: Path) -> bool:
 def wanted(placement: Placement) -> list[str]:
     """Names of the operators that ranks of ``placement`` will load."""
     zero = placement.deepspeed.get("zero_optimization", {})
-    offloads = (zero.get("offload_optimizer") or {}).get("device") == "cpu"
-    return [SHARED_MEMORY] * (placement.device == "cpu") + [ADAM] * offloads
+    device = (zero.get("offload_optimizer") or {}).get("device")
+    shared = [SHARED_MEMORY] * (placement.device == "cpu")
+    return shared + [ADAM] * (device in ("cpu", "nvme")) + [ASYNC_IO] * (device == "nvme")
 
 
 def _compile(name: str, device: str) -> str | None:
@@ -193,6 +199,10 @@ def _load(name: str) -> None:
         from deepspeed.ops.op_builder import CPUAdamBuilder
 
         CPUAdamBuilder().load()
+    elif name == ASYNC_IO:
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        AsyncIOBuilder().load()
     else:
         from deepspeed.ops.op_builder.cpu.comm import ShareMemCommBuilder
 

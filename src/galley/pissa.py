@@ -56,6 +56,7 @@ def make(wrapped: Any, seed: int, path: Path) -> None:
     save_file(tensors, beside)
     fsync_path(beside)
     beside.replace(path)
+    fsync_path(path.parent)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from galley import kernels, trackers
 from galley.cache import digest, link_tree
 from galley.convert import is_made
 from galley.data import DTYPES, FORMAT, HELD_OUT, TOKENIZER, TRAIN, Manifest, ModelFacts, SplitFacts, read_manifest
@@ -25,7 +26,6 @@ from galley.rundir import Attempt, RunDir, fsync_path, write_atomic
 from galley.sources import check_sources
 from galley.spec import RunSpec
 from galley.stage import run_stage
-from galley.trackers import check_installed
 from galley.weights import fingerprint, is_whole
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     """Prepare ``run``. Raises :class:`UserError` for what the user can mend; leaves nothing half made."""
     del attempt
-    check_installed(spec)
+    trackers.check_installed(spec)
+    kernels.check_installed(spec)
     began = time.monotonic()
     if not sys.stderr.isatty():  # a progress bar is one endless line in a file
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from galley import swap
 from galley.checkpoint import State, best_checkpoint
 from galley.engine import Engine, base_optimizer, fragments
 from galley.errors import UserError
-from galley.flats import Layout, pack
+from galley.flats import Layout, by_flat, pack
 from galley.memory import free_bytes
 from galley.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, write_atomic
 from galley.stage import Superseded
@@ -181,6 +182,8 @@ class Writer:
 
     def _start(self, pending: Pending) -> None:
         """Copy, and start the thread that writes. Where this node has no memory for a copy, wait for the write."""
+        if swap.is_used(self.engine):
+            self._write_swapped(pending.staging)
         tensors, pending.layout = self._held()
         beside = self._fits(tensors)
         pending.tensors = self._copied(tensors) if beside else tensors
@@ -190,10 +193,17 @@ class Writer:
             pending.tensors = {}
 
     def _held(self) -> tuple[dict[str, torch.Tensor], Layout]:
-        """What this rank has to write: nothing where rank 0 holds the same."""
-        if self.engine.zero_optimization_stage() == 0 and not self.world.is_first:
+        """What this rank has to write, and has in memory: nothing where rank 0 holds the same."""
+        if swap.is_used(self.engine) or (self.engine.zero_optimization_stage() == 0 and not self.world.is_first):
             return {}, []
         return pack(fragments(self.engine), base_optimizer(self.engine))
+
+    def _write_swapped(self, staging: Path) -> None:
+        """State that lies on a disk goes from there to a file for each flat tensor: memory might not hold it all."""
+        for number, held in enumerate(by_flat(fragments(self.engine))):
+            with swap.resident(self.engine, held[0].flat):
+                tensors, layout = pack(held, base_optimizer(self.engine))
+                _write_file(staging / f"rank-{self.world.rank:05d}-{number:05d}.safetensors", tensors, layout)
 
     def _fits(self, tensors: dict[str, torch.Tensor]) -> bool:
         """Whether this node has memory for copies: twice their size, for pinned memory comes in powers of two."""
@@ -232,8 +242,7 @@ class Writer:
     def _write_rank_file(self, pending: Pending) -> None:
         if pending.tensors:
             path = pending.staging / f"rank-{self.world.rank:05d}.safetensors"
-            save_file(pending.tensors, path, metadata={"fragments": json.dumps(pending.layout)})
-            fsync_path(path)
+            _write_file(path, pending.tensors, pending.layout)
 
     def _publish(self, pending: Pending) -> None:
         staging, checkpoint = pending.staging, pending.checkpoint
@@ -273,6 +282,11 @@ def _problem(work: Any, *arguments: Any) -> str | None:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         return "the disk is full" if full else f"{type(error).__name__}: {error}"
     return None
+
+
+def _write_file(path: Path, tensors: dict[str, torch.Tensor], layout: Layout) -> None:
+    save_file(tensors, path, metadata={"fragments": json.dumps(layout)})
+    fsync_path(path)
 
 
 def _remove(path: Path) -> None:

@@ -135,6 +135,8 @@ class Placement(Part):
     """Recompute activations in the backward pass: less memory, about a third more computation."""
     compile: bool = False
     """Compile each layer of the model (torch.compile): a slow first step, quicker ones after it."""
+    liger: bool = False
+    """Liger's Triton kernels for norms, rotary embeddings and gated layers."""
     profile: Annotated[int, Field(ge=0, le=100)] = 0
     """Steps to profile, after the first few."""
     deepspeed: dict[str, Any]

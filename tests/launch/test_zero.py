@@ -14,12 +14,13 @@ from launch.test_recipe import LEAST
 
 from galley.errors import UserError
 from galley_launch import assets, rules, zero
+from galley_launch.devices import Devices
 from galley_launch.ds_keys import read_keys
 from galley_launch.facts import Facts
 from galley_launch.recipe import build, override
 from launch import deepspeed_keys
 
-PRESETS = ["zero0", "zero1", "zero2", "zero3", "zero3_hpz", "zero3_offload_cpu"]
+PRESETS = ["zero0", "zero1", "zero2", "zero3", "zero3_hpz", "zero3_offload_cpu", "zero3_offload_nvme"]
 FACTS = Facts(hidden_size=576)
 
 # transformers' own example of a ZeRO-3 configuration, as its documentation has it.
@@ -65,12 +66,13 @@ HUGGING_FACE: dict[str, Any] = {
 
 
 def finish(
-    config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS, nodes: int = 1
-) -> Any:
+    config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS, nodes: int = 1,
+    scratch: str | None = "/scratch",
+) -> Any:  # fmt: skip
     recipe = build(override(LEAST, words), "x.yaml")
     config = read_keys(config, "x.json")
     rules.check(rules.Case(recipe, device, config))
-    return zero.complete(config, "x.json", recipe, device, nodes, ranks, known)
+    return zero.complete(config, "x.json", recipe, Devices(device, ranks, None, nodes=nodes), known, scratch)
 
 
 def refusal(config: dict[str, Any], *words: str, **how: Any) -> str:
@@ -155,11 +157,17 @@ def test_a_real_users_json_is_completed() -> None:
         ({"zero_optimization": {"stage": 2, "sub_group_size": "auto"}}, 'sub_group_size "auto" has no rule'),
         ({"zero_optimization": True}, "zero_optimization True is not an object; its keys: "),
         ({"fp16": {"enabled": True}}, "fp16.enabled true, but model.dtype bfloat16 makes it false"),
+        ({"fp16": {"loss_scale": 128}}, "with a fixed loss_scale every overflow would be the run's end; take"),
         ({"amp": {"enabled": True}}, "apex amp is not used"),
         ({"elasticity": {"enabled": True}}, "DeepSpeed has no key 'elasticity'"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "in ZeRO-3; set zero_optimization"),
         ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "in ZeRO-1, 2 or 3"),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "NVMe is not supported yet"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "only the optimizer's state, six"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, "to NVMe in ZeRO-3; use deep"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "pipeline_read": True}}},
+            "no access to state that a checkpoint needs; take pipeline_read",
+        ),
         ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "not implemented for the CPU"),
         ({"tensor_parallel": {"autotp_size": 2}}, "tensor parallelism is not supported yet"),
         ({"sequence_parallel_size": 2}, "sequence parallelism is not supported yet"),
@@ -260,6 +268,20 @@ def test_zero_0_cannot_accumulate_in_bfloat16() -> None:
 def test_compiling_is_refused_under_zero_3() -> None:
     assert "weights inside what would be compiled; use deepspeed=zero2" in refusal(preset("zero3"), "compile=true")
     assert finish(preset("zero2"), "compile=true")
+
+
+def test_nvme_is_the_nodes_own_disk() -> None:
+    config = preset("zero3_offload_nvme")
+    assert finish(config)["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/scratch"
+    config["zero_optimization"]["offload_optimizer"]["nvme_path"] = "/nvme"
+    assert finish(config, scratch=None)["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/nvme"
+    unset = refusal(preset("zero3_offload_nvme"), scratch=None)
+    assert "cluster.scratch, which is not set; set cluster.scratch to a folder on the nodes' own disks" in unset
+
+
+def test_liger_is_for_gpus() -> None:
+    assert "Liger's kernels are Triton's, which are for GPUs; use liger=false" in refusal(preset("zero2"), "liger=true")
+    assert finish(preset("zero2"), "liger=true", device="cuda")
 
 
 def test_dora_is_refused_under_zero_3() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from ranks import Ranks
 
 from galley.rundir import RunDir
 from galley.spec import RunSpec
+
+collect_ignore = [] if importlib.util.find_spec("liger_kernel") else ["test_liger_kernels.py"]
 
 
 @pytest.fixture(scope="session")
