@@ -10,7 +10,9 @@ written last, and the whole directory then gets the checkpoint's name: without a
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +51,31 @@ def best_checkpoint(run: RunDir) -> Checkpoint | None:
     scored = [(read_json(each.manifest) or {}, each) for each in run.checkpoints()]
     measured = [(float(each["held_out_loss"]), at) for each, at in scored if each.get("held_out_loss") is not None]
     return min(measured, key=lambda pair: (pair[0], pair[1].step))[1] if measured else None
+
+
+def manifest_text(files: dict[str, int], state: State, made_by: dict[str, Any]) -> str:
+    """The manifest of a checkpoint; ``made_by`` has the world size and ZeRO stage that wrote it."""
+    manifest = {
+        "step": state.step,
+        "world": made_by["world"],
+        "zero_stage": made_by["zero_stage"],
+        "held_out_loss": state.held_out_loss if state.held_out_step == state.step else None,
+        "state": asdict(state),
+        "files": files,
+    }
+    return json.dumps(manifest, indent=1)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint's directory, if it is there. The manifest goes first: no half checkpoint.
+
+    What is not there is not deleted: a later attempt might just have made it.
+    """
+    manifest = Checkpoint(path).manifest
+    if manifest.exists():
+        manifest.unlink()
+    if path.exists():
+        shutil.rmtree(path)
 
 
 class Reader:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from galley import swap
-from galley.checkpoint import State, best_checkpoint
+from galley.checkpoint import State, best_checkpoint, manifest_text, remove
 from galley.engine import Engine, base_optimizer, fragments
 from galley.errors import UserError
 from galley.flats import Layout, by_flat, pack
@@ -149,7 +149,7 @@ class Writer:
         self._fence()
         manifest = read_json(checkpoint.manifest)
         if manifest and manifest["state"] != asdict(state):
-            write_atomic(checkpoint.manifest, _manifest_text(manifest["files"], state, manifest))
+            write_atomic(checkpoint.manifest, manifest_text(manifest["files"], state, manifest))
 
     def _fence(self) -> None:
         if self.attempt.is_superseded():
@@ -177,7 +177,7 @@ class Writer:
         self.tidy()
         self._fence()
         if not checkpoint.verifies():
-            _remove(checkpoint.root)
+            remove(checkpoint.root)
         staging.mkdir(parents=True)
 
     def _start(self, pending: Pending) -> None:
@@ -251,12 +251,12 @@ class Writer:
         fsync_path(staging)
         files = {path.name: path.stat().st_size for path in sorted(staging.iterdir())}
         made_by = {"world": self.world.size, "zero_stage": self.engine.zero_optimization_stage()}
-        write_atomic(Checkpoint(staging).manifest, _manifest_text(files, pending.state, made_by))
+        write_atomic(Checkpoint(staging).manifest, manifest_text(files, pending.state, made_by))
         self._fence()
         if checkpoint.verifies():  # an earlier attempt's ranks were still at it, and quicker
-            _remove(staging)
+            remove(staging)
             return
-        _remove(checkpoint.root)
+        remove(checkpoint.root)
         staging.rename(checkpoint.root)
         fsync_path(checkpoint.root.parent)
 
@@ -268,7 +268,7 @@ class Writer:
         doomed += [path for path in folder.glob("step-*") if not Checkpoint(path).manifest.exists()]
         for path in doomed:
             self._fence()
-            _remove(path)
+            remove(path)
         for path in folder.glob(".attempt-*-step-*"):
             self._fence()
             shutil.rmtree(path, ignore_errors=True)  # an earlier attempt may still write there
@@ -287,28 +287,3 @@ def _problem(work: Any, *arguments: Any) -> str | None:
 def _write_file(path: Path, tensors: dict[str, torch.Tensor], layout: Layout) -> None:
     save_file(tensors, path, metadata={"fragments": json.dumps(layout)})
     fsync_path(path)
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint's directory, if it is there. The manifest goes first: no half checkpoint.
-
-    What is not there is not deleted: a later attempt might just have made it.
-    """
-    manifest = Checkpoint(path).manifest
-    if manifest.exists():
-        manifest.unlink()
-    if path.exists():
-        shutil.rmtree(path)
-
-
-def _manifest_text(files: dict[str, int], state: State, made_by: dict[str, Any]) -> str:
-    """The manifest of a checkpoint; ``made_by`` has the world size and ZeRO stage that wrote it."""
-    manifest = {
-        "step": state.step,
-        "world": made_by["world"],
-        "zero_stage": made_by["zero_stage"],
-        "held_out_loss": state.held_out_loss if state.held_out_step == state.step else None,
-        "state": asdict(state),
-        "files": files,
-    }
-    return json.dumps(manifest, indent=1)
