@@ -31,6 +31,7 @@ COLUMNS = ("method", "contestant", "useful tokens/s", "of TRL's best", "first st
 NAMES = {
     "galley": "Galley",
     "galley-split": "Galley, one at a time",
+    "galley-compiled": "Galley, two at a time, compiled",
     "trl-packed": "TRL, packed",
     "trl-split": "TRL, packed, one at a time",
     "trl-unpadded": "TRL, padding-free",
@@ -83,7 +84,8 @@ def galley(
         "ranks": str(given.ranks),
         **({"device": "cpu"} if given.device == "cpu" else {}),
         "batch.samples": str(4 * given.ranks),
-        "micro_batch": "1" if who == "galley-split" else "4",
+        "micro_batch": {"galley-split": "1", "galley-compiled": "2"}.get(who, "4"),
+        "compile": "true" if who == "galley-compiled" else "false",
     }
     recipe = HERE / "recipes" / f"{method}.yaml"
     words = [f"{key}={value}" for key, value in settings.items()]

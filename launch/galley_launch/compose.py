@@ -140,10 +140,9 @@ def _place(
 ) -> Placement:
     config, label = _deepspeed(source, ours, recipe, where.kind)
     found = places.paths(recipe, run, source.beside, cluster.cache if cluster else None)
-    scratch = cluster.scratch if cluster else str(run.root.absolute() / "swap")
     config = read_keys(config, label)
     rules.check(rules.Case(recipe, where.kind, config))
-    finished = zero.complete(config, label, recipe, where, facts.of_model(found.model), scratch)
+    finished = zero.complete(config, label, recipe, where, facts.of_model(found.model))
     return Placement.model_validate(
         {
             "device": where.kind,

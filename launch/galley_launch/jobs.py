@@ -108,7 +108,8 @@ def shared(spec: RunSpec, variables: dict[str, str]) -> list[str]:
 def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, variables: dict[str, str]) -> list[str]:
     """What the container must see, each where it is outside, then the profile's own. Raises ``UserError``."""
     paths = spec.placement.paths
-    files = [paths.model, paths.data, paths.held_out, paths.chat_template, cluster.scratch]
+    offload = spec.placement.deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
+    files = [paths.model, paths.data, paths.held_out, paths.chat_template, cluster.scratch, offload.get("nvme_path")]
     needed = [str(run.root.absolute()), *shared(spec, variables), *(each for each in files if each and each[0] == "/")]
     odd = next((each for each in needed if "," in each or ":" in each), None)
     mounts = [f"{each}:{each}" for each in needed]

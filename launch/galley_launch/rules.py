@@ -91,6 +91,14 @@ RULES = (
     ),
     Rule(
         "deepspeed offload_optimizer",
+        lambda case: (
+            case.offload("optimizer") == "nvme" and (case.option("offload_optimizer", "buffer_count") or 4) < 4
+        ),
+        "swapping a weight, its two moments and its gradient takes four buffers",
+        "set buffer_count 4",
+    ),
+    Rule(
+        "deepspeed offload_optimizer",
         lambda case: any(
             case.option("offload_optimizer", f"pipeline_{way}") not in (None, False, "auto")
             for way in ("read", "write")

@@ -142,7 +142,7 @@ def _settle_precision(config: Config, recipe: Recipe, stage: int, label: str) ->
         _settle(config, "torch_autocast.dtype", "bfloat16", f"model.dtype {dtype}", label)
 
 
-def _autos(facts: Facts, device: str, per_node: int = 1, scratch: str | None = None) -> dict[str, Any]:
+def _autos(facts: Facts, device: str, per_node: int = 1) -> dict[str, Any]:
     """What "auto" stands for, where neither the recipe nor the batch says it. None: needs an unknown fact.
 
     The bucket sizes are those of transformers' DeepSpeed integration, so that its JSON files mean the same here.
@@ -156,7 +156,6 @@ def _autos(facts: Facts, device: str, per_node: int = 1, scratch: str | None = N
         "zero_optimization.overlap_comm": cuda,
         "zero_optimization.offload_optimizer.pin_memory": cuda,
         "zero_optimization.offload_param.pin_memory": cuda,
-        _NVME: scratch,
     }
 
 
@@ -164,9 +163,6 @@ def _fill_autos(config: Config, values: dict[str, Any], model: str, label: str) 
     for path in _auto_paths(config):
         if path not in values:
             raise UserError(f"deepspeed {label}", f'{path} "auto" has no rule', "write the value itself")
-        if values[path] is None and path == _NVME:
-            what = f'{path} "auto" is cluster.scratch, which is not set'
-            raise UserError(f"deepspeed {label}", what, "set cluster.scratch to a folder on the nodes' own disks")
         if values[path] is None:
             what = f'{path} "auto" needs the hidden size of {model}, which is not known here'
             raise UserError(f"deepspeed {label}", what, "write a number there, or give the model as a local folder")
@@ -190,9 +186,8 @@ def _check_hpz(config: Config, ranks: int, label: str) -> None:
         raise UserError(f"deepspeed {label}", what, 'write "auto" there: the ranks of a node')
 
 
-def complete(config: Config, label: str, recipe: Recipe, where: Devices, facts: Facts, scratch: str | None) -> Config:
-    """The finished DeepSpeed dict for ``recipe`` on all ranks of all nodes. ``label`` names ``config`` in messages;
-    ``scratch`` is a folder on each node's own disk, where known.
+def complete(config: Config, label: str, recipe: Recipe, where: Devices, facts: Facts) -> Config:
+    """The finished DeepSpeed dict for ``recipe`` on all ranks of all nodes. ``label`` names ``config`` in messages.
 
     ``config`` is what ``ds_keys.read_keys`` gave. Raises ``UserError`` for contradictions with the recipe, batches
     that do not split, and any ``"auto"`` that cannot be settled.
@@ -202,10 +197,12 @@ def complete(config: Config, label: str, recipe: Recipe, where: Devices, facts: 
     stage = _at(config, "zero_optimization.stage") or 0
     if stage not in (0, 1, 2, 3):
         raise UserError(f"deepspeed {label}", f"zero_optimization.stage {stage!r} is none of 0, 1, 2, 3", "choose one")
+    if _at(config, _NVME) == "auto":  # each node's own scratch directory, which only its ranks know
+        del config["zero_optimization"]["offload_optimizer"]["nvme_path"]
     ranks = where.nodes * where.ranks
     _settle_batch(config, recipe, ranks, label)
     _settle_precision(config, recipe, int(stage), label)
-    _fill_autos(config, _autos(facts, where.kind, where.ranks, scratch), recipe.model.path, label)
+    _fill_autos(config, _autos(facts, where.kind, where.ranks), recipe.model.path, label)
     _check_hpz(config, ranks, label)
     config.setdefault("steps_per_print", _NEVER)
     config.setdefault("wall_clock_breakdown", False)

@@ -58,9 +58,10 @@ def build(model: Any, spec: RunSpec) -> Engine:
     """Wrap ``model`` in a DeepSpeed engine with our optimizer; the loop sets the learning rate."""
     config = copy.deepcopy(spec.placement.deepspeed)
     config["gradient_clipping"] = spec.task.optimizer.clip or NO_CLIP
-    offload = config.get("zero_optimization", {}).get("offload_optimizer") or {}
+    zero = config.get("zero_optimization", {})
+    offload = zero.get("offload_optimizer") or {}
     if offload.get("device") == "nvme":
-        offload["nvme_path"] = swap.own_folder(offload["nvme_path"], spec.placement.paths.run)
+        swap.settle(zero, spec, list(trained(model).values()))
     ours = spec.task.optimizer
     config["zero_allow_untested_optimizer"] = ours.name != "adamw"
     optimizer = optimizers.make(_groups(model, ours), ours, offload.get("device") in ("cpu", "nvme"))

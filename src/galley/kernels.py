@@ -8,6 +8,9 @@ from typing import Any
 from galley.errors import UserError
 from galley.spec import RunSpec
 
+_GATED = {"swiglu": ("silu", "swish"), "geglu": ("gelu_pytorch_tanh",)}
+"""What kernels of gated layers compute: Liger puts them into a model that is there without asking for its own."""
+
 
 def check_installed(spec: RunSpec) -> None:
     """Raise ``UserError`` where ``spec`` asks for kernels that are not installed here."""
@@ -25,7 +28,10 @@ def use_liger(model: Any) -> None:
     """
     from liger_kernel.transformers import monkey_patch
 
-    kind = model.config.model_type
+    config = model.config
+    kind = config.model_type
     if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UserError("liger", f"liger-kernel has no kernels for {kind!r}", "use liger=false")
-    monkey_patch._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    off = {name: False for name, activations in _GATED.items() if activation not in activations}
+    monkey_patch._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False, **off)

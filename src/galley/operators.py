@@ -9,6 +9,7 @@ of that, which ``GALLEY_OPERATORS`` names.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -26,10 +27,14 @@ from galley.errors import UserError
 from galley.rundir import read_json, write_atomic
 from galley.spec import Placement, RunSpec
 
-SHARED_MEMORY, ADAM, ASYNC_IO = "deepspeed_shm_comm", "cpu_adam", "async_io"
-TITLES = {SHARED_MEMORY: "shared-memory communication", ADAM: "CPU Adam", ASYNC_IO: "asynchronous file access"}
+SHARED_MEMORY, ADAM, PINNING, ASYNC_IO = "deepspeed_shm_comm", "cpu_adam", "pin_memory", "async_io"
+TITLES = {
+    SHARED_MEMORY: "shared-memory communication", ADAM: "CPU Adam", PINNING: "pinned memory",
+    ASYNC_IO: "asynchronous file access",
+}  # fmt: skip
 NEEDED = {
     ADAM: ("the optimizer's offload needs", "install g++ and ninja", "a ZeRO config without offload"),
+    PINNING: ("offload to NVMe needs", "install g++ and ninja", "zero3_offload_cpu"),
     ASYNC_IO: ("offload to NVMe needs", "install libaio-dev (libaio-devel), g++ and ninja", "zero3_offload_cpu"),
 }
 """Operators that ranks cannot do without: what needs them, what compiling them needs, and what to take instead."""
@@ -113,11 +118,14 @@ def _use(name: str, library: Path) -> bool:
     if name in OpBuilder._loaded_ops:
         return True
     loader = importlib.machinery.ExtensionFileLoader(name, str(library))
-    spec = importlib.machinery.ModuleSpec(name, loader, origin=str(library))
+    spec = importlib.util.spec_from_file_location(name, library, loader=loader)
+    assert spec is not None
     try:
+        if name == PINNING:
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # asynchronous file access finds its symbols there
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         print(f"DeepSpeed's {TITLES[name]} in {library} cannot be loaded here: {error}", flush=True)
         return False
     OpBuilder._loaded_ops[name] = module
@@ -129,7 +137,7 @@ def wanted(placement: Placement) -> list[str]:
     zero = placement.deepspeed.get("zero_optimization", {})
     device = (zero.get("offload_optimizer") or {}).get("device")
     shared = [SHARED_MEMORY] * (placement.device == "cpu")
-    return shared + [ADAM] * (device in ("cpu", "nvme")) + [ASYNC_IO] * (device == "nvme")
+    return shared + [ADAM] * (device in ("cpu", "nvme")) + [PINNING, ASYNC_IO] * (device == "nvme")
 
 
 def _compile(name: str, device: str) -> str | None:
@@ -199,6 +207,10 @@ def _load(name: str) -> None:
         from deepspeed.ops.op_builder import CPUAdamBuilder
 
         CPUAdamBuilder().load()
+    elif name == PINNING:
+        from deepspeed.ops.op_builder.pin_memory import PinMemoryBuilder
+
+        PinMemoryBuilder().load()
     elif name == ASYNC_IO:
         from deepspeed.ops.op_builder import AsyncIOBuilder
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
+import math
+import mmap
+import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,27 +19,81 @@ import torch
 
 from galley.cache import digest
 from galley.errors import UserError
+from galley.spec import RunSpec
+
+_ON_DISK = 16
+"""Bytes of each weight: itself, two moments and the gradient, in fp32."""
+_LARGEST = 10**9
+"""DeepSpeed's own ``sub_group_size``."""
 
 
-def own_folder(path: str, run: str) -> str:
-    """A private folder below ``path`` for this rank of ``run``, without what a killed attempt left there. It goes when
-    the process ends.
+def settle(zero: dict[str, Any], spec: RunSpec, parameters: list[Any]) -> None:
+    """Give the block ``offload_optimizer`` of ``zero`` a folder of this rank's own as ``nvme_path``.
+
+    It is below the path that is there, else below the job's scratch directory, else in the run's. Raises ``UserError``
+    where that does not do, or where memory for DeepSpeed's buffers cannot be locked: it would only abort.
+    """
+    offload, run = zero["offload_optimizer"], spec.placement.paths.run
+    path = offload.get("nvme_path") or os.environ.get("GALLEY_SCRATCH") or f"{run}/swap"
+    where = "deepspeed offload_optimizer"
+    try:
+        folder = own_folder(Path(path), run)
+    except OSError as error:
+        what = f"{str(path)!r} does not do for direct access (open(2), O_DIRECT): {error.strerror or error}"
+        raise UserError(where, what, "let nvme_path name a folder on a local disk") from None
+    world = torch.distributed.get_world_size()
+    shares = [math.ceil(getattr(each, "ds_numel", each.numel()) / world) for each in parameters]
+    free, needed = shutil.disk_usage(folder).free, _ON_DISK * sum(shares) * spec.placement.ranks_per_node
+    if free < needed:
+        what = f"{str(path)!r} has room for {free / 1e9:.1f} GB, and a node's state takes {needed / 1e9:.1f}"
+        raise UserError(where, what, "make room, or let nvme_path name another disk")
+    largest = min(sum(shares), zero.get("sub_group_size", _LARGEST) + max(shares))
+    buffers = 4 * largest * offload.get("buffer_count", 4)
+    if not may_lock(buffers):
+        what = f"this process may not lock the {buffers / 1e9:.1f} GB of memory that swapping takes"
+        raise UserError(where, what, "raise its limit (ulimit -l), or make sub_group_size smaller")
+    offload["nvme_path"] = str(folder)
+
+
+def own_folder(path: Path, run: str) -> Path:
+    """A private folder for this rank of ``run``, which goes when the process ends; what killed attempts left goes now.
 
     In a job it is in the job's own temporary folder, where that lies below ``path``: the node clears that after a kill.
-    Raises ``UserError`` where there can be none.
+    Raises ``OSError`` where there can be none, or none that direct access works in.
     """
-    job, place = Path(tempfile.gettempdir()), Path(path)
-    own = (job if job.is_relative_to(place) else place) / f"galley-swap-{digest(run)}-{torch.distributed.get_rank()}"
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    path.mkdir(exist_ok=True)  # not its parents: a disk that is not mounted is a fault
+    job, name = Path(tempfile.gettempdir()), f"galley-swap-{digest(run)}-"
+    place = job if job.is_relative_to(path) else path
+    for left in place.glob(f"{name}*"):
+        if int(left.name.removeprefix(name)) % world == rank:
+            shutil.rmtree(left)
+    folder = place / f"{name}{rank}"
+    folder.mkdir(mode=0o700)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _try_direct_access(folder / "probe")
+    return folder
+
+
+def _try_direct_access(path: Path) -> None:
+    """As DeepSpeed does it: into memory that is not aligned, too. It takes no notice of what goes wrong there."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
     try:
-        if own.exists():
-            shutil.rmtree(own)
-        own.parent.mkdir(parents=True, exist_ok=True)
-        own.mkdir(mode=0o700)
-    except OSError as error:
-        what = f"{path!r} cannot be written to: {error.strerror}"
-        raise UserError("deepspeed offload_optimizer.nvme_path", what, "name a folder on a local disk") from None
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
-    return str(own)
+        page = memoryview(mmap.mmap(-1, 2 * mmap.PAGESIZE))
+        os.pwritev(file, [page[: mmap.PAGESIZE]], 0)
+        os.preadv(file, [page[4 : 4 + 1024]], 0)
+    finally:
+        os.close(file)
+        path.unlink()
+
+
+def may_lock(size: int) -> bool:
+    """Whether this process, with its limit raised as far as it may, can lock ``size`` bytes (mlock(2))."""
+    hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+    memory = mmap.mmap(-1, size)
+    at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return ctypes.CDLL(None).mlock(ctypes.c_void_p(at), ctypes.c_size_t(size)) == 0
 
 
 def is_used(engine: Any) -> bool:

@@ -67,12 +67,11 @@ HUGGING_FACE: dict[str, Any] = {
 
 def finish(
     config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS, nodes: int = 1,
-    scratch: str | None = "/scratch",
 ) -> Any:  # fmt: skip
     recipe = build(override(LEAST, words), "x.yaml")
     config = read_keys(config, "x.json")
     rules.check(rules.Case(recipe, device, config))
-    return zero.complete(config, "x.json", recipe, Devices(device, ranks, None, nodes=nodes), known, scratch)
+    return zero.complete(config, "x.json", recipe, Devices(device, ranks, None, nodes=nodes), known)
 
 
 def refusal(config: dict[str, Any], *words: str, **how: Any) -> str:
@@ -272,11 +271,11 @@ def test_compiling_is_refused_under_zero_3() -> None:
 
 def test_nvme_is_the_nodes_own_disk() -> None:
     config = preset("zero3_offload_nvme")
-    assert finish(config)["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/scratch"
+    assert "nvme_path" not in finish(config)["zero_optimization"]["offload_optimizer"], "only its ranks know"
     config["zero_optimization"]["offload_optimizer"]["nvme_path"] = "/nvme"
-    assert finish(config, scratch=None)["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/nvme"
-    unset = refusal(preset("zero3_offload_nvme"), scratch=None)
-    assert "cluster.scratch, which is not set; set cluster.scratch to a folder on the nodes' own disks" in unset
+    assert finish(config)["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/nvme"
+    config["zero_optimization"]["offload_optimizer"]["buffer_count"] = 3
+    assert "takes four buffers; set buffer_count 4" in refusal(config)
 
 
 def test_liger_is_for_gpus() -> None:

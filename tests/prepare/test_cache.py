@@ -10,7 +10,7 @@ from prepare.conftest import build_spec
 
 from galley.cache import entry, link_tree
 from galley.errors import UserError
-from galley.operators import ADAM, ASYNC_IO, SHARED_MEMORY, adopt, environment, wanted
+from galley.operators import ADAM, ASYNC_IO, PINNING, SHARED_MEMORY, adopt, environment, wanted
 from galley.weights import check_folder, count_parameters, file_fingerprint, fingerprint, is_whole, weight_files
 
 
@@ -131,7 +131,7 @@ def test_a_large_file_is_sampled(tmp_path: Path) -> None:
         (1, None, [SHARED_MEMORY]),
         (2, "cpu", [SHARED_MEMORY, ADAM]),
         (1, "none", [SHARED_MEMORY]),
-        (1, "nvme", [SHARED_MEMORY, ADAM, ASYNC_IO]),
+        (1, "nvme", [SHARED_MEMORY, ADAM, PINNING, ASYNC_IO]),
     ],
 )
 def test_operators_that_ranks_will_load(tmp_path: Path, ranks: int, offload: str | None, expected: list[str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from toy import Train, make_documents, make_spec, metrics, write_data
+from ranks import Ranks
+from toy import Train, make_documents, make_spec, metrics, write_data, write_tokenizer
 
 from galley.rundir import RunDir
 
@@ -14,7 +16,7 @@ SAMPLES = [[document] for document in make_documents(16)]
 
 
 @pytest.mark.timeout(600)
-def test_compiled_layers(tmp_path: Path, llama: Path, train: Train) -> None:
+def test_compiled_layers(tmp_path: Path, llama: Path, train: Train, ranks: Ranks) -> None:
     plain, run = RunDir(tmp_path / "plain"), RunDir(tmp_path / "run")
     for each, compiled in ((plain, False), (run, True)):
         spec = make_spec(each, llama, method="lora", compiled=compiled, steps=4, cadence={"save_every": 2})
@@ -26,3 +28,7 @@ def test_compiled_layers(tmp_path: Path, llama: Path, train: Train) -> None:
     run.checkpoint(4).manifest.unlink()
     train(run, spec)
     assert metrics(run) == whole
+    write_tokenizer(run.data / "tokenizer")
+    assert ranks.run("galley.export:main", [str(run.spec)], 1, run.root / "export.log") == [0]
+    adapter = json.loads((run.export / "export.json").read_text())["checks"][0]
+    assert adapter["difference"] == 0, "what it is compared with was computed by compiled layers"

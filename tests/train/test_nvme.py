@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors import safe_open
 from toy import Train, make_documents, make_spec, metrics, rank_logs, write_data
 
 from galley import operators
+from galley.cache import digest
 from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import RunSpec
@@ -69,10 +72,31 @@ def test_to_memory_and_back(tmp_path: Path, wide: Path, train: Train) -> None:
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, wide: Path, ranks: Ranks) -> None:
     run = RunDir(tmp_path / "run")
-    spec = spec_of(run, wide, 1, Path("/proc/none"))
+    spec_of(run, wide, 1, Path("/proc/none"))
     assert ranks.run("galley.train:main", [str(run.spec)], 1, run.root / "ranks.log") == [2]
-    assert "deepspeed offload_optimizer.nvme_path: '/proc/none' cannot be written to" in rank_logs(run)
-    assert spec.placement.zero_stage == 3
+    assert "deepspeed offload_optimizer: '/proc/none' does not do for direct access" in rank_logs(run)
+
+
+def test_memory_that_may_not_be_locked() -> None:
+    """Of root too, once it lacks the capability: DeepSpeed itself would only abort."""
+    ask = f"import sys; sys.path[:0] = {sys.path!r}; from galley.swap import may_lock; print(may_lock(1 << 20))"
+    command = ["prlimit", "--memlock=65536", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]
+    for words, answer in (([], "True"), (command, "False")):
+        done = subprocess.run([*words, sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == answer
+
+
+def test_what_a_killed_attempt_left(tmp_path: Path, wide: Path, train: Train) -> None:
+    run = RunDir(tmp_path / "run")
+    spec = spec_of(run, wide, 1, None, steps=1)
+    del spec.placement.deepspeed["zero_optimization"]["offload_optimizer"]
+    spec.placement.deepspeed["zero_optimization"]["offload_optimizer"] = {"device": "nvme", "pin_memory": False}
+    run.spec.write_text(spec.to_json())
+    for rank in (0, 5):
+        (run.root / "swap" / f"galley-swap-{digest(str(run.root))}-{rank}" / "zero_stage_3").mkdir(parents=True)
+    operators.build_operators(spec)
+    train(run, spec)
+    assert not list((run.root / "swap").iterdir())
 
 
 def test_without_libaio(tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
