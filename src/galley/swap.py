@@ -93,7 +93,8 @@ def may_lock(size: int) -> bool:
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
     memory = mmap.mmap(-1, size)
     at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    return ctypes.CDLL(None).mlock(ctypes.c_void_p(at), ctypes.c_size_t(size)) == 0
+    failed: int = ctypes.CDLL(None).mlock(ctypes.c_void_p(at), ctypes.c_size_t(size))
+    return failed == 0
 
 
 def is_used(engine: Any) -> bool:
