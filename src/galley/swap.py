@@ -21,6 +21,7 @@ from galley.cache import digest
 from galley.errors import UserError
 from galley.spec import RunSpec
 
+_WHERE = "deepspeed offload_optimizer"
 _ON_DISK = 16
 """Bytes of each weight: itself, two moments and the gradient, in fp32."""
 _LARGEST = 10**9
@@ -35,24 +36,30 @@ def settle(zero: dict[str, Any], spec: RunSpec, parameters: list[Any]) -> None:
     """
     offload, run = zero["offload_optimizer"], spec.placement.paths.run
     path = offload.get("nvme_path") or os.environ.get("GALLEY_SCRATCH") or f"{run}/swap"
-    where = "deepspeed offload_optimizer"
     try:
         folder = own_folder(Path(path), run)
     except OSError as error:
         what = f"{str(path)!r} does not do for direct access (open(2), O_DIRECT): {error.strerror or error}"
-        raise UserError(where, what, "let nvme_path name a folder on a local disk") from None
+        raise UserError(_WHERE, what, "let nvme_path name a folder on a local disk") from None
     world = torch.distributed.get_world_size()
     shares = [math.ceil(getattr(each, "ds_numel", each.numel()) / world) for each in parameters]
-    free, needed = shutil.disk_usage(folder).free, _ON_DISK * sum(shares) * spec.placement.ranks_per_node
-    if free < needed:
-        what = f"{str(path)!r} has room for {free / 1e9:.1f} GB, and a node's state takes {needed / 1e9:.1f}"
-        raise UserError(where, what, "make room, or let nvme_path name another disk")
+    _check_room(folder, _ON_DISK * sum(shares) * spec.placement.ranks_per_node)
     largest = min(sum(shares), zero.get("sub_group_size", _LARGEST) + max(shares))
-    buffers = 4 * largest * offload.get("buffer_count", 4)
+    _check_memory(4 * largest * offload.get("buffer_count", 4))
+    offload["nvme_path"] = str(folder)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        what = f"{str(folder.parent)!r} has room for {free / 1e9:.1f} GB, and a node's state takes {needed / 1e9:.1f}"
+        raise UserError(_WHERE, what, "make room, or let nvme_path name another disk")
+
+
+def _check_memory(buffers: int) -> None:
     if not may_lock(buffers):
         what = f"this process may not lock the {buffers / 1e9:.1f} GB of memory that swapping takes"
-        raise UserError(where, what, "raise its limit (ulimit -l), or make sub_group_size smaller")
-    offload["nvme_path"] = str(folder)
+        raise UserError(_WHERE, what, "raise its limit (ulimit -l), or make sub_group_size smaller")
 
 
 def own_folder(path: Path, run: str) -> Path:
