@@ -34,7 +34,9 @@ def test_a_rank_killed(kitchen: Kitchen, alone: list[float]) -> None:
     assert made.resumed_from() == [0, 8]
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["the job script's", "another"])
+@pytest.mark.parametrize(
+    "which", [0, pytest.param(1, marks=pytest.mark.cluster_slow)], ids=["the job script's", "another"]
+)
 def test_a_node_that_slurm_holds_for_dead(kitchen: Kitchen, alone: list[float], which: int) -> None:
     made = kitchen.submit("long")
     made.wait_step(10)
@@ -47,7 +49,11 @@ def test_a_node_that_slurm_holds_for_dead(kitchen: Kitchen, alone: list[float], 
     assert made.resumed_from()[1] > 8, "they saved where they were"
 
 
-@pytest.mark.parametrize("words", [("--signal=USR1", "--batch"), ("--signal=TERM",)], ids=["script", "ranks"])
+@pytest.mark.parametrize(
+    "words",
+    [("--signal=USR1", "--batch"), pytest.param(("--signal=TERM",), marks=pytest.mark.cluster_slow)],
+    ids=["script", "ranks"],
+)
 def test_a_signal(kitchen: Kitchen, alone: list[float], words: tuple[str, ...]) -> None:
     made = kitchen.submit("long")
     made.wait_step(10)

@@ -106,6 +106,7 @@ def assert_secret(made: Submitted, told: str) -> None:
     assert SENTINEL not in "".join(made.box.sh("scontrol", "show", "job", "--detail", job) for job in jobs)
 
 
+@pytest.mark.cluster_slow
 def test_two_nodes_of_two_ranks_under_zero3(kitchen: Kitchen) -> None:
     alone = kitchen.losses("tiny", 4, "deepspeed=zero3")
     made = kitchen.submit("tiny", "cluster.ranks_per_node=2", "deepspeed=zero3")
