@@ -2,6 +2,7 @@
 # make test         every test, but for those that wait for Slurm's slow clocks
 # make test-slurm   the tests of a real Slurm cluster on this machine, all of them: an hour; leaves a table of results
 # make test-recipes every shipped recipe, run on a small twin of its model: minutes; leaves a table of results
+# make test-nvme    optimizer state on a disk; needs libaio's headers, and compiles for minutes
 # make check        lint, types and the fast tests
 #
 # Each installs what it needs into .venv first. VENV=path uses another environment as it is, if it exists.
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 KEY    := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP  := $(VENV)/.galley-$(KEY)
 
-.PHONY: demo test test-slurm test-recipes check golden clean
+.PHONY: demo test test-slurm test-recipes test-nvme check golden clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/demo.py
@@ -31,6 +32,10 @@ test-slurm: $(STAMP)
 test-recipes: $(STAMP)
 	PYTHONPATH=tests GALLEY_RECIPES=all GALLEY_RECIPES_RESULT=benchmarks/results/recipes-$(shell date +%F).md \
 	  $(BIN)/python -m pytest tests/recipes -s -p recipes.result
+
+# Two of DeepSpeed's operators more, which take three minutes to compile.
+test-nvme: $(STAMP)
+	GALLEY_NVME=1 $(BIN)/python -m pytest tests/train/test_nvme.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

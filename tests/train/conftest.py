@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from ranks import Ranks
 from galley.rundir import RunDir
 from galley.spec import RunSpec
 
-collect_ignore = [] if importlib.util.find_spec("liger_kernel") else ["test_liger_kernels.py"]
+# Compiling what swapping needs takes minutes: make test-nvme.
+NVME = [] if os.environ.get("GALLEY_NVME") == "1" else ["test_nvme.py"]
+collect_ignore = NVME if importlib.util.find_spec("liger_kernel") else [*NVME, "test_liger_kernels.py"]
 
 
 @pytest.fixture(scope="session")

@@ -110,3 +110,15 @@ def test_without_libaio(tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(UserError, match="asynchronous file access, which offload to NVMe needs, cannot be compiled"):
         operators.build_operators(spec)
+
+
+def test_ranks_need_no_compiler(tmp_path: Path, llama: Path) -> None:
+    from train.test_operators import copy_operators, make_run, train_bare
+
+    run, spec = make_run(tmp_path / "run", llama)
+    spec.placement.deepspeed["zero_optimization"]["offload_optimizer"] = {"device": "nvme", "pin_memory": False}
+    run.spec.write_text(spec.to_json())
+    operators.build_operators(spec)
+    places = {"GALLEY_OPERATORS": copy_operators(tmp_path / "operators"), "TORCH_EXTENSIONS_DIR": tmp_path / "empty"}
+    assert train_bare(tmp_path, run, **places) == 0, rank_logs(run)
+    assert not list(tmp_path.rglob("build.ninja"))

@@ -57,16 +57,6 @@ def train_bare(root: Path, run: RunDir, **env: Path) -> int:
     return subprocess.run(command, env=variables, cwd=root).returncode
 
 
-def test_ranks_that_swap_need_no_compiler_either(tmp_path: Path, llama: Path) -> None:
-    run, spec = make_run(tmp_path / "run", llama)
-    spec.placement.deepspeed["zero_optimization"]["offload_optimizer"] = {"device": "nvme", "pin_memory": False}
-    run.spec.write_text(spec.to_json())
-    build_operators(spec)
-    places = {"GALLEY_OPERATORS": copy_operators(tmp_path / "operators"), "TORCH_EXTENSIONS_DIR": tmp_path / "empty"}
-    assert train_bare(tmp_path, run, **places) == 0, rank_logs(run)
-    assert not list(tmp_path.rglob("build.ninja"))
-
-
 @pytest.mark.parametrize("place", ["node", "shared", "nowhere"])
 def test_ranks_need_no_compiler(tmp_path: Path, llama: Path, train: Train, place: str) -> None:
     """With offload, for CPU Adam; shared-memory communication is loaded by every rank on a CPU."""
