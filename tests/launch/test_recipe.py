@@ -173,7 +173,7 @@ def test_a_shipped_recipe_is_its_own_manual(path: Path) -> None:
 def test_a_shipped_recipe_fits_the_schema(path: Path) -> None:
     recipe = build(catalogue.read(path).tree, str(path))
     body = recipe.model_dump(mode="json", exclude_unset=True)
-    assert list(jsonschema.Draft202012Validator(_schema()).iter_errors(body)) == []
+    assert _faults(body) == []
 
 
 def test_the_schema_refuses_what_the_recipe_refuses() -> None:
@@ -189,9 +189,10 @@ def test_the_schema_refuses_what_the_recipe_refuses() -> None:
 
 
 def test_the_schema_asks_less_of_a_recipe_that_extends_another() -> None:
-    jsonschema.validate({"extends": "demo"}, _schema())
-    jsonschema.validate({"extends": "demo", "model": {"dtype": "float32"}, "data": {"held_out": 0.1}}, _schema())
-    jsonschema.validate({"extends": "demo", "tracking": {"wandb": {"group": "a"}}}, _schema())
+    assert _faults({}) != []
+    assert _faults({"extends": "demo"}) == []
+    assert _faults({"extends": "demo", "model": {"dtype": "float32"}, "data": {"held_out": 0.1}}) == []
+    assert _faults({"extends": "demo", "tracking": {"wandb": {"group": "a"}}}) == []
 
 
 def test_the_shipped_schema_is_current() -> None:
@@ -201,6 +202,10 @@ def test_the_shipped_schema_is_current() -> None:
 
 def _schema() -> Any:
     return json.loads(commands.schema_text())
+
+
+def _faults(body: Tree) -> list[Any]:
+    return list(jsonschema.Draft202012Validator(_schema()).iter_errors(body))
 
 
 def test_show_prints_the_manual_and_every_default(capsys: pytest.CaptureFixture[str]) -> None:

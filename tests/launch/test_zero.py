@@ -66,8 +66,8 @@ HUGGING_FACE: dict[str, Any] = {
 
 
 def finish(
-    config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS, nodes: int = 1,
-) -> Any:  # fmt: skip
+    config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS, nodes: int = 1
+) -> Any:
     recipe = build(override(LEAST, words), "x.yaml")
     config = read_keys(config, "x.json")
     rules.check(rules.Case(recipe, device, config))

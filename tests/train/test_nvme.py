@@ -89,7 +89,6 @@ def test_memory_that_may_not_be_locked() -> None:
 def test_what_a_killed_attempt_left(tmp_path: Path, wide: Path, train: Train) -> None:
     run = RunDir(tmp_path / "run")
     spec = spec_of(run, wide, 1, None, steps=1)
-    del spec.placement.deepspeed["zero_optimization"]["offload_optimizer"]
     spec.placement.deepspeed["zero_optimization"]["offload_optimizer"] = {"device": "nvme", "pin_memory": False}
     run.spec.write_text(spec.to_json())
     for rank in (0, 5):
