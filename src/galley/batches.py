@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -58,12 +59,18 @@ def order(task: Task, samples: int) -> Order:
     return Order(samples, per_step, total, task.seed)
 
 
-def share(ids: list[int], placement: Placement, rank: int) -> list[list[int]]:
-    """This rank's micro-batches of a global batch: always ``accumulation`` lists of ``micro_batch`` ids."""
+def share(ids: list[int], work: Callable[[int], int], placement: Placement, rank: int) -> list[list[int]]:
+    """This rank's micro-batches of a global batch: always ``accumulation`` lists of ``micro_batch`` ids.
+
+    Ranks wait for one another, and a short sample is padded to the longest beside it: so samples are dealt by their
+    ``work``, the most first, there and back (to ranks 0, 1, 1, 0, 0 …). What a step learns from stays as it is.
+    """
     micro, world = placement.micro_batch, placement.data_parallel
-    whole = micro * world
-    padded = ids + [NOBODY] * (whole * placement.accumulation - len(ids))
-    return [padded[start : start + micro] for start in range(rank * micro, len(padded), whole)]
+    missing = micro * world * placement.accumulation - len(ids)
+    dealt = sorted(ids, key=work, reverse=True) + [NOBODY] * missing
+    rounds = [dealt[start : start + world] for start in range(0, len(dealt), world)]
+    mine = [each[rank if number % 2 == 0 else -1 - rank] for number, each in enumerate(rounds)]
+    return [mine[start : start + micro] for start in range(0, len(mine), micro)]
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,12 @@ class Split:
         """Supervised tokens of all samples."""
         return int(self.supervised.sum())
 
+    def pairs(self, index: int) -> int:
+        """Pairs of tokens that sample ``index`` may attend over: the sum of its documents' lengths, squared."""
+        start, end = self.samples[index : index + 2]
+        first, last = np.searchsorted(self.documents, [start, end])
+        return int((np.diff(self.documents[first : last + 1]) ** 2).sum())
+
     def sample(self, index: int) -> Sample:
         """Sample ``index``. Raises ``IndexError`` outside 0 … len - 1."""
         if not 0 <= index < len(self):

@@ -155,7 +155,7 @@ class Loop:
 
     def _batches(self, step: int) -> list[batches.Batch]:
         """This rank's micro-batches of a step."""
-        ids = batches.share(self.order.batch(step), self.spec.placement, self.world.rank)
+        ids = batches.share(self.order.batch(step), self.train.pairs, self.spec.placement, self.world.rank)
         return [batches.collate(self.train, each, self.manifest.packed, self.world.device) for each in ids]
 
     def _forward_backward(self, mine: list[batches.Batch], supervised: float, step: int) -> float:

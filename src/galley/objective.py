@@ -57,10 +57,12 @@ class _CrossEntropySum(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         chosen = targets.unsqueeze(1)
         ctx.raised = _RAISED if logits.dtype == torch.float16 else 1.0
+        shape = (min(_CHUNK, len(targets)), logits.shape[1])
+        spaces = [torch.empty(shape, dtype=torch.float32, device=logits.device) for _ in range(2)]
         for start in range(0, len(targets), _CHUNK):
             here = slice(start, start + _CHUNK)
-            wide = logits[here].float()
-            chances = wide.softmax(-1)
+            wide, chances = (each[: len(targets) - start] for each in spaces)
+            torch.softmax(wide.copy_(logits[here]), -1, out=chances)
             # The largest's share is one over the sum of exponentials: their logarithm without computing them twice.
             log_sum = wide.amax(-1, keepdim=True) - chances.amax(-1, keepdim=True).log()
             total += (log_sum - wide.gather(1, chosen[here])).sum()

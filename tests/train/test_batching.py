@@ -111,18 +111,50 @@ def test_every_epoch_visits_every_sample_once(samples: int, per_step: int, epoch
     assert order.epoch(order.steps) == pytest.approx(order.total / samples)
 
 
-@given(
-    world=st.sampled_from([1, 2, 4]), micro=st.integers(1, 4), accumulation=st.integers(1, 4), missing=st.integers(0, 7)
-)
-def test_ranks_share_a_batch_without_loss_or_repeat(world: int, micro: int, accumulation: int, missing: int) -> None:
-    whole = world * micro * accumulation
-    ids = list(range(max(1, whole - missing)))
+def dealt(work: list[int], world: int, micro: int, accumulation: int) -> list[list[list[int]]]:
+    """The micro-batches of each rank, of samples that are as much work as ``work`` says."""
     placement = Placement.model_construct(
         nodes=1, ranks_per_node=world, sequence=1, tensor=1, micro_batch=micro, accumulation=accumulation
     )
-    shares = [share(ids, placement, rank) for rank in range(world)]
+    return [share(list(range(len(work))), lambda i: work[i], placement, rank) for rank in range(world)]
+
+
+@given(
+    world=st.sampled_from([1, 2, 4]), micro=st.integers(1, 4), accumulation=st.integers(1, 4),
+    missing=st.integers(0, 7), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_ranks_share_a_batch_without_loss_or_repeat(
+    world: int, micro: int, accumulation: int, missing: int, seed: int
+) -> None:
+    count = max(1, world * micro * accumulation - missing)
+    work = np.random.default_rng(seed).integers(1, 1000, count).tolist()
+    shares = dealt(work, world, micro, accumulation)
     assert all(len(each) == accumulation and all(len(m) == micro for m in each) for each in shares)
-    assert sorted(i for each in shares for m in each for i in m if i != NOBODY) == ids
+    assert sorted(i for each in shares for m in each for i in m if i != NOBODY) == list(range(count))
+
+
+@given(
+    world=st.sampled_from([1, 2, 4, 8]), micro=st.integers(1, 4), accumulation=st.integers(1, 4),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+def test_no_rank_has_more_work_than_another_by_more_than_the_largest_sample(
+    world: int, micro: int, accumulation: int, seed: int
+) -> None:
+    work = np.random.default_rng(seed).integers(1, 1000, world * micro * accumulation).tolist()
+    sums = [sum(work[i] for m in each for i in m) for each in dealt(work, world, micro, accumulation)]
+    assert max(sums) - min(sums) <= max(work) - min(work)
+
+
+def test_samples_of_a_length_share_a_micro_batch_and_ranks_the_work() -> None:
+    assert dealt([1, 9, 2, 8, 3, 7, 4, 6], world=2, micro=2, accumulation=2) == [[[1, 7], [6, 0]], [[3, 5], [4, 2]]]
+
+
+def test_work_is_the_pairs_that_attend_inside_documents(tmp_path: Path) -> None:
+    from toy import write_split
+
+    write_split(tmp_path, [[([5, 6, 7, 8], 2), ([9, 10], 1)], [([11, 12, 13], 1)]])
+    split = Split.open(tmp_path)
+    assert [split.pairs(i) for i in range(len(split))] == [4 * 4 + 2 * 2, 3 * 3]
 
 
 def test_targets_are_the_next_token_and_padding_is_not_learnt(tmp_path: Path) -> None:
