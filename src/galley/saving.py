@@ -30,8 +30,8 @@ from galley.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, wr
 from galley.stage import Superseded
 from galley.world import World
 
-_QUIET = 10
-"""Niceness of the writing threads: training comes first."""
+_QUIET = 19
+"""Niceness of the writing threads, the most there is: training comes first. Who waits for them leaves them its core."""
 
 
 @dataclass

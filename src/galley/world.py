@@ -31,7 +31,9 @@ from galley.stage import Superseded
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
 """Of every collective: ranks wait for one that writes a large checkpoint or reads from a cold disk."""
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEPT = 32 << 20
+"""Bytes of the largest blocks that are kept: the most that glibc takes."""
 REACH = 60.0
 """Seconds in which ranks that are all there must have added up once: longer means that a network is cut."""
 
@@ -116,7 +118,7 @@ def keep_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_MMAP_THRESHOLD, _KEPT)
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
