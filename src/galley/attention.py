@@ -21,6 +21,10 @@ BY_DOCUMENT = "sdpa_by_document"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
+_ROWS = 128
+"""Queries whose gradients are computed at a time."""
+
+
 class _Current:
     """The documents of the micro-batch that is being computed. Its backward pass may recompute layers with them."""
 
@@ -111,9 +115,34 @@ def _flash(q: Any, k: Any, v: Any, scale: float, window: int | None) -> tuple[to
 def _gradients(
     q: Any, k: Any, v: Any, out: Any, total: Any, grad: Any, scale: float, window: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of one document's query, key and value, [heads, length, size] each; the softmax's in fp32."""
+    """Gradients of one document's query, key and value, [heads, length, size] each, some queries at a time: they see
+    no later key, and memory grows with the length, not with its square.
+    """
+    length = q.shape[1]
+    if length <= _ROWS:
+        return _some_gradients(q, k, v, out, total, grad, scale, _seen(length, window, q.device))
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+    for start in range(0, length, _ROWS):
+        rows = slice(start, min(start + _ROWS, length))
+        keys = slice(max(0, start - window + 1) if window else 0, rows.stop)
+        seen = _seen(keys.stop - keys.start, window, q.device)[start - keys.start :]
+        q_few, out_few, total_few, grad_few = (each[:, rows] for each in (q, out, total, grad))
+        dq[:, rows], more_k, more_v = _some_gradients(
+            q_few, k[:, keys], v[:, keys], out_few, total_few, grad_few, scale, seen
+        )
+        dk[:, keys] += more_k
+        dv[:, keys] += more_v
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _some_gradients(
+    q: Any, k: Any, v: Any, out: Any, total: Any, grad: Any, scale: float, seen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of queries [heads, rows, size] and of the keys and values [heads, keys, size] that they may see, as
+    ``seen`` [rows, keys] says; the softmax's in fp32.
+    """
     scores = torch.matmul(q.float(), k.float().transpose(1, 2)).mul_(scale).sub_(total.unsqueeze(-1))
-    chances = scores.exp_().masked_fill_(~_seen(q.shape[1], window, q.device), 0.0)
+    chances = scores.exp_().masked_fill_(~seen, 0.0)
     low = chances.to(q.dtype)
     delta = (grad.float() * out.float()).sum(-1, keepdim=True)
     slopes = torch.matmul(grad, v.transpose(1, 2)).float().sub_(delta).mul_(chances).mul_(scale).to(q.dtype)
