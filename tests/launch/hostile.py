@@ -152,11 +152,10 @@ def check_directives(script: str, cluster: Cluster, run: RunDir, plain: str) -> 
     where = [name for name in ASKED if getattr(cluster, name)]
     names = [words[0].partition("=")[0] for words in found]
     always = [words[0].partition("=")[0] for words in options(plain)]
-    assert sorted(names) == sorted(
-        [*always, *(f"--{name}" for name in where), *(["--comment"] * len(cluster.directives))]
-    )
+    further = [each.partition("=")[0] for each in cluster.directives]
+    assert sorted(names) == sorted([*always, *(f"--{name}" for name in where), *further])
     assert [option(script, name) for name in where] == [[getattr(cluster, name)] for name in where]
-    assert [words[0] for words in found if words[0].startswith("--comment")] == list(cluster.directives)
+    assert [words[0] for words in found if words[0] in cluster.directives] == list(cluster.directives)
     assert option(script, "output") == [str(run.jobs / "logs").replace("%", "%%") + "/train-%j.out"]
 
 

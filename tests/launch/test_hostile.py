@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from launch.hostile import (
     ANY,
@@ -63,6 +63,7 @@ def test_hostile_names_in_a_profile(turn: int, here: Path) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ANY, st.sampled_from(sorted(BASES)))
+@example("--hold--hold", "apptainer")
 def test_any_name_in_a_profile(here: Path, text: str, base: str) -> None:
     check_profile(text, base, Path(tempfile.mkdtemp(dir=here)) / "root")
 

@@ -72,12 +72,15 @@ def noise(spec: RunSpec, samples: Samples, ids: list[int], step: int, ranks: int
     """What each sample's embeddings get: each rank draws for its micro-batches in turn, padding and all."""
     import torch
 
+    from galley import batches
+
     method, micro = spec.task.method, spec.placement.micro_batch
     width, found = net.get_input_embeddings().weight.shape[1], {}
+    shape = {"nodes": 1, "ranks_per_node": ranks, "accumulation": len(ids) // (micro * ranks)}
+    placement = spec.placement.model_copy(update=shape)
     for rank in range(ranks):
         torch.manual_seed(hash((spec.task.seed, step, rank)) % 2**63)
-        for start in range(rank * micro, len(ids), ranks * micro):
-            here = ids[start : start + micro]
+        for here in batches.share(ids, lambda index: len(samples[index][0][0]) ** 2, placement, rank):
             longest = max(len(samples[index][0][0]) for index in here)
             drawn = torch.rand(len(here), longest, width) * 2 - 1
             for index, each in zip(here, drawn, strict=True):
