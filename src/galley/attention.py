@@ -7,7 +7,7 @@ generation) it is plain sdpa.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,8 @@ from transformers.masking_utils import sdpa_mask
 BY_DOCUMENT = "sdpa_by_document"
 # What some architectures add to the scores; sdpa cannot.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
-
-
 _ROWS = 128
-"""Queries whose gradients are computed at a time."""
+"""Queries that are computed at a time where torch has no kernel of its own."""
 
 
 class _Current:
@@ -41,10 +39,22 @@ def _mask(*arguments: Any, **more: Any) -> torch.Tensor | None:
     return None if _Current.lengths is not None else sdpa_mask(*arguments, **more)
 
 
-def _seen(length: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Which of ``length`` tokens each sees: itself and what came before, in a window the ``window - 1`` before."""
-    ago = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-    return (ago >= 0) & (ago < (window or length))
+def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
+    """A document's queries, some at a time, each with the keys that any of them sees: memory grows with the length,
+    not with its square.
+    """
+    for start in range(0, length, _ROWS):
+        end = min(start + _ROWS, length)
+        yield slice(start, end), slice(max(0, start - window + 1) if window else 0, end)
+
+
+def _only_seen(chances: torch.Tensor, rows: slice, keys: slice, window: int | None) -> torch.Tensor:
+    """``chances`` [..., rows, keys], zeroed in place where a query does not see a key: it sees itself and what came
+    before, in a window the ``window - 1`` before.
+    """
+    ahead = rows.start - keys.start
+    chances.tril_(ahead)
+    return chances.triu_(ahead - window + 1) if window else chances
 
 
 def _heads_first(flat: torch.Tensor, heads: int) -> torch.Tensor:
@@ -107,46 +117,32 @@ def _flash(q: Any, k: Any, v: Any, scale: float, window: int | None) -> tuple[to
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, total = kernel(q[None], k[None], v[None], 0.0, True, scale=scale)
         return out[0], total[0]
-    scores = torch.matmul(q.float(), k.float().transpose(1, 2)) * scale
-    scores.masked_fill_(~_seen(length, window, q.device), float("-inf"))
-    return torch.matmul(scores.softmax(-1), v.float()).to(q.dtype), scores.logsumexp(-1)
+    out, total = torch.empty_like(q), torch.empty(q.shape[:2], device=q.device)
+    for rows, keys in _blocks(length, window):
+        scores = torch.matmul(q[:, rows].float(), k[:, keys].float().transpose(1, 2)).mul_(scale)
+        seen = _only_seen(torch.ones_like(scores[0], dtype=torch.bool), rows, keys, window)
+        scores.masked_fill_(~seen, float("-inf"))
+        out[:, rows] = torch.matmul(scores.softmax(-1), v[:, keys].float()).to(q.dtype)
+        total[:, rows] = scores.logsumexp(-1)
+    return out, total
 
 
 def _gradients(
     q: Any, k: Any, v: Any, out: Any, total: Any, grad: Any, scale: float, window: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of one document's query, key and value, [heads, length, size] each, some queries at a time: they see
-    no later key, and memory grows with the length, not with its square.
-    """
-    length = q.shape[1]
-    if length <= _ROWS:
-        return _some_gradients(q, k, v, out, total, grad, scale, _seen(length, window, q.device))
+    """Gradients of one document's query, key and value, [heads, length, size] each; the softmax's in fp32."""
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-    for start in range(0, length, _ROWS):
-        rows = slice(start, min(start + _ROWS, length))
-        keys = slice(max(0, start - window + 1) if window else 0, rows.stop)
-        seen = _seen(keys.stop - keys.start, window, q.device)[start - keys.start :]
-        q_few, out_few, total_few, grad_few = (each[:, rows] for each in (q, out, total, grad))
-        dq[:, rows], more_k, more_v = _some_gradients(
-            q_few, k[:, keys], v[:, keys], out_few, total_few, grad_few, scale, seen
-        )
-        dk[:, keys] += more_k
-        dv[:, keys] += more_v
-    return dq, dk.to(k.dtype), dv.to(v.dtype)
-
-
-def _some_gradients(
-    q: Any, k: Any, v: Any, out: Any, total: Any, grad: Any, scale: float, seen: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of queries [heads, rows, size] and of the keys and values [heads, keys, size] that they may see, as
-    ``seen`` [rows, keys] says; the softmax's in fp32.
-    """
-    scores = torch.matmul(q.float(), k.float().transpose(1, 2)).mul_(scale).sub_(total.unsqueeze(-1))
-    chances = scores.exp_().masked_fill_(~seen, 0.0)
-    low = chances.to(q.dtype)
     delta = (grad.float() * out.float()).sum(-1, keepdim=True)
-    slopes = torch.matmul(grad, v.transpose(1, 2)).float().sub_(delta).mul_(chances).mul_(scale).to(q.dtype)
-    return torch.matmul(slopes, k), torch.matmul(slopes.transpose(1, 2), q), torch.matmul(low.transpose(1, 2), grad)
+    for rows, keys in _blocks(q.shape[1], window):
+        few, keyed = q[:, rows], k[:, keys]
+        scores = torch.matmul(few.float(), keyed.float().transpose(1, 2)).mul_(scale).sub_(total[:, rows, None])
+        chances = _only_seen(scores.exp_(), rows, keys, window)
+        slopes = torch.matmul(grad[:, rows], v[:, keys].transpose(1, 2)).float().sub_(delta[:, rows])
+        slopes = slopes.mul_(chances).mul_(scale).to(q.dtype)
+        dq[:, rows] = torch.matmul(slopes, keyed)
+        dk[:, keys] += torch.matmul(slopes.transpose(1, 2), few)
+        dv[:, keys] += torch.matmul(chances.to(q.dtype).transpose(1, 2), grad[:, rows])
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _varlen(query: Any, key: Any, value: Any, lengths: Sequence[int], scale: float, window: int | None) -> Any:

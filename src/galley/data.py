@@ -202,16 +202,20 @@ class Split:
 
     def pairs(self, index: int) -> int:
         """Pairs of tokens that sample ``index`` may attend over: the sum of its documents' lengths, squared."""
-        start, end = self.samples[index : index + 2]
-        first, last = np.searchsorted(self.documents, [start, end])
+        first, last = self._documents(index)
         return int((np.diff(self.documents[first : last + 1]) ** 2).sum())
+
+    def _documents(self, index: int) -> tuple[int, int]:
+        """The first of the documents that sample ``index`` consists of, and the first that is not its own."""
+        first, last = np.searchsorted(self.documents, self.samples[index : index + 2])
+        return int(first), int(last)
 
     def sample(self, index: int) -> Sample:
         """Sample ``index``. Raises ``IndexError`` outside 0 … len - 1."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         start, end = int(self.samples[index]), int(self.samples[index + 1])
-        first, last = np.searchsorted(self.documents, [start, end])
+        first, last = self._documents(index)
         return Sample(
             tokens=self.tokens[start:end],
             labels=self.labels[start:end],

@@ -52,6 +52,7 @@ def test_reset_ends_jobs_that_submit_others_and_frees_drained_nodes(slurm: Box, 
 
 def test_a_failed_wait_tells_the_whole_story(slurm: Box, tmp_path: Path) -> None:
     job = submit(slurm, tmp_path, "-J", "a-name-to-find", script="exit 3")
+    slurm.wait(job, "FAILED")
     with pytest.raises(AssertionError, match=r"not RUNNING after 1 s:[\s\S]*a-name-to-find[\s\S]*ExitCode=3:0"):
         slurm.wait(job, "RUNNING", timeout=1)
 
