@@ -1,6 +1,6 @@
 """How cost grows: tokens a second and memory of a rank, with length, model size and ranks, for LoRA and full, on a CPU.
 
-    python benchmarks/cost.py            about 20 minutes on two quiet cores
+    python benchmarks/cost.py            about 15 minutes on two quiet cores
     python benchmarks/cost.py --quick    two minutes, small models: does the script work?
     python benchmarks/cost.py --draw results/cost-DATE.json      only the figure and the table again
 
