@@ -117,7 +117,7 @@ def _flash(q: Any, k: Any, v: Any, scale: float, window: int | None) -> tuple[to
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, total = kernel(q[None], k[None], v[None], 0.0, True, scale=scale)
         return out[0], total[0]
-    out, total = torch.empty_like(q), torch.empty(q.shape[:2], device=q.device)
+    out, total = torch.empty_like(q), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     for rows, keys in _blocks(length, window):
         scores = torch.matmul(q[:, rows].float(), k[:, keys].float().transpose(1, 2)).mul_(scale)
         seen = _only_seen(torch.ones_like(scores[0], dtype=torch.bool), rows, keys, window)
