@@ -1,5 +1,6 @@
 # make demo         fine-tune a small pretrained model, end to end
 # make test         every test, but for those that wait for Slurm's slow clocks
+# make test-long    what takes too long for `make test`: wide sweeps and long fuzzing; CI runs it too
 # make test-slurm   the tests of a real Slurm cluster on this machine, all of them: an hour; leaves a table of results
 # make test-recipes every shipped recipe, run on a small twin of its model: minutes; leaves a table of results
 # make test-nvme    optimizer state on a disk; needs libaio's headers, and compiles for minutes
@@ -15,13 +16,16 @@ BIN    := $(VENV)/bin
 KEY    := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP  := $(VENV)/.galley-$(KEY)
 
-.PHONY: demo test test-slurm test-recipes test-nvme check golden clean
+.PHONY: demo test test-long test-slurm test-recipes test-nvme check golden clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/demo.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 # The cluster's own tests, with those that wait for Slurm's slow clocks.
 test-slurm: $(STAMP)
@@ -41,7 +45,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
 
 # Accept what recipes plan to now as right; look at the difference before committing it.
 golden: $(STAMP)
