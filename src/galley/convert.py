@@ -40,13 +40,17 @@ def _convert(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from galley.loading import refuse_missing
+
     logging.set_verbosity_error()  # it warns of computing with packed weights, which nobody does here
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+        how: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.bfloat16, "output_loading_info": True}
+        model, info = AutoModelForCausalLM.from_pretrained(path.parent, **how)
     except (ValueError, KeyError, NotImplementedError) as error:
         what = f"transformers cannot read '{path.name}': {str(error).splitlines()[0]}"
         raise UserError("model.path", what, "give the safetensors of that model instead") from error
+    refuse_missing(str(path), info)
     # from_pretrained leaves the marks of a GGUF-quantised model, and save_pretrained refuses those.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -61,6 +61,9 @@ def fetch_model(spec: RunSpec, cache: Path, commit: str | None = None) -> Fetche
         raise UserError("model.path", what, "give a model's folder, a .gguf file or a hub id")
     check_folder("model.path", folder)
     check_architecture(folder, spec.task.model.trust_remote_code)
+    from galley.loading import check_loading
+
+    check_loading(folder, spec.task.model.trust_remote_code)
     return Fetched(folder, revision, fingerprint(folder))
 
 

@@ -15,6 +15,7 @@ from galley.adapter import attach_adapter, experts_without, freeze
 from galley.attention import BY_DOCUMENT
 from galley.data import Manifest
 from galley.errors import UserError
+from galley.loading import refuse_missing
 from galley.rundir import RunDir
 from galley.spec import Model, RunSpec
 from galley.weights import weight_files
@@ -50,7 +51,7 @@ def quantisation(model: Model, kind: str) -> BitsAndBytesConfig:
 
 def load_plain(folder: str, model: Model, dtype: torch.dtype, device: str = "cpu") -> Any:
     """Load ``folder`` with plain transformers: also what an export is checked with."""
-    return AutoModelForCausalLM.from_pretrained(
+    return _whole(
         folder,
         dtype=dtype,
         attn_implementation=implementation(model),
@@ -59,13 +60,20 @@ def load_plain(folder: str, model: Model, dtype: torch.dtype, device: str = "cpu
     )
 
 
+def _whole(folder: str, **how: Any) -> Any:
+    """What ``from_pretrained`` gives. Raises ``UserError`` where it made up weights that the files lack."""
+    loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **how)
+    refuse_missing(folder, info)
+    return loaded
+
+
 def load_quantised(folder: str, model: Model, kind: str, device: torch.device) -> Any:
     """Load ``folder`` with its linear layers as the ``kind`` of method quantises them.
 
     On a CPU, bitsandbytes repacks weights in place (and not without loss) the first time that a layer runs in
     evaluation mode: measuring would change what is trained, and break what ZeRO-3 has sharded. That is turned off.
     """
-    loaded = AutoModelForCausalLM.from_pretrained(
+    loaded = _whole(
         folder,
         dtype=DTYPES[model.dtype],
         attn_implementation=implementation(model),
@@ -85,7 +93,7 @@ def _load_sharded(folder: str, spec: RunSpec) -> Any:
     if not stored_as_named(folder, model):
         # transformers converts such weights as it loads (experts, mostly), on rank 0, which needs them all in memory.
         with_zero3 = HfDeepSpeedConfig(spec.placement.deepspeed)
-        loaded = AutoModelForCausalLM.from_pretrained(folder, **how)
+        loaded = _whole(folder, **how)
         del with_zero3
         return loaded
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)

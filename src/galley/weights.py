@@ -6,21 +6,33 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from galley.errors import UserError
 from galley.rundir import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WHOLE = 1 << 26
+POINTER_SIZE = 1024
 BLOCKS, BLOCK = 256, 1 << 16
 LENGTH_BYTES = 8
+POINTER = b"version https://git-lfs.github.com/spec/"
 QUANTISED = ("quantization_config", "compression_config")  # as transformers writes it, and compressed-tensors once did
+
+
+class Header(TypedDict):
+    """What a safetensors file says of one tensor, and the file."""
+
+    dtype: str
+    shape: list[int]
+    path: Path
 
 
 def check_folder(where: str, folder: Path) -> None:
     """Raise :class:`UserError` unless ``folder`` holds a configuration and every byte of unquantised safetensors."""
+    _check_pointers(where, folder)
     _check_config(where, folder)
+    _check_index(where, folder)
     files = _files(folder)
     if not files:
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
@@ -48,6 +60,42 @@ def _check_config(where: str, folder: Path) -> None:
         method = found[0].get("quant_method") if isinstance(found[0], dict) else None
         what = f"'{folder}' is already quantised{f' ({method})' if method else ''}"
         raise UserError(where, what, "take the unquantised model (method.kind=qlora quantises it itself)")
+    if (folder / "adapter_config.json").is_file():
+        what = (
+            f"'{folder}' holds an adapter_config.json beside a whole model, and transformers loads that adapter's base"
+        )
+        raise UserError(
+            where, what, "move adapter_config.json away; merge the adapter first where it is meant to count"
+        )
+
+
+def _check_pointers(where: str, folder: Path) -> None:
+    """Refuse the small files that git leaves in the place of large ones."""
+    found = [path.name for path in sorted(folder.iterdir()) if path.is_file() and _is_pointer(path)]
+    if found:
+        what = (
+            f"'{folder}' holds git-LFS pointers in the place of files: {', '.join(found[:3])}{', …' * (len(found) > 3)}"
+        )
+        raise UserError(where, what, "run git lfs pull there")
+
+
+def _is_pointer(path: Path) -> bool:
+    if path.stat().st_size > POINTER_SIZE:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
+
+
+def _check_index(where: str, folder: Path) -> None:
+    """Refuse an index whose shards are no names of files in ``folder``."""
+    if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
+        return
+    shards = (read_json(folder / INDEX) or {}).get("weight_map")
+    named = list(shards.values()) if isinstance(shards, dict) else [shards]
+    wrong = [each for each in named if not isinstance(each, str) or Path(each).name != each or each in ("", "..")]
+    if wrong:
+        what = f"'{folder / INDEX}' gives {str(wrong[0])[:80]!r} as the file of a tensor, no file name of that folder"
+        raise UserError(where, what, "download the model again")
 
 
 def is_whole(folder: Path) -> bool:
@@ -59,10 +107,18 @@ def is_whole(folder: Path) -> bool:
 def weight_files(folder: str | Path) -> dict[str, Path]:
     """Tensor name to the file that transformers would load it from: the one file before those of the index.
 
-    Empty where there are no safetensors. Raises ``ValueError`` where the one file is damaged.
+    Empty where there are no safetensors. Raises ``ValueError`` where a file is damaged.
     """
-    single = Path(folder) / SINGLE
-    return dict.fromkeys(read_header(single), single) if single.is_file() else _indexed(Path(folder))
+    return {name: header["path"] for name, header in read_headers(Path(folder)).items()}
+
+
+def read_headers(folder: Path) -> dict[str, Header]:
+    """Every tensor of the files that transformers would load, whatever the index says of the file that holds it."""
+    return {
+        name: Header(dtype=header["dtype"], shape=header["shape"], path=path)
+        for path in _files(folder)
+        for name, header in read_header(path).items()
+    }
 
 
 def _files(folder: Path) -> list[Path]:
@@ -71,8 +127,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _indexed(folder: Path) -> dict[str, Path]:
-    shards: dict[str, str] = (read_json(folder / INDEX) or {}).get("weight_map", {})
-    return {name: folder / file for name, file in shards.items()}
+    shards = (read_json(folder / INDEX) or {}).get("weight_map")
+    if not isinstance(shards, dict):
+        return {}
+    return {name: folder / file for name, file in shards.items() if isinstance(file, str)}
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
