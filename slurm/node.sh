@@ -23,7 +23,7 @@ export TMPDIR=$local/tmp TRITON_CACHE_DIR=$local/triton TORCHINDUCTOR_CACHE_DIR=
   CUDA_CACHE_PATH=$local/nv GALLEY_HEARTBEATS=$beats GALLEY_SCRATCH=$scratch
 # Nodes often lack a compiler: take along what prepare compiled.
 if [[ $stage == train && -d ${TORCH_EXTENSIONS_DIR:-} ]]; then
-  (cd "$TORCH_EXTENSIONS_DIR" && cp --parents .galley-*.json ./*/*.so "$local/operators") 2>/dev/null
+  (cd "$TORCH_EXTENSIONS_DIR" && cp --parents ./*/*.so "$local/operators") 2>/dev/null
   export GALLEY_OPERATORS=$local/operators TORCH_EXTENSIONS_DIR=$local/operators
 fi
 # What was submitted, not what a checkout has become since; and no folder of the user's shadows a library.

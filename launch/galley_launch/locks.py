@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from galley.errors import UserError
+from galley.files import open_lock, read_text
 from galley.rundir import RunDir
 
 # Who looks at a lock (status, and logs every 0.3 s) takes it for a moment: one that is not free is tried again.
@@ -35,7 +36,7 @@ def _is_held(path: Path, how: int, seconds: float = _LOOK_S) -> bool:
     """Whether ``path`` cannot be locked ``how``."""
     try:
         # A shared lock wants no right to write, so that another user's run can be looked at. (NFS wants it for others.)
-        descriptor = os.open(path, os.O_RDONLY if how == fcntl.LOCK_SH else os.O_RDWR)
+        descriptor = open_lock(path, flags=os.O_RDONLY if how == fcntl.LOCK_SH else os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
@@ -52,15 +53,15 @@ def is_live(run: RunDir) -> bool:
     """Whether a launcher, one of its stages, or a rank holds ``run``."""
     try:
         return _is_held(run.lock, fcntl.LOCK_SH) or _ranks_live(run)
-    except PermissionError:  # Somebody else's run: it cannot be told, and this user could not start it anyway.
+    except OSError:  # Somebody else's run, or no lock file: it cannot be told, and this user could not start it anyway.
         return False
 
 
 def holder(run: RunDir) -> str:
     """Who wrote the lock file last: ``pid 123, host box``."""
     try:
-        return run.lock.read_text(encoding="utf-8").strip() or "unknown process"
-    except OSError:
+        return read_text(run.lock, 1000).strip() or "unknown process"
+    except (OSError, ValueError):
         return "ranks that outlived their launcher"
 
 
@@ -78,7 +79,7 @@ def held(run: RunDir) -> Iterator[int]:
     """
     try:
         run.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_lock(run.lock)
     except OSError as error:
         todo = "choose a directory that you can write to: runs=DIRECTORY"
         raise UserError(str(run.root), f"cannot be written to ({error.strerror})", todo) from None

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from galley.errors import UserError
-from galley.rundir import fsync_path
+from galley.files import fsync_path, open_lock
 
 
 def digest(value: object) -> str:
@@ -96,7 +96,7 @@ def locked(path: Path) -> Iterator[bool]:
 
     Yields whether there is a lock at all: some file systems have none.
     """
-    with path.open("w") as file:
+    with os.fdopen(open_lock(path), "r") as file:
         alone = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,30 +1,32 @@
 """DeepSpeed's native operators, compiled here once, so that ranks never do it all at once and in silence.
 
-Each is compiled by a child process, ``python -m galley.operators NAME``: a compiler's failure stays its own, and
-prepare itself need not import DeepSpeed. Whoever loads them calls :func:`adopt` before, as ``galley.world.join`` does.
-Loading needs no compiler. ``python -m galley.operators`` prints the folder where they are, and a node may have a copy
-of that, which ``GALLEY_OPERATORS`` names.
+Each is compiled by a child process, ``python -m galley.operators NAME``, in a folder of its own beside the shared one,
+and renamed into its place when it is whole and could be loaded. Nothing that is in place is ever written to or removed,
+so that two runs may begin at once, be killed, and load while others compile. DeepSpeed itself, where it has to compile
+after all, works in ``NAME/`` and never in our ``NAME-…/``.
+
+A compiler's failure stays the child's own, and prepare need not import DeepSpeed. Whoever loads operators calls
+:func:`adopt` before, as ``galley.world.join`` does. Loading needs no compiler. ``python -m galley.operators`` prints
+the shared folder, and a node may have a copy of that, which ``GALLEY_OPERATORS`` names.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib.machinery
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from galley.cache import digest, locked
 from galley.errors import UserError
-from galley.rundir import read_json, write_atomic
+from galley.files import fsync_path
 from galley.spec import Placement, RunSpec
 
 SHARED_MEMORY, ADAM, PINNING, ASYNC_IO = "deepspeed_shm_comm", "cpu_adam", "pin_memory", "async_io"
@@ -38,10 +40,6 @@ NEEDED = {
     ASYNC_IO: ("offload to NVMe needs", "install libaio-dev (libaio-devel), g++ and ninja", "zero3_offload_cpu"),
 }
 """Operators that ranks cannot do without: what needs them, what compiling them needs, and what to take instead."""
-NOTICE, RESULT = "compiling", "library "
-# Seconds after which torch's lock file is taken for that of a killed process: compilers that can be seen at work in
-# the folder get the longer time (nobody's takes as long), those that could only be on another host the shorter one.
-PATIENCE, DOUBT = 600.0, 30.0
 
 
 def build_operators(spec: RunSpec) -> None:
@@ -49,18 +47,17 @@ def build_operators(spec: RunSpec) -> None:
 
     Raises :class:`UserError` where one of ``NEEDED`` cannot be compiled. Ranks do without shared memory.
     """
+    device = spec.placement.device
     for name in wanted(spec.placement):
-        note = _note(folder(), name, spec.placement.device)
-        known = read_json(note)
-        if known and Path(str(known.get("library"))).is_file():
-            continue
-        library = _compile(name, spec.placement.device)
-        if library is None and name in NEEDED:
+        try:
+            there = library(folder(), name, device).is_file() or _build(name, device)
+        except OSError as error:
+            what = f"cannot be written ({error.strerror})"
+            raise UserError(str(folder()), what, "free some space there, or set TORCH_EXTENSIONS_DIR") from None
+        if not there and name in NEEDED:
             why, install, instead = NEEDED[name]
             what = f"DeepSpeed's {TITLES[name]}, which {why}, cannot be compiled here"
             raise UserError("deepspeed", what, f"{install} (the compiler's messages are above), or take {instead}")
-        if library:
-            write_atomic(note, json.dumps({"library": library}) + "\n")
 
 
 def environment() -> dict[str, str]:
@@ -80,12 +77,14 @@ def environment() -> dict[str, str]:
 
 
 def folder() -> Path:
-    """Where the operators are compiled: ``NAME/NAME.so``, and a note on each once it was."""
+    """Where compiled operators are shared."""
     return Path(environment()["TORCH_EXTENSIONS_DIR"])
 
 
-def _note(where: Path, name: str, device: str) -> Path:
-    return where / f".galley-{name}-{device}.json"
+def library(place: Path, name: str, device: str) -> Path:
+    """An operator in the shared folder or a copy of it. Another Python, torch or DeepSpeed has other libraries."""
+    versions = [importlib.metadata.version(package) for package in ("torch", "deepspeed")]
+    return place / f"{name}-{device}-{digest([sys.version, platform.machine(), versions])}" / f"{name}.so"
 
 
 def adopt(placement: Placement | None = None) -> None:
@@ -98,35 +97,32 @@ def adopt(placement: Placement | None = None) -> None:
     if placement is None:
         return
     for name in wanted(placement):
-        any(_use(name, library) for library in _compiled(name, placement.device))
+        any(_use(name, path) for path in _compiled(name, placement.device))
 
 
 def _compiled(name: str, device: str) -> list[Path]:
-    """Libraries that a note says were compiled, this node's copy first."""
+    """Libraries that are there, this node's copy first."""
     places = [Path(copy)] if (copy := os.environ.get("GALLEY_OPERATORS")) else []
-    found = []
-    for place in [*places, folder()]:
-        if known := read_json(_note(place, name, device)):
-            found += [place / name / f"{name}.so", Path(str(known.get("library")))]
-    return [library for library in dict.fromkeys(found) if library.is_file()]
+    paths = [library(place, name, device) for place in [*places, folder()]]
+    return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
-def _use(name: str, library: Path) -> bool:
+def _use(name: str, path: Path) -> bool:
     """Load a library as DeepSpeed would, once it had asked ninja and a compiler whether it is up to date."""
     from deepspeed.ops.op_builder.builder import OpBuilder
 
     if name in OpBuilder._loaded_ops:
         return True
-    loader = importlib.machinery.ExtensionFileLoader(name, str(library))
-    spec = importlib.util.spec_from_file_location(name, library, loader=loader)
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     try:
         if name == PINNING:
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # asynchronous file access finds its symbols there
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)  # asynchronous file access finds its symbols there
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
     except (ImportError, OSError) as error:
-        print(f"DeepSpeed's {TITLES[name]} in {library} cannot be loaded here: {error}", flush=True)
+        print(f"DeepSpeed's {TITLES[name]} in {path} cannot be loaded here: {error}", flush=True)
         return False
     OpBuilder._loaded_ops[name] = module
     return True
@@ -140,66 +136,51 @@ def wanted(placement: Placement) -> list[str]:
     return shared + [ADAM] * (device in ("cpu", "nvme")) + [PINNING, ASYNC_IO] * (device == "nvme")
 
 
-def _compile(name: str, device: str) -> str | None:
-    """The library's path, or None where it could not be compiled; then the compiler's last messages are printed."""
-    variables = {**os.environ, **environment(), **({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})}
-    command = [sys.executable, "-m", "galley.operators", name]
-    library = None
-    with (
-        tempfile.TemporaryFile("w+") as messages,
-        subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=messages, text=True) as child,
-    ):
-        for line in child.stdout or ():
-            if line.startswith(NOTICE):
-                print(line, end="", flush=True)
-            elif line.startswith(RESULT):
-                library = line.removeprefix(RESULT).strip()
-        if child.wait() == 0 and library:
-            return library
-        messages.seek(0)
-        print(f"DeepSpeed's {TITLES[name]} could not be compiled:", *messages.readlines()[-15:], sep="\n", flush=True)
-    return None
+def _build(name: str, device: str) -> bool:
+    """Compile an operator beside its place, then rename it there. False where it cannot be compiled."""
+    final = library(folder(), name, device)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    stem = f".{final.parent.name}"
+    with locked(folder() / f"{stem}.lock") as alone:
+        if final.is_file():  # another run was quicker
+            return True
+        if alone:  # so whoever left these was killed
+            for left in folder().glob(f"{stem}.*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+        print(f"compiling DeepSpeed's {TITLES[name]} (about a minute, once)", flush=True)
+        beside = Path(tempfile.mkdtemp(prefix=f"{stem}.", suffix=".tmp", dir=folder()))
+        try:
+            if not _compile(name, device, beside):
+                return False
+            made = beside / name / final.name
+            fsync_path(made)
+            made.replace(final)
+            fsync_path(final.parent)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return True
 
 
-def main(name: str) -> None:
-    """Compile ``name`` unless it is there, and print the library's path as the last line."""
-    from torch.utils.cpp_extension import _get_build_directory
-
-    build = Path(_get_build_directory(name, False))
-    library = build / f"{name}.so"
-    mark = build / ".galley"
-    with locked(build.with_name(f".galley-{name}.lock")):
-        _clear_lock(build / "lock", sure=mark.exists())
-        if not library.is_file():
-            print(f"{NOTICE} DeepSpeed's {TITLES[name]} (about a minute, once)", flush=True)
-        mark.touch()
-        _load(name)
-        mark.unlink()
-    print(f"{RESULT}{library}")
+def _compile(name: str, device: str, beside: Path) -> bool:
+    """Compile and load an operator in the folder ``beside``; where that fails, print the compiler's last messages."""
+    own = {"TORCH_EXTENSIONS_DIR": str(beside), "GALLEY_OPERATORS": str(folder())}
+    variables = {**os.environ, **environment(), **own, **({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})}
+    command = [sys.executable, "-m", "galley.operators", name, device]
+    done = subprocess.run(
+        command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    if done.returncode == 0:
+        return True
+    lines = done.stderr.splitlines()[-15:]
+    print(f"DeepSpeed's {TITLES[name]} could not be compiled:", *lines, sep="\n", flush=True)
+    return False
 
 
-def _clear_lock(lock: Path, sure: bool) -> None:
-    """Remove the lock file that a killed compilation left, on which torch would wait for ever.
-
-    ``sure``: it is ours, for we hold our own lock and a mark of ours is there. Otherwise it may be a program that
-    knows nothing of us, and gets time to finish.
-    """
-    while lock.exists() and not sure:
-        patience = PATIENCE if _at_work(lock.parent) else DOUBT
-        if time.time() - lock.stat().st_mtime > patience:
-            break
-        time.sleep(1)
-    lock.unlink(missing_ok=True)
-
-
-def _at_work(folder: Path) -> bool:
-    """Whether some process of this host works in ``folder``, as ninja and the compilers that it starts do."""
-    links = Path("/proc").glob("[0-9]*/cwd")
-    found = set()
-    for link in links:
-        with contextlib.suppress(OSError):  # gone, or somebody else's
-            found.add(link.readlink())
-    return folder.resolve() in found
+def main(name: str, device: str) -> None:
+    """Compile an operator in ``TORCH_EXTENSIONS_DIR`` and load it."""
+    if name == ASYNC_IO:  # DeepSpeed would compile what it builds on once more
+        any(_use(PINNING, path) for path in _compiled(PINNING, device))
+    _load(name)
 
 
 def _load(name: str) -> None:
@@ -222,4 +203,4 @@ def _load(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1]) if sys.argv[1:] else print(folder())
+    main(*sys.argv[1:]) if sys.argv[1:] else print(folder())

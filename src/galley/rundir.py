@@ -6,42 +6,14 @@ A checkpoint exists when its manifest does: the manifest is written last, and li
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from galley.files import fsync_path, read_json, write_atomic
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path``, fsync, rename: a reader sees the old file or the new one, never half."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    fsync_path(path.parent)
-
-
-def fsync_path(path: Path) -> None:
-    """Make a file's content, or a directory's names, survive a power cut (fsync(2): a new name needs its directory
-    synced).
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in ``path``, or None where there is no such file or it is not a JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+__all__ = ["Attempt", "Checkpoint", "RunDir", "fsync_path", "read_json", "write_atomic"]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from galley import operators
 from galley.errors import UserError
+from galley.files import open_lock
 from galley.rundir import Attempt, RunDir
 from galley.spec import Placement
 from galley.stage import Superseded
@@ -194,7 +195,7 @@ def _end_at_once() -> None:
 
 def hold_run(run: RunDir) -> int:
     """Take the run's shared lock for the life of this process, so that no launcher starts a second set of ranks."""
-    descriptor = os.open(run.ranks_lock, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = open_lock(run.ranks_lock, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
 

@@ -12,7 +12,7 @@ import pytest
 from ranks import free_port
 from toy import Train, make_documents, make_spec, metrics, rank_logs, write_data
 
-from galley.operators import build_operators, folder
+from galley.operators import ADAM, build_operators, folder, library
 from galley.rundir import RunDir
 from galley.spec import RunSpec
 
@@ -29,8 +29,8 @@ def make_run(root: Path, model: Path) -> tuple[RunDir, RunSpec]:
 
 
 def copy_operators(target: Path) -> Path:
-    """As a job copies them to a node: notes and libraries."""
-    for path in [*folder().glob(".galley-*.json"), *folder().glob("*/*.so")]:
+    """As a job copies them to a node."""
+    for path in folder().glob("*/*.so"):
         copy = target / path.relative_to(folder())
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
@@ -83,9 +83,9 @@ def test_a_copy_that_cannot_be_loaded_is_passed_over(tmp_path: Path, llama: Path
     run, spec = make_run(tmp_path / "run", llama)
     build_operators(spec)
     copy, torn = copy_operators(tmp_path / "operators"), copy_operators(tmp_path / "torn")
-    for library in torn.glob("*/*.so"):
-        library.write_bytes(b"no library")
+    for path in torn.glob("*/*.so"):
+        path.write_bytes(b"no library")
     assert train_bare(tmp_path, run, GALLEY_OPERATORS=torn, TORCH_EXTENSIONS_DIR=copy) == 0, rank_logs(run)
     log = run.attempt(1).log("rank-0").read_text()
-    assert f"CPU Adam in {torn}/cpu_adam/cpu_adam.so cannot be loaded here" in log
+    assert f"CPU Adam in {library(torn, ADAM, 'cpu')} cannot be loaded here" in log
     assert len(metrics(run)) == 3

@@ -1,0 +1,103 @@
+"""Files that may be damaged, half copied or somebody else's: read with limits, written whole. Part of the contract.
+
+The standard library only, and the grammar of Python 3.9: it runs on a node's own interpreter too.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+LARGEST = 64 << 20
+"""Bytes of the largest record that is read whole: no manifest, setting or verdict is a tenth of it."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open ``path`` for reading. Raises ``OSError`` where it is no regular file (a FIFO waits for ever)."""
+    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that alone can make a device act
+        raise OSError(errno.EINVAL, _kind(path), str(path))
+    # If it became a FIFO meanwhile, opening it does not wait.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, _kind(path), str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def _kind(path: Path) -> str:
+    return "Is a directory" if path.is_dir() else "Is no regular file"
+
+
+def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
+    """All of a regular file. Raises ``OSError``, also where it has more than ``limit`` bytes."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"Has more than {limit >> 20} MB", str(path))
+    return data
+
+
+def read_text(path: Path, limit: int = LARGEST) -> str:
+    """All of a regular file as UTF-8. Raises ``OSError``, or ``ValueError`` where it is not UTF-8."""
+    return read_bytes(path, limit).decode("utf-8")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The JSON value in ``text``. Raises ``ValueError``, also where it nests deeper than Python reads."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nests too deep") from None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in ``path``, or None where there is no such file or it is not a JSON object."""
+    try:
+        value = parse_json(read_text(path))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``text`` beside ``path``, fsync, rename: a reader sees the old file or the new one, never half."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    fsync_path(path.parent)
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or a directory's names, survive a power cut (fsync(2): a new name needs its directory
+    synced).
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_lock(path: Path, mode: int = 0o644, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    """Open a lock file, by default made where there is none, and leave what is in it; returns the descriptor.
+
+    Raises ``OSError`` where it is anything but a regular file: through a symbolic link another file would be locked,
+    and written to.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(error.errno, "Is a symbolic link", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, _kind(path), str(path))
+    return descriptor
