@@ -14,7 +14,7 @@ LAUNCH, DATA = ROOT / "launch" / "galley_launch", ROOT / "src" / "galley"
 
 HEAVY = {"torch", "transformers", "deepspeed", "datasets", "bitsandbytes", "numpy", "peft", "safetensors", "tokenizers"}
 LIGHT = {"fire", "pydantic", "pydantic_core", "yaml", "jinja2", "rich"}
-CONTRACT = {"galley", "galley.spec", "galley.task", "galley.rundir", "galley.files", "galley.errors"}
+CONTRACT = {"galley", "galley.spec", "galley.task", "galley.rundir", "galley.files", "galley.text", "galley.errors"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -49,12 +49,12 @@ def test_what_runs_inside_a_job_needs_the_standard_library_only(path: Path) -> N
     for module in imports(path):
         assert (
             module.partition(".")[0] in sys.stdlib_module_names
-            or module in ("galley.rundir", "galley.files")
+            or module in ("galley.rundir", "galley.files", "galley.text")
             or module.startswith("galley_launch.job")
         ), module
 
 
-@pytest.mark.parametrize("name", ["spec", "task", "rundir", "files", "errors"])
+@pytest.mark.parametrize("name", ["spec", "task", "rundir", "files", "text", "errors"])
 def test_the_contract_is_light(name: str) -> None:
     allowed = {"pydantic", "galley"} if name in ("spec", "task") else {"galley"}
     for module in imports(DATA / f"{name}.py"):

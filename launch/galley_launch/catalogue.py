@@ -18,6 +18,7 @@ import yaml
 
 from galley.errors import UserError
 from galley.rundir import RunDir
+from galley.text import one_line
 from galley_launch import assets
 from galley_launch.arguments import nearest
 from galley_launch.strings import Tree, merged, read_yaml
@@ -157,7 +158,7 @@ def rows(words: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
         try:
             row = _row(name, read(path).tree)
         except UserError as error:
-            problems.append(" ".join(str(error).split()))
+            problems.append(str(error))
             continue
         text = " ".join(row).lower()
         if all(word.lower() in text for word in words):
@@ -171,7 +172,7 @@ def listing(words: Sequence[str]) -> int:
 
     found, problems = rows(words)
     for problem in problems:
-        print(f"galley: note: {problem}", file=sys.stderr)
+        print(f"galley: note: {one_line(problem)}", file=sys.stderr)
     if not found:
         raise UserError("recipes", f"none matches {' '.join(words)!r}", "list them all: galley recipes")
     cells = [(name, _cut(model.rpartition("/")[2], _MODEL), *rest) for name, model, *rest in found]

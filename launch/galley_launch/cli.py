@@ -5,17 +5,19 @@ So nothing has happened when Fire finds a word that it cannot use. ``arguments.p
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import inspect
 import io
 import os
-import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TextIO, cast
 
 from galley.errors import UserError
+from galley.text import Plain, one_line
 from galley_launch.arguments import VERBS, Command, parse
 
 
@@ -256,17 +258,34 @@ def _never_fail_to_print() -> None:
             stream.reconfigure(errors="replace")
 
 
+@contextlib.contextmanager
+def _plain_output() -> Iterator[None]:
+    """Whatever is printed, by whomever: nothing that others wrote acts on the terminal."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = guards = cast(TextIO, Plain(sys.stdout)), cast(TextIO, Plain(sys.stderr))
+    try:
+        yield
+    finally:
+        if sys.stdout is guards[0]:  # not where nobody reads any more
+            sys.stdout = before[0]
+        sys.stderr = before[1]
+
+
 def _refuse(message: str) -> int:
     """Print why nothing is done, on one line, whatever a name in it may hold."""
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", " ".join(message.split()))
-    print(f"galley: {line}", file=sys.stderr)
+    print(f"galley: {one_line(message)}", file=sys.stderr)
     return 2
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``galley`` with ``argv`` (default: the process's own). Returns the exit status."""
+    _never_fail_to_print()
+    with _plain_output():
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
     try:
-        _never_fail_to_print()
         words = sys.argv[1:] if argv is None else argv
         if words in (["--version"], ["version"]):
             from galley_launch.compose import version

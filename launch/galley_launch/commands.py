@@ -13,6 +13,7 @@ import galley
 from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import RunSpec
+from galley.text import one_line
 from galley_launch import compose, facts, plan, queue, resume, runs, view
 from galley_launch.arguments import split, whole
 from galley_launch.recipe import header
@@ -54,7 +55,7 @@ def _python_path() -> str | None:
 
 def _note(notes: Sequence[str]) -> None:
     for note in notes:
-        print(f"galley: note: {note}", file=sys.stderr)
+        print(f"galley: note: {one_line(note)}", file=sys.stderr)
 
 
 def show_plan(name: str, settings: Sequence[str]) -> int:

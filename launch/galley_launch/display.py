@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from galley.files import open_regular
 from galley.rundir import Attempt, RunDir
 
 
@@ -40,7 +41,7 @@ class Tail:
     def lines(self) -> list[str]:
         """The whole lines that have come since the last call."""
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 if file.seek(0, os.SEEK_END) < self.position:
                     self.position, self.rest = 0, b""  # Rows after the checkpoint were dropped: read it again.
                 file.seek(self.position)
@@ -49,7 +50,8 @@ class Tail:
             return []
         self.position += len(data)
         *whole, self.rest = (self.rest + data).split(b"\n")
-        return [line.decode("utf-8", "replace") for line in whole]
+        # Of a progress bar, what it drew last.
+        return [line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2] for line in whole]
 
     def skip(self) -> Tail:
         """Start at the file's present end."""
@@ -109,10 +111,12 @@ class Bar:
             _silence()
 
     def _open(self) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+        terminal = Console(file=getattr(sys.stdout, "stream", sys.stdout))  # past the guard of `galley.text`
         columns = (TextColumn("train"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
-        self._progress = Progress(*columns, refresh_per_second=4)
+        self._progress = Progress(*columns, refresh_per_second=4, console=terminal)
         self._progress.start()
         self._task = self._progress.add_task("train", total=None, status="loading")
 

@@ -15,6 +15,7 @@ from signal import Signals
 from galley.errors import UserError
 from galley.rundir import Attempt, RunDir, read_json, write_atomic
 from galley.spec import RunSpec
+from galley.text import one_line
 from galley_launch import compose, display, locks, plan, resume, supervise
 from galley_launch.display import say
 from galley_launch.plan import Plan, Stage
@@ -164,7 +165,7 @@ def _leave(run: RunDir, attempt: Attempt, outcome: Outcome) -> int:
         return 0 if outcome.status == 0 else 130
     _record(attempt, "failed", outcome)
     prefix = "" if outcome.status == 2 else f"run {run.root.name}: "
-    print(f"galley: {prefix}{outcome.message}", file=sys.stderr, flush=True)
+    print(f"galley: {one_line(prefix + outcome.message)}", file=sys.stderr, flush=True)
     return 2 if outcome.status == 2 else 1
 
 

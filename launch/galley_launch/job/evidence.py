@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from galley.rundir import Attempt, RunDir, read_json
+from galley.text import plain
 
 TAIL = 64 * 1024
 """Bytes of a log that are read, from its end."""
 LONGEST = 1000
 """Characters of a line that are looked at."""
-# Colours of a terminal, and whatever else could move its cursor.
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ def clean(text: str) -> str:
 
     A carriage return begins a line too: progress bars draw over what they drew before.
     """
-    text = text.replace("\t", "    ").encode("utf-8", "replace").decode("utf-8")  # a record may hold half a character
-    return "\n".join(_CONTROL.sub("", line[:LONGEST]).rstrip() for line in text.splitlines())
+    lines = text.replace("\t", "    ").splitlines()
+    return "\n".join(plain(line[:LONGEST]).rstrip() for line in lines)
 
 
 def _objects(paths: list[Path]) -> list[dict[str, Any]]:
