@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from galley.errors import UserError
+from galley_launch import words as foreign
 
 _KEY = re.compile(r"[A-Za-z_][\w.-]*=")
 _PLAN_KEYS = "name runs deepspeed device ranks gpus nodes cluster init_from force"
@@ -20,6 +21,10 @@ RESERVED = frozenset(f"{_PLAN_KEYS} step attempt rank".split())
 """The launcher's own keys; no recipe key may be one of these."""
 
 _CLUSTER = "cluster."
+_BY_VALUE = frozenset(["device", "gpus"])
+"""Keys of the launcher whose values are looked up: other trainers write them otherwise."""
+_SWITCHES = frozenset(["dry_run", "follow", "yes"])
+"""Keys that are true where they stand without a value."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Command:
     settings: tuple[str, ...]
     """``key=value`` words, in order."""
     help: bool = False
+    notes: tuple[str, ...] = ()
+    """Words that are not Galley's own, and what they were taken for."""
 
     @property
     def argv(self) -> list[str]:
@@ -91,13 +98,20 @@ def _normal_words(argv: list[str]) -> list[str]:
             continue
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
-            raise UserError("command line", f"{word!r} is not an option", "write key=value, or see galley --help")
-        if not equals:
-            if not waiting or waiting[0].startswith("--") or _KEY.match(waiting[0]):
-                raise UserError("command line", f"{word} has no value", f"write {_key(name)}=VALUE")
-            value = waiting.pop(0)
-        words.append(f"{_key(name)}={value}")
+            todo = foreign.answer(word.removeprefix("-")) or "write key=value, or see galley --help"
+            raise UserError("command line", f"{word!r} is not an option", todo)
+        words.append(f"{_key(name)}={value if equals else _value(word, _key(name), waiting)}")
     return words
+
+
+def _value(word: str, key: str, waiting: list[str]) -> str:
+    """The value of the flag ``word``, taken from ``waiting``; a switch that stands alone is true."""
+    switch = key in _SWITCHES or foreign.is_switch(key)
+    if switch and (not waiting or not foreign.is_truth(waiting[0])):
+        return "true"
+    if not waiting or waiting[0].startswith("--") or _KEY.match(waiting[0]):
+        raise UserError("command line", f"{word} has no value", f"write {key}=VALUE")
+    return waiting.pop(0)
 
 
 def _key(name: str) -> str:
@@ -128,9 +142,56 @@ def _check_keys(verb: str, settings: list[str]) -> None:
             continue
         if key == "rank" and VERBS[verb].settings:
             raise UserError(verb, "rank is a key of galley logs", "write method.rank=N for the adapter's rank")
+        if foreign.answer(key):
+            raise UserError(verb, f"takes no key {key!r}", foreign.answer(key))
         raise UserError(
             verb, f"takes no key {key!r}", nearest(key, allowed) if allowed else f"see galley {verb} --help"
         )
+
+
+def _understood(verb: str, settings: list[str]) -> tuple[list[str], list[str]]:
+    """``settings`` in Galley's own words, and notes of what was taken for them.
+
+    Raises ``UserError`` with the key to use where a word could mean several.
+    """
+    own, notes = [], []
+    clusters = verb in ("submit", "clusters") or any(split(setting)[0] == "cluster" for setting in settings)
+    for setting in settings:
+        key, value = split(setting)
+        means = None if key in VERBS[verb].keys - _BY_VALUE else foreign.meaning(key, value, clusters)
+        if means is None:
+            own.append(setting)
+            continue
+        if means.refusal:
+            raise UserError("command line", f"{setting!r} is not understood", means.refusal)
+        own += means.settings
+        notes.append(means.note)
+    return own, notes
+
+
+def _verb(word: str, words: list[str]) -> tuple[str, list[str], list[str]]:
+    """The verb that is meant, the words that are left, and notes. Raises ``UserError`` where there is none."""
+    notes = []
+    verb = word if word in VERBS else foreign.verb(word)
+    if not verb:
+        raise UserError("command line", f"no such command: {word!r}", foreign.verb_answer(word) or nearest(word, VERBS))
+    if verb != word:
+        notes = [f"galley {word} is read as galley {verb}"]
+    dry = next((each for each in words if _dry(each)), "")
+    if dry and verb in ("run", "submit"):
+        if verb == "submit" and not any(split(each)[0] == "cluster" for each in words):
+            raise UserError("submit", "has no dry run", "write: galley plan RECIPE cluster=NAME")
+        notes.append(f"galley {verb} with {dry} is read as galley plan")
+        verb = "plan"
+    needless = dry if verb == "plan" else ""
+    follows = verb == "logs"
+    left = [each for each in words if each != needless and not (follows and each == "follow=true")]
+    return verb, left, notes
+
+
+def _dry(word: str) -> bool:
+    key, value = split(word)
+    return key == "dry_run" and foreign.is_true(value)
 
 
 def parse(argv: list[str]) -> Command:
@@ -140,17 +201,17 @@ def parse(argv: list[str]) -> Command:
             raise UserError("command line", f"{word!r} is not UTF-8", "use another name")
     asks_help = any(word in ("--help", "-h") for word in argv)
     if asks_help or not argv or argv[0] == "help":
-        verbs = [word for word in argv if word in VERBS]
+        verbs = [foreign.verb(word) or word for word in argv if word in VERBS or foreign.verb(word)]
         return Command(verbs[0] if verbs else "", (), (), help=True)
-    verb = argv[0]
-    if verb not in VERBS:
-        raise UserError("command line", f"no such command: {verb!r}", nearest(verb, VERBS))
-    words = _normal_words(argv[1:])
+    follows = argv[0] == "logs" or foreign.verb(argv[0]) == "logs"
+    words = _normal_words([word for word in argv[1:] if not (follows and word == "-f")])
+    verb, words, notes = _verb(argv[0], words)
     settings = [word for word in words if _KEY.match(word)]
     positionals = [word for word in words if not _KEY.match(word)]
     _check_count(verb, positionals)
+    settings, taken = _understood(verb, settings)
     _check_keys(verb, settings)
-    return Command(verb, tuple(positionals), tuple(settings))
+    return Command(verb, tuple(positionals), tuple(settings), notes=(*notes, *taken))
 
 
 def is_ours(setting: str) -> bool:

@@ -296,6 +296,8 @@ def _main(argv: list[str] | None) -> int:
         if command.help:
             print(help_text(command.verb))
             return 0
+        for note in command.notes:
+            print(f"galley: note: {note}", file=sys.stderr)
         return _dispatch(command)._do()
     except UserError as error:
         return _refuse(str(error))

@@ -40,9 +40,14 @@ class Composed:
     cluster_name: str = ""
 
 
-def find(name: str) -> Source:
-    """The recipe that ``name`` means: a run directory, or whatever ``catalogue.find`` finds."""
-    return _from_run(RunDir(Path(name))) if (Path(name) / "run.json").is_file() else catalogue.find(name)
+def find(name: str, base: str = "runs") -> Source:
+    """The recipe that ``name`` means: a run directory, whatever ``catalogue.find`` finds, or else a run in ``base``."""
+    if (Path(name) / "run.json").is_file():
+        return _from_run(RunDir(Path(name)))
+    run = RunDir(Path(base) / name)
+    if not catalogue.is_path(name) and name not in catalogue.recipes() and run.spec.is_file():
+        return _from_run(run)
+    return catalogue.find(name)
 
 
 def _from_run(run: RunDir) -> Source:
@@ -72,8 +77,8 @@ def earlier(run: RunDir) -> RunSpec | None:
 
 def resolve(name: str, settings: Sequence[str]) -> tuple[Source, Recipe, dict[str, str]]:
     """The source, the typed recipe with overrides, and the launcher's own settings."""
-    source = find(name)
     ours = dict(split(setting) for setting in settings if is_ours(setting))
+    source = find(name, ours.get("runs", "runs"))
     theirs = [setting for setting in settings if not is_ours(setting)]
     tree = override(source.tree, theirs)
     if "init_from" in ours:
@@ -101,7 +106,9 @@ def _on_cluster(ours: dict[str, str], cluster: Cluster) -> devices.Devices:
 
 
 def _devices(ours: dict[str, str], before: Placement | None, imagine: bool) -> devices.Devices:
-    ranks, gpus = whole(ours, "ranks", 1), read_names(ours.get("gpus", ""))
+    ranks, gpus = whole(ours, "ranks", 1), _gpus(ours)
+    if ours.get("gpus") == "all":
+        ours = {"device": "cuda"} | ours
     kind = ours.get("device") or ("cpu" if before and before.device == "cpu" and not gpus else "cuda")
     if kind not in ("cuda", "cpu"):
         raise UserError("device", f"{kind!r} is neither cuda nor cpu", "write device=cuda or device=cpu")
@@ -110,6 +117,19 @@ def _devices(ours: dict[str, str], before: Placement | None, imagine: bool) -> d
             ranks = before.ranks_per_node
         return devices.on_cpu(ranks, gpus)
     return devices.imagined(ranks, gpus) if imagine else devices.on_gpus(ranks, gpus)
+
+
+def _gpus(ours: dict[str, str]) -> list[str]:
+    """The GPUs that are asked for by name; none: all that are visible. Raises ``UserError``."""
+    names = read_names(ours.get("gpus", "all"))
+    if not names:
+        raise UserError("gpus", "names no GPU", "write gpus=0,1 or gpus=all; device=cpu ranks=N for the CPU")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError("gpus", f"GPU {twice} is given twice", "one rank takes one GPU; write gpus=0,1 or gpus=all")
+    if "all" in names and len(names) > 1:
+        raise UserError("gpus", f"{ours['gpus']!r} names all and some", "write gpus=all alone")
+    return [] if names == ["all"] else names
 
 
 def _refuse_on_one_box(ours: dict[str, str]) -> None:
@@ -164,7 +184,7 @@ def _place(
 
 def _run_dir(source: Source, ours: dict[str, str], base: str) -> RunDir:
     if source.run is not None:
-        if "name" in ours or "runs" in ours:
+        if "name" in ours or Path(ours.get("runs", source.run.root.parent)) != source.run.root.parent:
             raise UserError("name", f"{source.label} is a run that exists", "leave name and runs out to continue it")
         return source.run
     name = ours.get("name", source.stem)

@@ -6,6 +6,7 @@ what they mean.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -16,45 +17,12 @@ from pydantic_core import ErrorDetails
 
 from galley.errors import UserError
 from galley.spec import Cadence, Positive, Task, Tracking
+from galley_launch import words
 from galley_launch.arguments import RESERVED, nearest, split
 from galley_launch.strings import ONE_OF, Tree, read_value
 
 _LONG = 200  # A longer list of known keys helps nobody.
-
-# What other trainers call it; used only to point at the right key.
-_ELSEWHERE = {
-    "learning_rate": "optimizer.lr",
-    "num_train_epochs": "duration.epochs",
-    "num_epochs": "duration.epochs",
-    "max_steps": "duration.steps",
-    "per_device_train_batch_size": "micro_batch",
-    "micro_batch_size": "micro_batch",
-    "gradient_accumulation_steps": "batch.samples",
-    "global_batch_size": "batch.samples",
-    "batch_size": "batch.samples",
-    "gradient_checkpointing": "activation_checkpointing",
-    "max_grad_norm": "optimizer.clip",
-    "gradient_clipping": "optimizer.clip",
-    "warmup_ratio": "schedule.warmup",
-    "lr_scheduler_type": "schedule.kind",
-    "max_seq_length": "data.max_length",
-    "sequence_len": "data.max_length",
-    "cutoff_len": "data.max_length",
-    "model_name_or_path": "model.path",
-    "base_model": "model.path",
-    "dataset": "data.path",
-    "lora_r": "method.rank",
-    "lora_rank": "method.rank",
-    "lora_alpha": "method.alpha",
-    "lora_target": "method.targets",
-    "load_in_4bit": "method.kind",
-    "bf16": "model.dtype",
-    "save_steps": "cadence.save_every",
-    "eval_steps": "cadence.eval_every",
-    "logging_steps": "cadence.log_every",
-    "save_total_limit": "cadence.keep",
-}
-
+_TYPO = 0.85  # As alike (difflib's ratio) as a word and its misspelling; what others call something is less.
 
 _EXTENDS = "A recipe's name, or a path to a .yaml file: this recipe is that one, with what is said here put over it."
 """What ``extends:`` means. It is settled as files are read (``catalogue.py``), so it is no field of a recipe."""
@@ -117,8 +85,15 @@ def keys() -> dict[str, list[str]]:
 
 
 def _unknown(where: str, key: str, known: Sequence[str]) -> UserError:
-    elsewhere = _ELSEWHERE.get(key.rpartition(".")[2])
-    todo = f"here it is called {elsewhere}" if elsewhere else nearest(key, known)
+    leaf = key.rpartition(".")[2].lower().replace("-", "_")
+    own = [name.rpartition(".")[2] for name in known]
+    near = difflib.get_close_matches(leaf, [*own, *words.known()], n=1)
+    todo = nearest(key, known)
+    if not difflib.get_close_matches(leaf, own, n=1, cutoff=_TYPO):
+        if words.answer(leaf):
+            todo = words.answer(leaf)
+        elif near and near[0] in words.known():
+            todo = f"did you mean {near[0]!r}? {words.answer(near[0])}"
     if len(todo) > _LONG:
         todo = "galley show RECIPE lists all keys"
     return UserError(where, f"no such key: {key!r}", todo)

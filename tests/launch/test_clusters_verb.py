@@ -110,7 +110,7 @@ def test_a_profile_in_full(here: Path, fakes: Scenario, capsys: pytest.CaptureFi
     [
         (["vnev"], "cluster: no cluster 'vnev'; did you mean 'venv'? (see galley clusters)"),
         (["venv", "cluster.tiem=1"], "command line: cluster: no such key: 'tiem'; did you mean 'time'?"),
-        (["venv", "partition=gpu"], "clusters: takes no key 'partition'; see galley clusters --help"),
+        (["venv", "lr=1"], "clusters: takes no key 'lr'; see galley clusters --help"),
         (["cluster.time=1-0"], "clusters: cluster.time=1-0 changes no profile; write: galley clusters NAME key=value"),
     ],
 )

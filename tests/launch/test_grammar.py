@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galley.errors import UserError
-from galley_launch import cli, compose
+from galley_launch import cli, compose, words
 from galley_launch.arguments import RESERVED, VERBS, parse
 from galley_launch.recipe import Recipe, keys, resolve_key
 from galley_launch.strings import read_names, read_value, read_yaml
 
 WORDS = st.from_regex(re.compile(r"[a-z][a-z_.]{0,8}", re.ASCII), fullmatch=True).filter(
-    lambda key: key not in RESERVED
+    lambda key: key not in RESERVED and key not in words.known()
 )
 VALUES = st.from_regex(re.compile(r"[A-Za-z0-9./_\[\],+:-]{1,12}", re.ASCII), fullmatch=True).filter(
     lambda value: not value.startswith("-")
@@ -66,8 +66,8 @@ def test_fire_does_not_touch_a_value(value: str, monkeypatch: pytest.MonkeyPatch
     ("argv", "message"),
     [
         (["plan", "smollm2-135m-lora", "--dry-rn"], "--dry-rn has no value; write dry_rn=VALUE"),
-        (["run", "smollm2-135m-lora", "--dry-run", "lr=1e-4"], "--dry-run has no value; write dry_run=VALUE"),
-        (["run", "--dry-run", "smollm2-135m-lora"], "run: RECIPE is missing; write: galley run RECIPE"),
+        (["run", "smollm2-135m-lora", "--dry-rnu", "lr=1e-4"], "--dry-rnu has no value; write dry_rnu=VALUE"),
+        (["run", "--dry-rnu", "smollm2-135m-lora"], "run: RECIPE is missing; write: galley run RECIPE"),
         (["plan", "smollm2-135m-lora", "-x"], "'-x' is not an option"),
         (["plan", "smollm2-135m-lora", "-"], "'-' is not an option"),
         (["plan", "smollm2-135m-lora", "--"], "'--' is not an option"),
