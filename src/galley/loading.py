@@ -10,7 +10,7 @@ import contextlib
 import copy
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
@@ -193,25 +195,27 @@ def _check_shapes(folder: Path, report: Report) -> None:
 
 def _check_ties(folder: Path, headers: dict[str, Header], report: Report) -> None:
     """Refuse two different matrices that config.json calls one: transformers trains both, or drops one under ZeRO-3."""
+    stored = sources(report.model, headers)
     for one, other in report.model.all_tied_weights_keys.items():
-        both = [_stored(name, headers, report.model) for name in (one, other)]
-        if all(both) and not _equal(headers, *[str(name) for name in both]):
+        if {one, other} <= set(stored) and not _equal(headers, stored[one], stored[other]):
             what = f"the config.json of '{folder}' ties {one} to {other}, and its files hold two different matrices"
             todo = "set tie_word_embeddings to false there, or remove the one that is not meant from the files"
             raise UserError("model.path", what, todo)
 
 
-def _stored(name: str, headers: dict[str, Header], model: Any) -> str | None:
-    """The tensor of the files that fills the parameter ``name``: of that name, or with another prefix and its shape."""
-    if name in headers:
-        return name
-    shape, ending = list(model.get_parameter_or_buffer(name).shape), ".".join(name.split(".")[-2:])
-    known = set(model.state_dict())
-    close = [
-        each for each, header in headers.items()
-        if (each == ending or each.endswith(f".{ending}")) and header["shape"] == shape and each not in known
-    ]  # fmt: skip
-    return close[0] if len(close) == 1 else None
+def sources(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Parameter or buffer of ``model`` to the one of ``names`` (of its files) that fills it unconverted."""
+    rules, known = get_model_conversion_mapping(model), model.state_dict()
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    found = {}
+    for name in names:
+        key, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
+        if key not in known and name in known:
+            key, converted = name, None
+        if key in known and converted is None:
+            found[key] = name
+    return found
 
 
 def _equal(headers: dict[str, Header], one: str, other: str) -> bool:

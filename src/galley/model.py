@@ -90,14 +90,19 @@ def load_quantised(folder: str, model: Model, kind: str, device: torch.device) -
 def _load_sharded(folder: str, spec: RunSpec) -> Any:
     model, dtype = spec.task.model, DTYPES[spec.task.model.dtype]
     how = {"dtype": dtype, "attn_implementation": implementation(model), "trust_remote_code": model.trust_remote_code}
-    if not stored_as_named(folder, model):
-        # transformers converts such weights as it loads (experts, mostly), on rank 0, which needs them all in memory.
-        with_zero3 = HfDeepSpeedConfig(spec.placement.deepspeed)
-        loaded = _whole(folder, **how)
-        del with_zero3
-        return loaded
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    return sharded.load(folder, lambda: AutoModelForCausalLM.from_config(config, **how), spec.placement.deepspeed)
+
+    def build() -> Any:
+        return AutoModelForCausalLM.from_config(config, **how)
+
+    if stored_as_named(folder, model):
+        return sharded.load(folder, build, spec.placement.deepspeed)
+    # transformers converts such weights as it loads (experts, mostly), on rank 0, which needs them all in memory.
+    with_zero3 = HfDeepSpeedConfig(spec.placement.deepspeed)
+    loaded = _whole(folder, **how)
+    del with_zero3
+    sharded.restore_buffers(loaded, folder, build)
+    return loaded
 
 
 def parameter_names(folder: str, model: Model) -> dict[str, str]:

@@ -18,6 +18,7 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from transformers.initialization import no_init_weights
 
+from galley.loading import sources
 from galley.weights import weight_files
 
 
@@ -30,7 +31,7 @@ def load(folder: str, build: Callable[[], Any], config: dict[str, Any]) -> Any:
         model = build()
     model.tie_weights()
     _fill(model, weight_files(folder))
-    _restore_buffers(model, build)
+    restore_buffers(model, folder, build)
     return model
 
 
@@ -40,17 +41,23 @@ def _partition_empty(partitioned: Any, parameter: Any) -> None:
     parameter.partition()
 
 
-def _restore_buffers(model: Any, build: Callable[[], Any]) -> None:
-    """Give the model its buffers in the precision that it computes them in.
+def restore_buffers(model: Any, folder: str, build: Callable[[], Any]) -> None:
+    """Give the model its buffers in the precision that it computes them in, and those of its files as they lie there.
 
     ``zero.Init`` rounds every floating tensor made under it to bf16 or fp16, rotary frequencies among them: at
     position 4,000 that turns angles by whole radians, in silence.
     """
     with no_init_weights(), init_empty_weights(include_buffers=False):
         exact = build()
+    files = weight_files(folder)
+    stored = sources(exact, files)
     for name, module in exact.named_modules():
         for key, buffer in module.named_buffers(recurse=False):
             persistent = key not in module._non_persistent_buffers_set
+            path = f"{name}.{key}" if name else key
+            if persistent and path in stored:
+                with safe_open(files[stored[path]], "pt") as file:
+                    buffer.copy_(file.get_tensor(stored[path]))
             home = model.get_submodule(name)
             home.register_buffer(key, buffer.to(getattr(home, key).device), persistent=persistent)
 

@@ -52,6 +52,68 @@ def load_and_measure(argv: list[str]) -> int:
     return 0
 
 
+def load_and_compare(argv: list[str]) -> int:
+    """Run on each rank: what is loaded under ZeRO-3 is what plain transformers loads, buffers too, in its precision."""
+    import deepspeed
+    import torch
+
+    from galley import model
+    from galley.data import read_manifest
+    from galley.world import join
+
+    run = RunDir(Path(argv[0]).parent)
+    spec = RunSpec.read(argv[0])
+    world = join(spec.placement)
+    loaded: Any = model.load(spec, read_manifest(run), world.device)
+    plain = model.load_plain(spec.task.model.path, spec.task.model, model.DTYPES[spec.task.model.dtype])
+    buffers = dict(loaded.named_buffers())
+    assert set(buffers) == {name for name, _ in plain.named_buffers()}
+    for name, buffer in plain.named_buffers():
+        assert buffers[name].dtype == buffer.dtype, name
+        torch.testing.assert_close(buffers[name], buffer, rtol=0, atol=0, msg=name)
+    for name, parameter in loaded.named_parameters():
+        with deepspeed.zero.GatheredParameters(parameter):
+            torch.testing.assert_close(parameter.float(), plain.get_parameter(name).float(), rtol=0, atol=0, msg=name)
+    (run.root / f"compared-{world.rank}").write_text(" ".join(sorted(buffers)))
+    return 0
+
+
+BUFFERS = {
+    "gemma4_text": ({"hidden_size_per_layer_input": 0, "global_head_dim": 16}, "model.layers.0.layer_scalar"),
+    "qwen3_moe": ({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}, "rotary_emb.inv_freq"),
+    "glm4_moe": (
+        {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1},
+        "model.layers.1.mlp.gate.e_score_correction_bias",
+    ),
+    "llama": ({"tie_word_embeddings": True}, "rotary_emb.inv_freq"),
+}
+"""Kind to its particulars, and a buffer that it must have: in its files or computed, stored as named or converted."""
+
+
+@pytest.mark.parametrize("kind", list(BUFFERS))
+def test_buffers_and_weights_are_those_of_the_files(tmp_path: Path, ranks: Ranks, kind: str) -> None:
+    import torch
+    from train.test_families import SIZES
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    particulars, named = BUFFERS[kind]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SIZES, head_dim=16, **particulars)
+    made = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name in made.state_dict():
+            if "scalar" in name or "bias" in name:
+                made.get_parameter_or_buffer(name).copy_(torch.rand(made.state_dict()[name].shape) + 0.5)
+    made.save_pretrained(tmp_path / "model")
+    run = RunDir(tmp_path / "run")
+    make_spec(run, tmp_path / "model", method="full", stage=3, world=2, dtype="bfloat16")
+    write_data(run, tmp_path / "model", [[document] for document in make_documents(8)], None, packed=False)
+    statuses = ranks.run("test_sharded:load_and_compare", [str(run.spec)], 2, tmp_path / "log")
+    assert statuses == [0, 0], (tmp_path / "log").read_text()
+    for rank in range(2):
+        assert named in (run.root / f"compared-{rank}").read_text()
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_each_rank_reads_only_its_own_slice(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, ranks: Ranks, big_model: Path, method: str
