@@ -14,7 +14,16 @@ LAUNCH, DATA = ROOT / "launch" / "galley_launch", ROOT / "src" / "galley"
 
 HEAVY = {"torch", "transformers", "deepspeed", "datasets", "bitsandbytes", "numpy", "peft", "safetensors", "tokenizers"}
 LIGHT = {"fire", "pydantic", "pydantic_core", "yaml", "jinja2", "rich"}
-CONTRACT = {"galley", "galley.spec", "galley.task", "galley.rundir", "galley.files", "galley.text", "galley.errors"}
+CONTRACT = {
+    "galley",
+    "galley.spec",
+    "galley.task",
+    "galley.pace",
+    "galley.rundir",
+    "galley.files",
+    "galley.text",
+    "galley.errors",
+}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -54,9 +63,9 @@ def test_what_runs_inside_a_job_needs_the_standard_library_only(path: Path) -> N
         ), module
 
 
-@pytest.mark.parametrize("name", ["spec", "task", "rundir", "files", "text", "errors"])
+@pytest.mark.parametrize("name", ["spec", "task", "pace", "rundir", "files", "text", "errors"])
 def test_the_contract_is_light(name: str) -> None:
-    allowed = {"pydantic", "galley"} if name in ("spec", "task") else {"galley"}
+    allowed = {"pydantic", "galley"} if name in ("spec", "task", "pace") else {"galley"}
     for module in imports(DATA / f"{name}.py"):
         assert module.partition(".")[0] in allowed | set(sys.stdlib_module_names), module
 

@@ -14,7 +14,7 @@ from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import RunSpec
 from galley.text import one_line
-from galley_launch import compose, facts, plan, queue, resume, runs, view
+from galley_launch import cautions, compose, facts, plan, queue, resume, runs, view
 from galley_launch.arguments import split, whole
 from galley_launch.recipe import header
 from galley_launch.recipe import schema as recipe_schema
@@ -65,7 +65,7 @@ def show_plan(name: str, settings: Sequence[str]) -> int:
     made = compose.compose(name, settings, imagine=True)
     outlook = resume.outlook(made.run, compose.earlier(made.run), made.spec)
     todo = plan.left(_make_plan(made.spec, made.run, outlook.attempt), outlook.what)
-    _note([*made.notes, *_said_of(outlook.what, made.spec.name)])
+    _note([*made.notes, *cautions.of_length(made.spec, made.run), *_said_of(outlook.what, made.spec.name)])
     known = facts.of_model(made.spec.placement.paths.model)
     print("\n".join(view.summary(made.spec, known)), end="\n\n", file=sys.stderr, flush=True)
     blocks = [f"# {made.run.root / file}\n{text}" for file, text in todo.files.items()]
@@ -90,7 +90,7 @@ def _show_submission(name: str, settings: Sequence[str]) -> int:
     from galley_launch import submission
 
     made, todo, outlook = _submission(name, settings)
-    _note([*made.notes, *_said_of(outlook.what, made.spec.name, "submit")])
+    _note([*made.notes, *cautions.of_length(made.spec, made.run), *_said_of(outlook.what, made.spec.name, "submit")])
     known = facts.of_model(made.spec.placement.paths.model)
     print("\n".join(view.summary(made.spec, known)), end="\n\n", file=sys.stderr, flush=True)
     root = made.run.root.absolute()
@@ -111,7 +111,7 @@ def submit(name: str, settings: Sequence[str]) -> int:
     if not todo.stages:
         print(f"run {made.spec.name} is finished: {made.run.root}")
         return 0
-    _note([*made.notes, *_said_of(outlook.what, made.spec.name, "submit")])
+    _note([*made.notes, *cautions.of_length(made.spec, made.run), *_said_of(outlook.what, made.spec.name, "submit")])
     assert made.cluster is not None
     return submission.start(made.spec, made.run, made.cluster, todo)
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from galley.errors import UserError
 from galley.rundir import RunDir, read_json
 from galley.spec import Origin, Placement, RunSpec
-from galley_launch import assets, catalogue, devices, facts, places, rules, zero
+from galley_launch import assets, catalogue, cautions, devices, facts, places, rules, zero
 from galley_launch.arguments import is_ours, is_text, of_cluster, split, whole
 from galley_launch.catalogue import Source
 from galley_launch.ds_keys import read_keys
@@ -267,4 +267,6 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
         )
     except ValidationError as error:
         raise _refused(error) from None
-    return Composed(spec, run, where.notes, cluster, at)
+    typed = {resolve_key(split(setting)[0]) for setting in settings if not is_ours(setting)}
+    notes = cautions.of_rate(recipe, source, typed, facts.of_model(placement.paths.model))
+    return Composed(spec, run, (*where.notes, *notes), cluster, at)

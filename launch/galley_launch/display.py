@@ -89,9 +89,10 @@ class Lines:
 
 @dataclass
 class Bar:
-    """A live line: steps, loss, tokens a second, time left."""
+    """A live line: steps, loss, tokens a second, time left; above it, warnings from the first rank's log."""
 
     metrics: Tail
+    log: Tail
     _progress: Any = None
     _task: Any = None
     _last: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +105,9 @@ class Bar:
         try:
             if self._progress is None:
                 self._open()
+            for line in self.log.lines():
+                if line.startswith("warning: "):
+                    self._progress.console.print(line, markup=False, highlight=False)
             if "steps" in self._last:
                 row = self._last
                 self._progress.update(self._task, completed=row["step"], total=row["steps"], status=status(row))
@@ -152,6 +156,6 @@ def status(row: dict[str, Any]) -> str:
 def screen(stage: str, run: RunDir, attempt: Attempt) -> Screen:
     """How ``stage`` is shown here: call before it starts."""
     if stage == "train" and sys.stdout.isatty():
-        return Bar(Tail(run.metrics).skip())
+        return Bar(Tail(run.metrics).skip(), Tail(attempt.log("rank-0")).skip())
     # Ranks write logs of their own; train's is torchrun's, which repeats a failed rank's traceback and adds to it.
     return Lines([Tail(attempt.log("rank-0" if stage == "train" else stage)).skip()])

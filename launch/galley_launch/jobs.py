@@ -18,7 +18,7 @@ from galley_launch import assets
 from galley_launch.arguments import is_text
 from galley_launch.cluster import Cluster, Container, megabytes, seconds
 from galley_launch.places import expanded
-from galley_launch.plan import common_environment
+from galley_launch.plan import common_environment, without_user_packages
 
 STAGES = ("prepare", "train", "export")
 _HUB_CACHE = ("HF_HUB_CACHE", "HF_HOME")
@@ -66,12 +66,18 @@ def _python(cluster: Cluster) -> str:
     return "python" if cluster.conda or cluster.container else sys.executable
 
 
+def _names_environment(cluster: Cluster) -> bool:
+    return bool(cluster.venv or cluster.conda or cluster.container)
+
+
 def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[str, str]:
     """What every process of a job of ``stage`` has in its environment. No secret is among it."""
     place, alone = spec.placement, stage != "train"
     gpus = 0 if place.device == "cpu" else cluster.side.gpus if alone else place.ranks_per_node
     found = {
         **common_environment(place),
+        # An environment that the profile names is whole: what lies in ~/.local must not shadow its packages.
+        **({"PYTHONNOUSERSITE": "1"} if _names_environment(cluster) else without_user_packages()),
         "GALLEY_RUN": str(run.root.absolute()),
         "GALLEY_PYTHON": _python(cluster),
         "GALLEY_NODES": str(1 if alone else place.nodes),

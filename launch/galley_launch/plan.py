@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import site
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,17 +50,30 @@ def common_environment(place: Placement) -> dict[str, str]:
     return env | ({"DS_ACCELERATOR": "cpu"} if place.device == "cpu" else {})
 
 
+def without_user_packages() -> dict[str, str]:
+    """Keeps what lies in ``~/.local`` from shadowing the packages of a conda or container environment (site(3)).
+
+    Not where the user has set the variable, even to nothing, nor where Galley itself is installed there.
+    """
+    installed_there = Path(__file__).is_relative_to(site.getusersitepackages())
+    return {} if "PYTHONNOUSERSITE" in os.environ or installed_there else {"PYTHONNOUSERSITE": "1"}
+
+
 def _env(spec: RunSpec, attempt: int, python_path: str | None, processes: int) -> dict[str, str]:
     place = spec.placement
     threads = place.threads * place.ranks_per_node // processes
-    env = {
-        # python -m puts the working directory first on the path: a datasets.py there would shadow the library.
-        "PYTHONSAFEPATH": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # As nvidia-smi counts; CUDA itself would put the fastest first.
-        "CUDA_VISIBLE_DEVICES": ",".join(place.gpus or []),
-        "GALLEY_ATTEMPT": str(attempt),
-    } | common_environment(place)
+    env = (
+        {
+            # python -m puts the working directory first on the path: a datasets.py there would shadow the library.
+            "PYTHONSAFEPATH": "1",
+            "OMP_NUM_THREADS": str(threads),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # As nvidia-smi counts; CUDA itself would put the fastest first.
+            "CUDA_VISIBLE_DEVICES": ",".join(place.gpus or []),
+            "GALLEY_ATTEMPT": str(attempt),
+        }
+        | common_environment(place)
+        | without_user_packages()
+    )
     if python_path is not None:
         env["PYTHONPATH"] = python_path
     return env

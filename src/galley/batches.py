@@ -10,6 +10,7 @@ from math import ceil
 import numpy as np
 import torch
 
+from galley import pace
 from galley.data import IGNORED, Split
 from galley.spec import Placement, Task
 
@@ -49,14 +50,7 @@ def _permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
 
 def order(task: Task, samples: int) -> Order:
     """The order of a task over ``samples`` prepared samples; steps follow from epochs, steps or tokens as written."""
-    per_step, duration = task.samples_per_step, task.duration
-    if duration.steps is not None:
-        total = duration.steps * per_step
-    elif duration.tokens is not None:
-        total = ceil(duration.tokens / (per_step * task.data.max_length)) * per_step
-    else:
-        total = max(1, round((duration.epochs or 0) * samples))
-    return Order(samples, per_step, total, task.seed)
+    return Order(samples, task.samples_per_step, pace.total_samples(task, samples), task.seed)
 
 
 def share(ids: list[int], work: Callable[[int], int], placement: Placement, rank: int) -> list[list[int]]:

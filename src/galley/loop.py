@@ -13,6 +13,7 @@ from galley import batches, checkpoint, engine, evaluate, heartbeat, metrics, mo
 from galley.checkpoint import State
 from galley.data import HELD_OUT, TRAIN, Manifest, open_split
 from galley.errors import UserError
+from galley.health import Health
 from galley.objective import output_head, sft_loss_sum
 from galley.profiling import Profiler
 from galley.rundir import Attempt, RunDir
@@ -23,7 +24,6 @@ from galley.stop import Stop
 from galley.world import World
 
 EARLY = "early stopping"
-ADVICE = "try a lower optimizer.lr or a longer schedule.warmup in a new run (name=…)"
 
 
 @dataclass
@@ -46,6 +46,7 @@ class Loop:
         self.stop = Stop(self.attempt, self.world.is_first)
         self.order = batches.order(self.spec.task, len(self.train))
         self.head = output_head(self.engine)
+        self.health = Health(self.spec)
         self.writer = Writer(
             self.run, self.attempt, self.world, self.engine, self.cadence.keep, self.spec.placement.ranks_per_node
         )
@@ -136,9 +137,8 @@ class Loop:
         if engine.has_skipped(self.engine):
             norm = 0.0
             self._skipped(step)
-        elif not math.isfinite(norm):
-            what = f"the gradient norm of step {step} is {norm}, though its loss is {loss:.4f}"
-            raise UserError("train", what, ADVICE)
+        else:
+            self.health.step(step, loss, norm)
         self._record(step, loss, rate, norm, int(supervised), int(tokens), time.perf_counter() - started)
         self.profiler.stepped()
         return None
@@ -148,7 +148,7 @@ class Loop:
         scale = engine.loss_scale(self.engine) or {"cur_scale": 0.0}
         if scale["cur_scale"] <= engine.LEAST_SCALE:
             what = f"the gradients of step {step} are not finite in fp16, whatever the loss is scaled by"
-            raise UserError("train", what, ADVICE)
+            raise UserError("train", what, self.health.advice)
         self._say(
             f"step {step} changes nothing: its gradients overflow fp16; losses are scaled by {scale['cur_scale']:g} now"
         )
@@ -183,7 +183,7 @@ class Loop:
         what = (
             f"the loss of step {step} is not finite in micro-batches of samples {everywhere[:8]}, data rows {rows[:8]}"
         )
-        return UserError("train", what, f"look at those rows; {ADVICE}")
+        return UserError("train", what, f"look at those rows; {self.health.advice}")
 
     def _record(
         self, step: int, loss: float, rate: float, norm: float, supervised: int, tokens: int, seconds: float
@@ -219,6 +219,7 @@ class Loop:
         if measured is None:
             return self._stopping()
         loss, tokens = measured
+        self.health.held_out(self.state.step, loss)
         state = self.state
         state.held_out_loss, state.held_out_step = loss, state.step
         better = state.best_loss is None or loss < state.best_loss
@@ -247,6 +248,7 @@ class Loop:
             return
         started = time.perf_counter()
         probes = evaluate.probes(self.engine, self.held_out or self.train, self.world.device)
+        self.health.probes(step, probes["logits"])
         self.writer.begin(self.state, probes)
         self._stalled(started, self.writer.pending)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from galley import kernels, trackers
+from galley import kernels, pace, trackers
 from galley.cache import digest, link_tree
 from galley.convert import is_made
 from galley.data import DTYPES, FORMAT, HELD_OUT, TOKENIZER, TRAIN, Manifest, ModelFacts, SplitFacts, read_manifest
@@ -52,6 +52,8 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
         begin_adapter(spec, manifest, run.adapter_init)
     build_operators(spec)
     print(f"data: ready in {time.monotonic() - began:.1f} s, {describe(manifest)}", flush=True)
+    for warning in pace.warnings(spec, manifest.train.samples):
+        print(f"warning: {warning}", flush=True)
 
 
 def request_key(spec: RunSpec) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from galley import engine, model
+from galley import engine, model, pace
 from galley.data import read_manifest
 from galley.loop import Loop
 from galley.rundir import Attempt, RunDir, read_json, write_atomic
@@ -43,11 +43,19 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     if world.is_first and "ended" not in (read_json(attempt.exit) or {}):  # else its job has judged it already
         ending = {"verdict": verdict, "reason": reason, "step": loop.state.step, "steps": loop.order.steps}
         write_atomic(attempt.exit, json.dumps(ending | {"message": "", "status": 0}))
+        if verdict == "done":  # at the end, where people look
+            warn(*loop.health.end(manifest.model.vocab), *pace.warnings(spec, manifest.train.samples))
     heartbeat.beat("end", loop.state.step)
     world.barrier()
     if loop.recorder:
         loop.recorder.wait()  # after all that matters: nothing is lost where this is cut short
     os.close(lock)
+
+
+def warn(*texts: str) -> None:
+    """One line each, which the launcher shows whatever else it shows of this log."""
+    for text in texts:
+        print(f"warning: {text}", flush=True)
 
 
 def main(argv: list[str]) -> int:
