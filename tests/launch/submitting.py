@@ -11,7 +11,7 @@ from galley_launch import cli, commands, compose
 from galley_launch.plan import Plan
 
 HUB = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME", "HF_TOKEN", "WANDB_API_KEY")
-RECIPE = "batch: {samples: 16}\nduration: {steps: 2}\nmodel: {path: ./model}\ndata: {path: chats.jsonl}\n"
+RECIPE = "batch: {samples: 16}\nduration: {steps: 60}\nmodel: {path: ./model}\ndata: {path: chats.jsonl}\n"
 
 
 RUN = RunDir(Path("runs/my"))

@@ -191,7 +191,7 @@ def leave(words: list[str], attempt: dict[str, object] | None, prepared: bool) -
         (None, True, [], ["train"]),
         (None, True, ["data.max_length=99"], ["prepare", "train"]),
         ({"verdict": "stopped", "reason": "user", "again": False}, True, [], ["train"]),
-        ({"verdict": "done"}, True, ["duration.steps=4"], ["train"]),
+        ({"verdict": "done"}, True, ["duration.steps=64"], ["train"]),
         ({"verdict": "done"}, True, [], ["export"]),
         ({"verdict": "done", "exported": True}, True, [], []),
     ],
@@ -215,6 +215,6 @@ def test_only_what_is_left_is_submitted(
     if stages:
         first = json.loads(RUN.cluster.read_text())["first_attempt"]
         assert first == (2 if attempt and stages != ["export"] else 1)
-        assert RunSpec.read(RUN.spec).task.duration.steps == (4 if "duration.steps=4" in more else 2)
+        assert RunSpec.read(RUN.spec).task.duration.steps == (64 if "duration.steps=64" in more else 60)
     else:
         assert out == "run my is finished: runs/my\n"
