@@ -4,7 +4,8 @@ import sys
 
 if sys.version_info < (3, 9):  # noqa: UP036 - a node's own Python may be older than ours
     old = sys.version.split()[0]
-    sys.exit("galley: host_python: " + old + " is older than 3.9; name another in the cluster's profile")
+    todo = "name another: cluster.host_python=/usr/bin/python3.11"
+    sys.exit("galley: host_python: " + sys.executable + " is " + old + ", older than 3.9; " + todo)
 
 from galley_launch.job.verdict import main
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -232,8 +232,9 @@ class Cluster(Section):
     conda: Annotated[str, AfterValidator(_found)] | None = None
     """Name or path of a conda environment; ``conda`` must be there after ``modules`` and ``setup``."""
     container: Container | None = None
-    host_python: Annotated[str, AfterValidator(_program)] = "python3"
-    """Python 3.9 or newer on the nodes themselves, for the job's own few decisions; needs no package."""
+    host_python: Annotated[str, AfterValidator(_program)] | None = None
+    """Python 3.9 or newer on the nodes themselves, for the job's own few decisions; needs no package. None: that of
+    the environment; beside a container ``python3``."""
     variables: dict[Annotated[str, AfterValidator(_variable)], Line] = {}
     """Environment of every stage: ``NCCL_DEBUG: WARN``. Never a secret: see ``secrets``."""
     secrets: list[Annotated[str, AfterValidator(_variable)]] = [
@@ -249,8 +250,11 @@ class Cluster(Section):
     """Shared directory for prepared data and converted models; None: ``~/.cache/galley``."""
     runs: Place | None = None
     """Shared directory of runs; None: ``./runs``."""
+    chain: Literal["nodes", "login"] = "nodes"
+    """``nodes``: every job queues its successor. ``login``: ``galley submit`` queues all ``attempts`` and the export
+    beforehand, one after the other, where compute nodes may not submit; those with nothing to do end in seconds."""
     attempts: Count = 20
-    """Attempts after which a run ends, whatever they died of."""
+    """Attempts after which a run ends, whatever they died of; with ``chain: login`` 5 unless set."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
     """GPU-hours (CPU clusters: rank-hours) after which a run is stopped; None: no limit."""
     exclude_hours: Annotated[float, Field(ge=0)] = 24.0
@@ -261,6 +265,12 @@ class Cluster(Section):
     patience: Patience = Patience()
     directives: list[Annotated[str, AfterValidator(_directive)]] = []
     """Further ``#SBATCH`` options: ``--mail-type=END``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_beforehand(cls, tree: Any) -> Any:
+        # Sites limit how many jobs a user may have in the queue.
+        return {"attempts": 5, **tree} if isinstance(tree, dict) and tree.get("chain") == "login" else tree
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -70,6 +70,14 @@ def _names_environment(cluster: Cluster) -> bool:
     return bool(cluster.venv or cluster.conda or cluster.container)
 
 
+def host_python(cluster: Cluster) -> str:
+    """What decides in a job, outside any container: the environment's own Python where nodes can run it.
+
+    The system's is 3.6 on RHEL 8 and SLES 15.
+    """
+    return cluster.host_python or ("python3" if cluster.container else _python(cluster))
+
+
 def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[str, str]:
     """What every process of a job of ``stage`` has in its environment. No secret is among it."""
     place, alone = spec.placement, stage != "train"
@@ -186,7 +194,7 @@ def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[s
         "log": _log(run, stage),
         "directives": [_split(each) for each in cluster.directives],
         "run": str(run.root.absolute()),
-        "host_python": cluster.host_python,
+        "host_python": host_python(cluster),
         "setup": cluster.setup,
         "modules": cluster.modules,
         "conda": cluster.conda,
@@ -222,4 +230,5 @@ def facts(run: RunDir, name: str, cluster: Cluster, attempt: int) -> str:
     """The bytes of ``cluster.json``: what jobs know of the cluster. ``attempt``: the first after this submission."""
     body = {"name": name, **cluster.model_dump(mode="json", exclude={"about", "default"})}
     body |= {"limit_s": seconds(cluster.time), "first_attempt": attempt, "secrets_file": str(secrets_file(run))}
+    body["job_name"] = job_name(run)
     return json.dumps(body, indent=1) + "\n"

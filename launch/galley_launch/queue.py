@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galley.errors import UserError
-from galley.rundir import RunDir, write_atomic
+from galley.rundir import RunDir, read_json, write_atomic
 from galley_launch.job import chain, slurm
+from galley_launch.job.evidence import clean, tail
 
 _POLL_S = 5.0
 """Slurm's controller answers everybody; nobody should ask it several times a second."""
@@ -47,7 +48,7 @@ def is_submitted(run: RunDir) -> bool:
 
 def look(runs: Sequence[RunDir]) -> dict[Path, Queue]:
     """The queue of each submitted run, by root: one question to Slurm for all of them."""
-    ours = {run.root: chain.submitted(run)[-6:] for run in runs if is_submitted(run)}
+    ours = {run.root: chain.submitted(run)[-chain.recent(run) :] for run in runs if is_submitted(run)}
     ids = [str(each["job"]) for found in ours.values() for each in found]
     try:
         known = {job: each for job, each in slurm.jobs(ids).items() if not each.is_over()} if ids else {}
@@ -68,6 +69,42 @@ def word(queue: Queue) -> str:
     if queue.running:
         return {"prepare": "preparing", "export": "exporting"}.get(queue.stage_of(queue.running), "live")
     return "queued" if queue.waiting else ""
+
+
+def nothing_follows(run: RunDir, queue: Queue) -> str:
+    """Why the run does not go on by itself although it is not over, and what to do; empty where it does, or is over."""
+    attempts = run.attempts()
+    if queue.problem or not attempts or run.end.exists():
+        return ""
+    last, todo = attempts[-1], f"galley submit {run.root}"
+    end, facts = read_json(last.exit) or {}, read_json(last.job) or {}
+    why = f" ({facts['no_successor']})" if facts.get("no_successor") else ""
+    if queue.jobs:
+        waits = [job for job in queue.jobs if job is not queue.running and queue.stage_of(job) == "train"]
+        if not why or waits or not queue.running or end.get("again") is False:
+            return ""
+        beforehand = "" if chain.is_beforehand(run) else ", or submit with cluster.chain=login"
+        return f"nothing follows this attempt{why}; when it has ended, submit again: {todo}{beforehand}"
+    if end.get("verdict") == "done":
+        left = not (end.get("exported") or end.get("export_error") or last.log("export").exists())
+        return f"it is trained, but nothing follows: its export is not in the queue; submit again: {todo}" * left
+    return "" if end.get("again") is False else f"nothing follows{why}; submit again: {todo}"
+
+
+def last_words(run: RunDir) -> list[str]:
+    """What the job that ended last before it could begin an attempt left in ``jobs/logs``: its lines, newest last."""
+    logs = sorted((run.jobs / "logs").glob("*.out"), key=lambda path: path.stat().st_mtime)
+    texts = [text for path in logs if (text := clean(tail(path)).strip())]
+    return [line for line in texts[-1].splitlines() if line.strip()] if texts else []
+
+
+def ended_before(run: RunDir, queue: Queue) -> str:
+    """Why a submitted run has no attempt and no job left: the line that says it. Empty: jobs wait, or Slurm is away."""
+    if queue.problem or queue.jobs:
+        return ""
+    lines = last_words(run)
+    told = [line for line in lines if line.startswith("galley: ")] or lines
+    return told[-1] if told else "its jobs are gone from the queue and left no word (sacct says how they ended)"
 
 
 def details(queue: Queue) -> list[str]:

@@ -78,13 +78,19 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     now = (queue.word(jobs) if jobs else "") or ("live" if locks.is_live(run) else "")
     if now:
         word = "stopping" if now == "live" and attempts and attempts[-1].stop.exists() else now
+    early = queue.ended_before(run, jobs) if jobs and not attempts else ""
+    if early:
+        word = "stopped" if run.end.exists() else "failed"
+    told = [early] if word == "failed" else []
+    told += [str(end.get("message") or "") if word in ("failed", "stopped") else ""]
+    told.append(queue.nothing_follows(run, jobs) if jobs else "")
     return State(
         name=run.root.absolute().name,
         state=word,
         row=last_row(run.metrics),
         attempt=attempts[-1].number if attempts else 0,
         checkpoint=checkpoints[-1].step if checkpoints else None,
-        message=str(end.get("message") or "") if word in ("failed", "stopped") else "",
+        message="; ".join(filter(None, told)),
     )
 
 

@@ -52,12 +52,25 @@ def make(spec: RunSpec, run: RunDir, old: RunSpec | None, name: str, cluster: Cl
         aside = _needs_preparing(run, old, spec) and cluster.side.prepare == "job"
         stages = ["prepare", "train"] if aside else ["train"]
     options = chain.options(run, seconds(cluster.time), None)
-    commands = []
-    for stage in stages:
-        more = options if stage == "train" else []
-        argv = ("sbatch", "--parsable", *more, str(run.jobs.absolute() / f"{stage}.sbatch"))
-        commands.append(Stage(stage, argv, {}))
+    commands = [_command(run, stage, options if stage == "train" else []) for stage in stages]
+    if cluster.chain == "login" and outlook.what == "train":
+        after = f"--dependency=afterany:{PREVIOUS}"
+        commands += [_command(run, "train", [after, *options]) for _ in range(1, cluster.attempts)]
+        commands.append(_command(run, "export", [after]))
     return Plan(files | {"run.json": spec.to_json()}, tuple(commands))
+
+
+PREVIOUS = "PREVIOUS"
+"""Stands, in the command of a job that was submitted beforehand, for the number of the job before it."""
+
+
+def _command(run: RunDir, stage: str, options: Sequence[str]) -> Stage:
+    return Stage(stage, ("sbatch", "--parsable", *options, str(run.jobs.absolute() / f"{stage}.sbatch")), {})
+
+
+def _follows(stage: Stage) -> bool:
+    """Whether ``stage`` waits for the job that was submitted before it."""
+    return any(word.endswith(f":{PREVIOUS}") for word in stage.argv)
 
 
 def check(run: RunDir, cluster: Cluster, todo: Plan) -> float | None:
@@ -67,15 +80,15 @@ def check(run: RunDir, cluster: Cluster, todo: Plan) -> float | None:
         raise locks.in_use(run)
     _check_environment(cluster)
     with tempfile.TemporaryDirectory() as folder:
-        paths = []
-        for stage in todo.stages:
+        paths, stages = [], [stage for stage in todo.stages if not _follows(stage)]
+        for stage in stages:
             path = Path(folder) / f"{stage.name}.sbatch"
             path.write_text(todo.files[f"jobs/{stage.name}.sbatch"], encoding="utf-8")
             paths.append((path, stage.argv[2:-1]))
         with ThreadPoolExecutor() as pool:
             tests = [pool.submit(slurm.test_only, path, options) for path, options in paths]
         start = None
-        for stage, test in zip(todo.stages, tests, strict=True):
+        for stage, test in zip(stages, tests, strict=True):
             try:
                 start = test.result()
             except slurm.SlurmError as error:
@@ -198,15 +211,17 @@ def keep_secrets(run: RunDir, names: Sequence[str]) -> list[str]:
     return given
 
 
-def submit(run: RunDir, todo: Plan) -> dict[str, str]:
-    """Submit each stage; returns the job of each. Raises ``UserError``; what was queued before is cancelled then."""
-    found: dict[str, str] = {}
+def submit(run: RunDir, todo: Plan) -> list[tuple[str, str]]:
+    """Submit each stage; returns (job, stage) of each. Raises ``UserError``; what was queued by then is cancelled."""
+    found: list[tuple[str, str]] = []
     run = RunDir(run.root.absolute())
     for stage in todo.stages:
+        before = found[-1][0] if found else ""
+        options = [word.replace(f":{PREVIOUS}", f":{before}") for word in stage.argv[2:-1]]
         try:
-            found[stage.name] = chain.submit(run, stage.name, stage.argv[2:-1])
+            found.append((chain.submit(run, stage.name, options), stage.name))
         except slurm.SlurmError as error:
-            raise UserError("slurm", str(error), _take_back(list(found.values()))) from None
+            raise UserError("slurm", str(error), _take_back([job for job, _ in found])) from None
     return found
 
 
@@ -259,7 +274,7 @@ def start(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> int:
         _prepare_here(spec, run, cluster)
     found = submit(run, todo)
     place = spec.placement
-    ids = ", then ".join(f"{job} ({stage})" for stage, job in found.items())
+    ids = ", then ".join(f"{job} ({stage})" for job, stage in found)
     kind = "CPU rank" if place.device == "cpu" else "GPU"
     size = f"{_count(place.nodes, 'node')} of {_count(place.ranks_per_node, kind)}"
     say(f"submitted run {spec.name} on {size}: job {ids}")

@@ -18,6 +18,7 @@ from galley_launch.job.findings import cut
 
 _WIDTH = 120
 _KEY = 10
+_EARLY = "Read that log: only modules, setup, conda and host_python of the cluster's profile come before an attempt."
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,15 @@ def lines(run: RunDir) -> list[str]:
     live = queue.word(jobs) not in ("", "queued") if jobs else locks.is_live(run)
     falls = [fall for attempt in attempts if (fall := _fall(run, attempt, attempt == attempts[-1], live))]
     if not falls:
-        return [_no_failure(state)] if attempts else _before_any(run, state)
+        nothing = queue.nothing_follows(run, jobs) if jobs else ""
+        told = f"{_no_failure(state)}{nothing and '; '}{nothing}"
+        return _wrapped(told, _WIDTH) if attempts else _before_any(run, state)
     last = falls[-1]
     over = last.attempt == attempts[-1] and not live
     head = f"run {state.name} {'' if over else f'is {_ending(state)}; it '}failed{_where(last, len(attempts))}"
     table = _table(falls) if len(falls) > 1 else []
-    return [*_wrapped(f"{head}: {last.words}", _WIDTH), "", *_details(run, last), *table]
+    nothing = queue.nothing_follows(run, jobs) if jobs and over else ""
+    return [*_wrapped(f"{head}: {last.words}", _WIDTH), "", *_details(run, last, nothing), *table]
 
 
 def _where(fall: _Fall, attempts: int) -> str:
@@ -75,12 +79,17 @@ def _before_any(run: RunDir, state: runs.State) -> list[str]:
     """Of a run without an attempt: its jobs may have ended before they could begin one."""
     logs = sorted((run.jobs / "logs").glob("*.out"), key=lambda path: path.stat().st_mtime)
     told = [path for path in logs if tail(path).strip()]
-    if not told or state.state not in ("new", "lost"):
+    if state.state not in ("new", "lost", "failed") or not (told or state.message):
         return [f"run {state.name} did not fail: it has no attempt yet"]
-    found = Evidence(None, "", [], {str(told[-1].relative_to(run.root)): tail(told[-1])}, [], [], None, None)
+    if not told:
+        return _wrapped(f"run {state.name} has no attempt: {state.message}", _WIDTH)
+    found = Evidence(1, "", [], {str(told[-1].relative_to(run.root)): tail(told[-1])}, [], [], None, None)
     failure = classify(found)
-    head = f"run {state.name} has no attempt: its job ended before it could begin one ({WORDS[failure.kind]})"
-    rows = [("shown by", list(failure.lines)), ("to do", [failure.advice]), ("log", [str(told[-1])])]
+    known = any(line.startswith("jobs/") for line in failure.lines)
+    words = f" ({WORDS[failure.kind]})" if known else ""
+    head = f"run {state.name} has no attempt: its job ended before it could begin one{words}"
+    shown = list(failure.lines) if known else [cut(line) for line in queue.last_words(run)[-3:]]
+    rows = [("shown by", shown), ("to do", [failure.advice if known else _EARLY]), ("log", [str(told[-1])])]
     return [*_wrapped(head, _WIDTH), "", *(line for key, values in rows for line in _row(key, values))]
 
 
@@ -139,11 +148,11 @@ def _advice(kind: str) -> str:
     return next((rule.advice for rule in tables if rule.kind == kind), "Read the logs of that attempt.")
 
 
-def _details(run: RunDir, fall: _Fall) -> list[str]:
+def _details(run: RunDir, fall: _Fall, nothing: str) -> list[str]:
     failure, found = fall.failure, run.checkpoints()
     resumes = f"after step {found[-1].step}" if found else "from the start: there is no checkpoint"
     rows = [("first", [failure.who] if failure.who else []), ("shown by", list(failure.lines))]
-    rows += [("to do", [failure.advice]), ("again", [_again(fall, run.root)])]
+    rows += [("to do", [failure.advice]), ("again", [nothing or _again(fall, run.root)])]
     rows += [("resumes", [resumes] if fall.what.startswith("attempt") else [])]
     rows += [("avoid", [", ".join(failure.nodes)] if failure.nodes else []), ("logs", [str(fall.attempt.logs)])]
     return [line for key, values in rows for line in _row(key, values)]

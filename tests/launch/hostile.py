@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from galley.errors import UserError
 from galley.rundir import RunDir
-from galley_launch import assets, compose, profiles
+from galley_launch import assets, compose, jobs, profiles
 from galley_launch import submission as submitting
 from galley_launch.arguments import is_text
 from galley_launch.cluster import Cluster
@@ -37,10 +37,10 @@ HOSTILE = [
 PARTS = [*"'\"\\`$(){}[];&|<>#%*?!~-=,:. \t\nabx", "touch x", "$(", "\\'", "é", "🙂", "\u2028", "--hold", "\udcff"]
 ANY = st.lists(st.sampled_from(PARTS), min_size=1, max_size=12).map("".join)
 
-HOST = {"conda": "base", "modules": ["m"], "variables": {"V": "v"}, "side": {"cores": "1"}}
+HOST = {"conda": "base", "host_python": "python3", "modules": ["m"], "variables": {"V": "v"}, "side": {"cores": "1"}}
 BASES: dict[str, dict[str, Any]] = {
     "host": HOST,
-    "venv": {"venv": "/v"},
+    "venv": {"venv": "/v", "host_python": "python3"},
     "pyxis": {"container": {"runtime": "pyxis", "image": "/i"}, "variables": {"V": "v"}},
     "apptainer": {"container": {"runtime": "apptainer", "image": "/i"}, "variables": {"V": "v"}},
 }
@@ -142,7 +142,7 @@ def executed(made: compose.Composed, script: str, root: Path) -> shims.Seen:
     facts = begin._open(run.attempt(1), None, {"GALLEY_HEAD": "n1", "GALLEY_PREPARE": "1"})
     if made.cluster.setup:
         shims.write(Path(made.cluster.setup), "SET_UP=done; export SET_UP\n")
-    return shims.run(script, root / "box", facts, made.cluster.host_python)
+    return shims.run(script, root / "box", facts, jobs.host_python(made.cluster))
 
 
 def check_directives(script: str, cluster: Cluster, run: RunDir, plain: str) -> None:

@@ -45,6 +45,7 @@ def run(script: str, root: Path, facts: Path, host_python: str = "python3", **en
     for label in ("sbatch", "scontrol", "module", "conda", "srun", "touch"):
         write(programs / label, CALL.format(log=quoted, label=label) + SEES.format(log=quoted) * (label == "srun"))
     python = CALL.format(log=quoted, label="host") + BEGIN.format(facts=shlex.quote(str(facts)))
+    assert programs.joinpath(host_python).is_relative_to(root.parent), "a real interpreter is nothing to write over"
     write(programs / host_python, python)
     job = root / "job.sh"
     job.write_text(script, encoding="utf-8")

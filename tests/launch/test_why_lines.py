@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 from launch.corpus import FILES, lay, read
+from slurm.conftest import fakes as slurm_fakes
+from slurm.fakes.scenario import Scenario
 
 from galley.rundir import Attempt, RunDir
-from galley_launch import commands, why
+from galley_launch import commands, queue, runs, why
 from launch import fakes
+
+__all__ = ["slurm_fakes"]
 
 CASES = {path.stem: path for path in FILES}
 
@@ -193,6 +197,47 @@ def test_a_job_that_ended_before_its_first_attempt(run: RunDir) -> None:
     )
     assert rows(lines)["shown by"] == "jobs/logs/train-41.out: ERROR: Unable to locate a modulefile for 'cuda/13.1'"
     assert rows(lines)["log"] == "runs/x/jobs/logs/train-41.out"
+
+
+OLD = "galley: host_python: /usr/bin/python3 is 3.6.8, older than 3.9; name another: cluster.host_python=/usr/bin/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "todo"),
+    [
+        (f"Welcome to node 7\n{OLD}\n", OLD, "Name a Python of the nodes that is 3.9 or newer: cluster.host_python="),
+        (
+            "slurm_script: line 30: python3: command not found\n",
+            "python3: command not found",
+            "Install what is missing",
+        ),
+        ("set-up: the licence server is away\n", "set-up: the licence server is away", "Read that log: only modules"),
+    ],
+)
+def test_a_job_that_ended_before_its_attempt_is_a_failure_with_a_reason(
+    text: str, shown: str, todo: str, run: RunDir, slurm_fakes: Scenario, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.cluster.write_text("{}")
+    (run.jobs / "logs").mkdir(parents=True)
+    (run.jobs / "logs" / "prepare-41.out").write_text(text)
+    run.submitted.write_text('{"job": "41", "stage": "prepare", "time": 1.0}\n')
+    found = rows(why.lines(run))
+    assert shown[:60] in found["shown by"]
+    assert found["to do"].startswith(todo)
+    assert found["log"] == "runs/x/jobs/logs/prepare-41.out"
+    assert commands.status("x", []) == 0
+    state = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("state"))
+    assert state.startswith("state      failed: ")
+    assert shown in state
+    run.end.parent.mkdir()
+    run.end.write_text('{"reason": "stop"}')
+    assert runs.state(run, queue.look([run])[run.root]).state == "stopped"
+    run.end.unlink()
+    slurm_fakes.job("41")
+    assert runs.state(run, queue.look([run])[run.root]).state == "queued"
+    slurm_fakes.job("41", State="COMPLETED")
+    (run.jobs / "logs" / "prepare-41.out").write_text("")
+    assert "left no word" in why.lines(run)[0]
 
 
 def test_where_slurm_does_not_answer_nothing_is_called_lost(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

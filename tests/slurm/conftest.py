@@ -13,6 +13,8 @@ from slurm.box import Box, end_abandoned, why_not
 from slurm.fakes.scenario import Scenario, path_without_slurm
 from slurm.result import endings
 
+from galley_launch.job import successor
+
 if TYPE_CHECKING:
     from slurm.runs import Kitchen  # imports torch
 
@@ -81,4 +83,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
     """Fake commands on this process's PATH, which has no other Slurm on it."""
     scenario = Scenario(tmp_path / "fakes")
     monkeypatch.setenv("PATH", f"{scenario.bin}:{path_without_slurm(tmp_path / 'bin')}")
+    # Minutes of patience with a controller that is away, in a test's time.
+    for name, seconds in (("FIRST_S", 0.05), ("LONGEST_S", 0.2), ("BEGIN_S", 1.5), ("END_S", 2.0)):
+        monkeypatch.setattr(successor, name, seconds)
     return scenario

@@ -105,6 +105,65 @@ def test_a_refusal_is_slurms_own_reason_in_one_line(fakes: Scenario, tmp_path: P
     assert str(caught.value) == f"sbatch: allocation failure: {refusal}"
 
 
+BANNER = "".join(
+    f"* {number:2} Welcome to the cluster; report errors to the help desk, read the wiki *\n" for number in range(20)
+)
+REFUSED = "Jobs cannot be submitted from this host; use a login node."
+
+
+def wrapper(fakes: Scenario, body: str) -> None:
+    """A site's own script in sbatch's place."""
+    (fakes.bin / "sbatch").write_text(f"#!/bin/bash\n{body}\n")
+
+
+@pytest.mark.parametrize(
+    ("printed", "job"),
+    [
+        ("Submitted batch job 101", "101"),
+        ("Welcome to the cluster\nSubmitted batch job 101", "101"),
+        ("Submitted batch job 101 on cluster c2", "101"),
+        ("Submitted batch job 101\n2026 is the year of the new cluster\n2026", "101"),
+        (f"{BANNER}Submitted batch job 101", "101"),
+        ("101", "101"),
+        ("101;c2", "101"),
+    ],
+)
+def test_a_wrapper_that_drops_parsable(fakes: Scenario, tmp_path: Path, printed: str, job: str) -> None:
+    wrapper(fakes, f"cat <<'END'\n{printed}\nEND")
+    assert slurm.submit(tmp_path / "a.sh") == job
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+@pytest.mark.parametrize("banner", [("", ""), (BANNER, ""), ("", BANNER), (BANNER, BANNER)])
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        (REFUSED, REFUSED),
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", "Invalid qos specification"),
+        (
+            "sbatch: error: You must name a project\nsbatch: error: Batch job submission failed: Unspecified error",
+            "You must",
+        ),
+        ("Your project has no hours left", "Your project has no hours left"),
+    ],
+)
+def test_a_refusal_behind_a_banner(
+    fakes: Scenario, tmp_path: Path, stream: str, banner: tuple[str, str], refusal: str, said: str
+) -> None:
+    wrapper(fakes, f"cat >&{stream} <<'END'\n{banner[0]}{refusal}\n{banner[1]}END\nexit 1")
+    for call in (slurm.submit, slurm.test_only):
+        with pytest.raises(slurm.SlurmError) as caught:
+            call(tmp_path / "a.sh")
+        assert said in str(caught.value)
+        assert len(str(caught.value)) < 520
+
+
+def test_a_wrapper_that_refuses_with_status_0(fakes: Scenario, tmp_path: Path) -> None:
+    wrapper(fakes, f"echo '{REFUSED}'")
+    with pytest.raises(slurm.SlurmError, match="use a login node"):
+        slurm.submit(tmp_path / "a.sh")
+
+
 def test_many_jobs_are_one_call_and_one_more_for_the_forgotten(fakes: Scenario) -> None:
     fakes.set(accounting="up")
     for number in range(1, 41):

@@ -216,7 +216,7 @@ def test_exits(printed: str, status: int | None, signal: int | None) -> None:
 def test_what_sbatch_prints() -> None:
     assert id_from_sbatch("Welcome to HPC 2026\n  NOTE: 5 jobs\n1234\n") == "1234"
     assert id_from_sbatch("1234;cluster-a\n") == "1234"
-    assert id_from_sbatch("Submitted batch job 12\n") == ""
+    assert id_from_sbatch("Submitted batch job 12\n") == "12"
     assert start_from_test("sbatch: Job 5 to start at 2026-11-23T10:10:06 using 2 processors on nodes n1\n") == at(
         "2026-11-23T10:10:06"
     )

@@ -42,6 +42,10 @@ INSTALL = (
 MODULES = (
     "Correct cluster.modules, cluster.setup or cluster.conda in the cluster's profile; try them on a compute node."
 )
+HOST_PYTHON = (
+    "Name a Python of the nodes that is 3.9 or newer: cluster.host_python=/usr/bin/python3.11; with no container, "
+    "leave host_python out, and the environment's own is used."
+)
 CONTAINER = (
     "Correct cluster.container.image: it must be readable on the compute nodes, and the runtime installed there."
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from galley.rundir import Attempt, RunDir, read_json, write_atomic
-from galley_launch.job import chain, slurm
+from galley_launch.job import chain, slurm, successor
 from galley_launch.job.ending import Ending, judge, newest_checkpoint, used_hours
 from galley_launch.job.finish import conclude, drop_successor, export
 
@@ -93,7 +93,7 @@ def _check_over(run: RunDir, here: Allocation, cluster: dict[str, Any]) -> None:
 
 def _export(run: RunDir, attempt: Attempt) -> None:
     try:
-        export(run, attempt)
+        successor.insist(lambda: export(run, attempt), successor.END_S)
     except slurm.SlurmError as error:
         print(f"galley: trained, but the export could not be submitted ({error}); submit the run again", flush=True)
 
@@ -114,7 +114,7 @@ def _check_budget(run: RunDir, last: Attempt, cluster: dict[str, Any]) -> None:
 def _check_nodes(run: RunDir, here: Allocation, limit_s: int) -> None:
     """Go back into the queue where Slurm gave a node that is known to be bad (it was found out after submitting)."""
     bad = sorted(set(here.nodes) & set(chain.excluded(run)))
-    if not bad:
+    if not bad or chain.is_beforehand(run):
         return
     options = chain.options(run, limit_s, here.job)
     try:
@@ -124,16 +124,6 @@ def _check_nodes(run: RunDir, here: Allocation, limit_s: int) -> None:
         print(f"galley: {', '.join(bad)} should be avoided, but without it: {error}", flush=True)
         return
     raise NothingToDo(f"{', '.join(bad)} is to be avoided ({chain.excluded(run)[bad[0]]}); job {job} takes over")
-
-
-def _successor(run: RunDir, here: Allocation, limit_s: int) -> str | None:
-    """Queue the job that takes over when this one has ended, however it ends. One at a time."""
-    try:
-        waiting = [job.id for job in chain.live(run, ["train"]) if job.id != here.job]
-        return waiting[-1] if waiting else chain.submit(run, "train", chain.options(run, limit_s, here.job))
-    except slurm.SlurmError as error:
-        print(f"galley: no successor could be queued: {error}", flush=True)
-        return None
 
 
 def begin_training(run: RunDir) -> Path:
@@ -149,14 +139,14 @@ def begin_training(run: RunDir) -> Path:
         raise NothingToDo(f"the run is for {placement['nodes']} nodes, but Slurm gave {len(here.nodes)}")
     chain.note(run, "train", here.job)  # it may have been handed to sbatch by hand
     _check_nodes(run, here, int(cluster["limit_s"]))
-    successor = _successor(run, here, int(cluster["limit_s"]))
+    waiting, why_not = successor.at_begin(run, here.job)
     attempt = run.begin_attempt()
     ranks = len(here.nodes) * int(placement["ranks_per_node"])
     facts = {"job": here.job, "restart": here.restart, "nodes": here.nodes, "head": here.nodes[0], "port": here.port}
-    facts.update(started=time.time(), ranks=ranks, successor=successor, checkpoint=newest_checkpoint(run))
+    facts.update(started=time.time(), ranks=ranks, successor=waiting, checkpoint=newest_checkpoint(run))
     write_atomic(attempt.placement, json.dumps(placement, indent=2) + "\n")
     prepare = "0" if run.data_manifest.is_file() else "1"
-    return _open(attempt, facts, {"GALLEY_HEAD": here.nodes[0], "GALLEY_PREPARE": prepare})
+    return _open(attempt, facts, {"GALLEY_HEAD": here.nodes[0], "GALLEY_PREPARE": prepare}, why_not)
 
 
 def begin_aside(run: RunDir, stage: str, step: str) -> Path:
@@ -168,22 +158,38 @@ def begin_aside(run: RunDir, stage: str, step: str) -> Path:
     attempt = run.attempt(0) if stage == "prepare" or not attempts else attempts[-1]
     if stage == "export" and attempt.number == 0:
         raise NothingToDo("nothing was trained yet")
+    if stage == "export" and not step and chain.is_beforehand(run):
+        _check_trained(attempt)
     if stage == "prepare":
         attempt.exit.unlink(missing_ok=True)
     here = allocation()
     for error in (attempt.root / "errors").glob(f"{stage}.json"):
         error.unlink()
     facts = {"job": here.job, "nodes": here.nodes}
-    return _open(attempt, facts if stage == "prepare" else None, {"GALLEY_EXPORT_STEP": step})
+    why_not = successor.may_submit(run) if stage == "prepare" else ""
+    return _open(attempt, facts if stage == "prepare" else None, {"GALLEY_EXPORT_STEP": step or "last"}, why_not)
 
 
-def _open(attempt: Attempt, facts: dict[str, Any] | None, more: dict[str, str]) -> Path:
-    """Make the attempt's directories, write ``job.json`` and the shell's facts."""
+def _check_trained(attempt: Attempt) -> None:
+    """Raise NothingToDo where the last job of a chain, which exports, has nothing to export."""
+    end = read_json(attempt.exit) or {}
+    if end.get("verdict") != "done":
+        state = end.get("message") or end.get("reason") or "it left no word"
+        raise NothingToDo(f"the run is not done, so nothing is exported: attempt {attempt.number}: {state}")
+    if end.get("exported"):
+        raise NothingToDo("the run is exported")
+
+
+def _open(attempt: Attempt, facts: dict[str, Any] | None, more: dict[str, str], why_not: str = "") -> Path:
+    """Make the attempt's directories, write ``job.json`` and the shell's facts. ``why_not``: no job can follow."""
     here = allocation()
     for place in (attempt.logs, attempt.stop.parent, attempt.root / "errors", attempt.preflight, attempt.heartbeats):
         place.mkdir(parents=True, exist_ok=True)
     if facts is not None:
+        facts.update({"no_successor": why_not} if why_not else {})
         write_atomic(attempt.job, json.dumps(facts, indent=1) + "\n")
+    if why_not and not slurm.SlurmError(why_not).passes:
+        successor.advise(attempt, why_not)
     shell = {
         "GALLEY_ATTEMPT": str(attempt.number),
         "GALLEY_ATTEMPT_DIR": str(attempt.root),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +16,21 @@ from galley_launch.job import slurm
 DEFAULT_S = 300
 """What a stop before the time limit takes, in seconds, until it has been measured."""
 _ROWS = 2000
+
+
+def cluster(run: RunDir) -> dict[str, Any]:
+    """What the run knows of its cluster; empty where nothing can be read."""
+    return read_json(run.cluster) or {}
+
+
+def limit_s(run: RunDir) -> int:
+    """Time limit of one attempt, in seconds."""
+    return int(cluster(run)["limit_s"])
+
+
+def is_beforehand(run: RunDir) -> bool:
+    """Whether all of the run's jobs were submitted from a login node, and nodes submit none."""
+    return cluster(run).get("chain") == "login"
 
 
 def script(run: RunDir, stage: str) -> str:
@@ -70,7 +88,12 @@ def ended(job: str) -> float | None:
 def live(run: RunDir, stages: Sequence[str] = ("prepare", "train", "export")) -> list[slurm.Job]:
     """The run's jobs that wait or run. Raises SlurmError where Slurm does not answer."""
     ids = [str(each["job"]) for each in submitted(run) if each.get("stage") in stages]
-    return [job for job in slurm.jobs(ids[-20:]).values() if not job.is_over()]
+    return [job for job in slurm.jobs(ids[-max(20, recent(run)) :]).values() if not job.is_over()]
+
+
+def recent(run: RunDir) -> int:
+    """How many of the jobs that were submitted last may wait or run."""
+    return int(cluster(run).get("attempts", 0)) + 6 if is_beforehand(run) else 6
 
 
 def excluded(run: RunDir, now: float | None = None) -> dict[str, str]:
@@ -89,31 +112,50 @@ def exclude(run: RunDir, nodes: Sequence[str], why: str, hours: float) -> None:
     write_atomic(run.excluded, json.dumps(known, indent=1) + "\n")
 
 
-def measured(run: RunDir) -> tuple[float, float]:
-    """The longest step and the longest save of the last attempts, in seconds; 0: not known."""
-    try:
-        rows = run.metrics.read_text(encoding="utf-8").splitlines()[-_ROWS:]
-    except OSError:
-        return 0.0, 0.0
-    step = save = 0.0
-    for line in rows:
+class Measures:
+    """The longest step and the longest save of the last rows of a run's metrics, read as they are appended."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._path = run.metrics
+        self._position, self._torn = 0, b""
+        self._rows: deque[tuple[float, float]] = deque(maxlen=_ROWS)
+
+    def _read(self) -> None:
         try:
-            row: Mapping[str, Any] = json.loads(line)
-            step, save = max(step, float(row.get("step_s") or 0)), max(save, float(row.get("save_s") or 0))
-        except (ValueError, TypeError, AttributeError):
-            continue
-    return step, save
+            with self._path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._position:  # rows after a checkpoint were dropped
+                    self._position, self._torn = 0, b""
+                    self._rows.clear()
+                file.seek(self._position)
+                data = file.read()
+        except OSError:
+            return
+        self._position += len(data)
+        *lines, self._torn = (self._torn + data).split(b"\n")
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+                row: Mapping[str, Any] = json.loads(line)
+                self._rows.append((float(row.get("step_s") or 0), float(row.get("save_s") or 0)))
+
+    def longest(self) -> tuple[float, float]:
+        """Seconds of the longest step and of the longest save; 0: not known."""
+        self._read()
+        return max((step for step, _ in self._rows), default=0.0), max((save for _, save in self._rows), default=0.0)
+
+    def need(self, limit_s: float) -> float:
+        """Seconds before the time limit at which the ranks are asked to stop: a step, a save that is on its way and
+        another one, and some more.
+
+        At most half of the limit. Five minutes until something has been measured.
+        """
+        step, save = self.longest()
+        wanted = 2 * step + 2.5 * (save or 30.0) + 10 if step else DEFAULT_S
+        return min(wanted, limit_s / 2)
 
 
 def need(run: RunDir, limit_s: float) -> float:
-    """Seconds before the time limit at which the ranks are asked to stop: a step, a save that is on its way
-    and another one, and some more.
-
-    At most half of the limit. Five minutes until something has been measured.
-    """
-    step, save = measured(run)
-    wanted = 2 * step + 2.5 * (save or 30.0) + 10 if step else DEFAULT_S
-    return min(wanted, limit_s / 2)
+    """What :meth:`Measures.need` says of the run's metrics as they are."""
+    return Measures(run).need(limit_s)
 
 
 def lead(run: RunDir, limit_s: int) -> int:

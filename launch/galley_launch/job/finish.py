@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from galley.rundir import Attempt, RunDir, read_json, write_atomic
-from galley_launch.job import chain, preflight, slurm
+from galley_launch.job import chain, preflight, slurm, successor
 from galley_launch.job.classify import classify
 from galley_launch.job.ending import Ending, judge, newest_checkpoint
 from galley_launch.job.evidence import collect, last_step
@@ -65,8 +65,8 @@ def end_training(run: RunDir, attempt: Attempt, status: int, where: str) -> int:
     if ending.again and (read_json(attempt.stop) or {}).get("reason") == "signal":
         # scancel sends a signal, too: the successor will know how Slurm called it in the end
         write_atomic(attempt.exit, json.dumps({**body, "again": None}))
-    _follow(run, attempt, ending, facts)
     print(f"galley: attempt {attempt.number}: {ending.verdict} ({ending.reason}) {ending.message}".rstrip(), flush=True)
+    _follow(run, attempt, ending, facts)
     return 0 if ending.verdict in ("done", "stopped") else 1
 
 
@@ -87,11 +87,15 @@ def _follow(run: RunDir, attempt: Attempt, ending: Ending, facts: dict[str, Any]
     """Make the queue agree with the verdict."""
     try:
         if ending.verdict == "done":
-            export(run, attempt)  # where that fails, the successor will do it
+            # Where that fails, a successor will do it.
+            successor.insist(lambda: export(run, attempt), 0.0 if facts.get("successor") else successor.END_S)
         if not ending.again:
             drop_successor(run, str(facts.get("job", "")))
-        if ending.again and ending.nodes and facts.get("successor"):
-            slurm.update(str(facts["successor"]), ExcNodeList=",".join(sorted(chain.excluded(run))))
+        else:
+            successor.at_end(run, attempt, facts)
+        waiting = (read_json(attempt.job) or {}).get("successor")
+        if ending.again and ending.nodes and waiting and waiting == facts.get("successor"):
+            slurm.update(str(waiting), ExcNodeList=",".join(sorted(chain.excluded(run))))
     except slurm.SlurmError as error:
         print(f"galley: {error}", flush=True)
 

@@ -59,13 +59,32 @@ def submit_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name) and not _SECRET.search(name)}
 
 
-def _complaint(command: str, stderr: str, status: int) -> str:
-    """What a command said, in one line: its lines about errors if it has such, without the prefixes."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"error|fatal|failure|unrecognized|denied|disabled", line, re.I)]
-    said = [re.sub(rf"^(\S*{command}: )?(error: |fatal: )?", "", line) for line in errors or lines]
-    said = [_PLAIN if line.startswith("Unexpected message received") else line for line in said]
-    return f"{command}: {'; '.join(dict.fromkeys(said))[:500] or f'exit status {status}'}"
+# How Slurm's commands begin a refusal, and how sites' wrappers and plug-ins word one.
+_PREFIXED = re.compile(
+    r"^(?:\S*(?:sbatch|squeue|sacct|sinfo|scancel|scontrol|srun): )?(?:error|fatal): |^allocation failure"
+)
+_REFUSING = re.compile(
+    r"error|fatal|fail|unrecognized|denied|disabled|cannot|can't|may not|must not|not (?:be |)(?:allowed|permitted)"
+    r"|refuse|reject|invalid|forbidden|exceed|unable|login node",
+    re.IGNORECASE,
+)
+_SHOWN = 500
+
+
+def _complaint(command: str, text: str, status: int) -> str:
+    """What a command said, in one line: its own errors, else the lines that refuse, else the last ones.
+
+    A site's banner may stand before and after, on either stream.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if _PREFIXED.search(line)]
+    plain = [line for line in lines if line[0] not in "*#=|+~-_"] or lines  # not a banner's frame
+    said = errors or [line for line in plain if _REFUSING.search(line) or line is plain[-1]]
+    said = [re.sub(rf"^(\S*{command}: )?(error: |fatal: )?", "", line) for line in said]
+    said = list(dict.fromkeys(_PLAIN if line.startswith("Unexpected message received") else line for line in said))
+    while len(said) > 1 and len("; ".join(said)) > _SHOWN:  # the reason stands last
+        del said[0]
+    return f"{command}: {'; '.join(said)[:_SHOWN] or f'exit status {status}'}"
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
@@ -134,6 +153,13 @@ def jobs(ids: Sequence[str]) -> dict[str, Job]:
     return {each: found[each] for each in wanted if each in found}
 
 
+def jobs_named(name: str) -> dict[str, Job]:
+    """This user's jobs of that name which wait or run, by id. Raises SlurmError as :func:`jobs` does."""
+    fields = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
+    found = jobs_from_squeue(_ask(["squeue", "-h", "-a", "-u", str(os.getuid()), "-n", name, "-O", fields]))
+    return {job_id: job for job_id, job in found.items() if job.name == name and not job.is_over()}
+
+
 def job(job_id: str) -> Job | None:
     """The job, or None where neither the controller nor accounting knows it. Raises SlurmError as :func:`jobs` does."""
     return jobs([job_id]).get(job_id)
@@ -156,7 +182,7 @@ def submit(script: Path, options: Sequence[str] = (), arguments: Sequence[str] =
     done = _run(command, submit_environment(), _CHANGE_S)
     job_id = id_from_sbatch(done.stdout)
     if done.returncode or not job_id:
-        raise SlurmError(_complaint("sbatch", done.stderr or done.stdout, done.returncode))
+        raise SlurmError(_complaint("sbatch", f"{done.stdout}\n{done.stderr}", done.returncode))
     return job_id
 
 
@@ -168,7 +194,7 @@ def test_only(script: Path, options: Sequence[str] = ()) -> float | None:  # noq
     """
     done = _run(["sbatch", "--test-only", *options, str(script)], {**submit_environment(), "TZ": "UTC"}, _CHANGE_S)
     if done.returncode:
-        raise SlurmError(_complaint("sbatch", done.stderr, done.returncode))
+        raise SlurmError(_complaint("sbatch", f"{done.stdout}\n{done.stderr}", done.returncode))
     return start_from_test(done.stderr + done.stdout)
 
 

@@ -31,8 +31,20 @@ SINFO_FIELDS = ("%P", "%a", "%l", "%D", "%T", "%c", "%m", "%G", "%f")
 """Columns of ``sinfo -o``: partition, state, limit, nodes, their state, CPUs, memory, devices, features."""
 
 
+_PASSING = re.compile(
+    r"no answer from|unable to contact|timed out|time-?out|temporar|standby|connect failure|try again"
+    r"|connection (?:refused|reset|closed)|zero bytes were transmitted|communication|not responding",
+    re.IGNORECASE,
+)
+
+
 class SlurmError(Exception):
     """A Slurm command refused or could not be reached: its own message in one line."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether Slurm was away or busy, so that asking again may help; otherwise it refused."""
+        return bool(_PASSING.search(str(self)))
 
 
 @dataclass(frozen=True)
@@ -252,10 +264,15 @@ def states_from_sinfo(text: str) -> dict[str, str]:
     return {pair[0].strip(): pair[1].strip().upper() for pair in pairs if len(pair) == 2 and pair[0].strip()}
 
 
+# A site's wrapper may drop --parsable: then sbatch says "Submitted batch job 101 on cluster c2".
+_SUBMITTED = re.compile(r"(\d+)(?:;\S*)?|Submitted batch job (\d+)(?: on cluster \S+)?\.?")
+
+
 def id_from_sbatch(text: str) -> str:
-    """The job id that ``sbatch --parsable`` printed, without ``;cluster``; "" where there is none."""
-    found = [line.strip() for line in text.splitlines() if re.fullmatch(r"\d+(;\S*)?", line.strip())]
-    return found[-1].partition(";")[0] if found else ""
+    """The job id that sbatch printed, with ``--parsable`` or without, among a site's own lines; "": there is none."""
+    found = [match for line in text.splitlines() if (match := _SUBMITTED.fullmatch(line.strip()))]
+    worded = [match[2] for match in found if match[2]]
+    return worded[-1] if worded else found[-1][1] if found else ""
 
 
 def start_from_test(text: str) -> float | None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from galley.rundir import Attempt, RunDir, read_json
-from galley_launch.job import begin, chain, finish, slurm
+from galley_launch.job import begin, chain, finish, slurm, successor
 from galley_launch.job.ending import used_hours
 
 NOTHING = 3
@@ -59,27 +59,31 @@ def _stop(attempt: Attempt, signal: str) -> int:
     if signal == "USR1" and reason == "walltime" and left > need:
         print(f"galley: SIGUSR1: {left:.0f} s are left; {need:.0f} s before the end the ranks are asked", flush=True)
         clock = [sys.executable, "-E", "-s", str(run.code / "verdict.py"), "clock", str(run.root), str(attempt.root)]
-        subprocess.Popen([*clock, str(os.getppid())], start_new_session=True)
+        subprocess.Popen([*clock, str(os.getppid()), "time-only"], start_new_session=True)
         return 0
     print(f"galley: SIG{signal}: {reason}; asking the ranks to save and stop", flush=True)
     attempt.request_stop(reason)
     return 0
 
 
-def _clock(run: RunDir, attempt: Attempt, parent: int) -> int:
+def _clock(run: RunDir, attempt: Attempt, parent: int, keeps: bool) -> int:
     """Ask for a stop when the time that is left is what saving needs, or when the GPU-hours are used up.
 
     Slurm's own signal has a grain of a minute, and its lead was settled when the job was submitted; this follows the
-    steps and saves as they are measured.
+    steps and saves as they are measured. ``keeps``: also ask for a successor, where none could be queued so far.
     """
     cluster, facts = read_json(run.cluster) or {}, read_json(attempt.job) or {}
     deadline = _deadline(str(facts.get("job", "")), float(cluster["limit_s"]), float(facts["started"]))
-    hours = cluster.get("gpu_hours")
+    hours, measures = cluster.get("gpu_hours"), chain.Measures(run)
+    keeper = successor.Keeper(run, attempt) if keeps else None
     while Path(f"/proc/{parent}").is_dir() and not attempt.stop.exists():
-        if time.time() > deadline - chain.need(run, cluster["limit_s"]):
+        left = deadline - measures.need(cluster["limit_s"]) - time.time()
+        if left < 0:
             attempt.request_stop("walltime")
         elif hours and used_hours(run) >= float(hours):
             attempt.request_stop("budget")
+        elif keeper:
+            keeper.tick(left)
         time.sleep(_TICK_S)
     return 0
 
@@ -96,12 +100,12 @@ def main(argv: list[str]) -> int:
     """Run one decision; returns the exit status."""
     what, first, *rest = argv
     if what == "begin":
-        return _begin(RunDir(Path(first)), rest[0], rest[1] if len(rest) > 1 else "last")
+        return _begin(RunDir(Path(first)), rest[0], rest[1] if len(rest) > 1 else "")
     if what == "stop":
         return _stop(Attempt(Path(first)), rest[0])
     run, attempt = RunDir(Path(first)), Attempt(Path(rest[0]))
     if what == "clock":
-        return _clock(run, attempt, int(rest[1]))
+        return _clock(run, attempt, int(rest[1]), keeps=len(rest) < 3)
     if what == "end":
         return finish.end_training(run, attempt, int(rest[1]), rest[2] if len(rest) > 2 else "train")
     assert what == "end-aside", what

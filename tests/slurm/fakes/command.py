@@ -66,11 +66,16 @@ def advance(state: dict[str, Any], job: str) -> None:
 
 
 def squeue(words: list[str], state: dict[str, Any]) -> str:
-    asked = option(words, "-j", "--jobs").split(",")
-    for job in asked:
+    named = option(words, "-n", "--name")
+    if named:  # those that wait or run
+        asked = [job for job in state["jobs"] if row(state, job)["Name"] == named and job not in state["forgotten"]]
+        asked = [job for job in asked if row(state, job)["State"] in ("PENDING", "RUNNING")]
+    else:
+        asked = option(words, "-j", "--jobs").split(",")
+    for job in [] if named else asked:
         advance(state, job)
     known = [job for job in asked if job in state["jobs"] and job not in state["forgotten"]]
-    if not known and len(asked) == 1:
+    if not known and len(asked) == 1 and not named:
         fail("slurm_load_jobs error: Invalid job id specified")
     columns = [column.partition(":") for column in option(words, "-O", "--Format").split(",")]
     return "".join("".join(row(state, job)[name] + end for name, _, end in columns) + "\n" for job in known)
@@ -136,6 +141,9 @@ def sinfo(words: list[str], state: dict[str, Any]) -> str:
 def answer(program: str, words: list[str], state: dict[str, Any]) -> str:
     if "--version" not in words:
         time.sleep(state["delay"])
+        if state["away"] > 0 and program in UNREACHED:  # the controller comes back after so many calls
+            state["away"] -= 1
+            fail(UNREACHED[program])
         if state["controller"] == "down" and program in UNREACHED:  # sacct asks another daemon
             fail(UNREACHED[program])
     does = (sbatch, squeue, sacct, scancel, scontrol, sinfo)

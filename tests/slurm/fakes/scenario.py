@@ -10,6 +10,7 @@ PROGRAMS = ("sbatch", "squeue", "scontrol", "sacct", "sinfo", "scancel", "srun")
 COMMAND = Path(__file__).with_name("command.py")
 EMPTY: dict[str, Any] = {
     "controller": "up",  # or down
+    "away": 0,  # so many calls that the controller does not answer before it is up
     "accounting": "disabled",  # or up, down
     "lag": 0,  # calls of sacct that do not know a job yet
     "delay": 0,  # seconds before every answer

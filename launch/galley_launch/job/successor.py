@@ -1,0 +1,164 @@
+"""The job that takes over: queued as an attempt begins, asked for again while Slurm does not answer, missed aloud.
+
+Slurm's controller is busy or away now and then, and some sites take no submission from their compute nodes. So the
+beginning of an attempt asks for a while, its clock goes on asking beside training, and its end asks once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from galley.rundir import Attempt, RunDir, read_json, write_atomic
+from galley_launch.job import chain, slurm
+
+BEGIN_S, END_S = 30.0, 600.0
+"""How long an attempt asks before it trains, and after it: nodes are idle meanwhile."""
+FIRST_S, LONGEST_S = 3.0, 60.0
+"""The first pause between two tries, and the longest."""
+_SPARE_S = 180.0
+"""So long before it must ask the ranks to stop, the clock asks Slurm for nothing more: an answer may take a minute."""
+
+Value = TypeVar("Value")
+
+
+def insist(action: Callable[[], Value], seconds: float) -> Value:
+    """What ``action`` returns; tried again, with pauses that grow, for ``seconds`` while Slurm does not answer.
+
+    Raises:
+        SlurmError: Slurm refused, or did not answer in all that time.
+    """
+    pause, end = FIRST_S, time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except slurm.SlurmError as error:
+            if not error.passes or time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_S)
+
+
+def find(run: RunDir, here: str) -> str | None:
+    """The job that waits to take over from job ``here``. Raises SlurmError.
+
+    Also one that is not written down: sbatch may have been ended, or given up, after Slurm took the job.
+    """
+    waiting = [job.id for job in chain.live(run, ["train"]) if job.id != here]
+    if waiting:
+        return waiting[-1]
+    name, known = str(chain.cluster(run).get("job_name", "")), {str(each["job"]) for each in chain.submitted(run)}
+    if not name or "," in name:
+        return None
+    lost = [job for job in slurm.jobs_named(name) if job not in known and job != here]
+    if lost:
+        chain.note(run, "train", lost[-1])
+    return lost[-1] if lost else None
+
+
+def queue(run: RunDir, here: str) -> str:
+    """The job that takes over from job ``here``: the one that waits, or a new one. Raises SlurmError."""
+    waiting = find(run, here)
+    if waiting:
+        return waiting
+    if chain.is_beforehand(run):
+        count = chain.cluster(run).get("attempts")
+        raise slurm.SlurmError(f"it is the last of the {count} attempts that cluster.chain=login submitted")
+    return chain.submit(run, "train", chain.options(run, chain.limit_s(run), here))
+
+
+def at_begin(run: RunDir, here: str) -> tuple[str | None, str]:
+    """The successor of job ``here``, or None and why there is none yet."""
+    try:
+        return insist(lambda: queue(run, here), BEGIN_S), ""
+    except slurm.SlurmError as error:
+        print(f"galley: no successor could be queued: {error}", flush=True)
+        return None, str(error)
+
+
+def may_submit(run: RunDir) -> str:
+    """Why this node may not submit the jobs that follow, as far as a test shows; empty: it may, or Slurm is away."""
+    if chain.is_beforehand(run):
+        return ""
+    options = [each for each in chain.options(run, chain.limit_s(run), None) if not each.startswith("--exclude")]
+    try:
+        slurm.test_only(run.jobs / "train.sbatch", options)
+    except slurm.SlurmError as error:
+        return "" if error.passes else str(error)
+    return ""
+
+
+def advise(attempt: Attempt, why: str) -> None:
+    """Say in the attempt's own log, too, that nothing follows it, and what helps."""
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    line = f"galley: chain: no job can be queued from {node} ({why}): nothing follows this attempt by itself; submit"
+    line += " again when it has ended"
+    if not chain.is_beforehand(RunDir(attempt.root.parent.parent)):
+        line += ", or submit with cluster.chain=login, which queues a chain of jobs beforehand"
+    print(line, flush=True)
+    with contextlib.suppress(OSError), attempt.log("job").open("a", encoding="utf-8") as log:
+        log.write(f"{line}\n")
+
+
+def _keep(attempt: Attempt, successor: str | None, why: str) -> None:
+    """Write the successor, or why there is none, into the attempt's ``job.json``."""
+    facts = {key: value for key, value in (read_json(attempt.job) or {}).items() if key != "no_successor"}
+    facts["successor"] = successor
+    write_atomic(attempt.job, json.dumps(facts | ({"no_successor": why} if why else {}), indent=1) + "\n")
+
+
+class Keeper:
+    """Asks for a successor beside training, where none could be queued as the attempt began."""
+
+    def __init__(self, run: RunDir, attempt: Attempt) -> None:
+        self.run, self.attempt = run, attempt
+        facts = read_json(attempt.job) or {}
+        self.here, why = str(facts.get("job", "")), str(facts.get("no_successor") or "")
+        self.open = bool(self.here) and not facts.get("successor") and (not why or slurm.SlurmError(why).passes)
+        self.pause, self.next = LONGEST_S / 4, time.monotonic()
+
+    def tick(self, left: float) -> None:
+        """Try again, if it is time to and ``left`` seconds until the ranks are asked to stop are enough."""
+        if not self.open or time.monotonic() < self.next or left < _SPARE_S:
+            return
+        try:
+            job = queue(self.run, self.here)
+        except slurm.SlurmError as error:
+            self.pause = min(2 * self.pause, 10 * LONGEST_S)
+            self.next, self.open = time.monotonic() + self.pause, error.passes
+            if not error.passes:
+                _keep(self.attempt, None, str(error))
+                advise(self.attempt, str(error))
+            return
+        self.open = False
+        _keep(self.attempt, job, "")
+        print(f"galley: job {job} takes over when this one has ended", flush=True)
+
+
+def at_end(run: RunDir, attempt: Attempt, facts: dict[str, Any]) -> str:
+    """See to it that another attempt follows; returns why none does, or nothing."""
+    here, before = str(facts.get("job", "")), facts.get("successor")
+
+    def ask() -> str:
+        if attempt.is_superseded() or read_json(run.end):
+            return ""
+        return queue(run, here)
+
+    try:
+        job = insist(ask, 0.0 if before or chain.is_beforehand(run) else END_S)
+    except slurm.SlurmError as error:
+        # One that was queued is still there, as far as anybody knows.
+        why = "" if before and error.passes else str(error)
+        if why:
+            _keep(attempt, None, why)
+            print(f"galley: nothing follows this attempt ({why}); submit the run again", flush=True)
+        return why
+    if job and job != before:
+        _keep(attempt, job, "")
+        print(f"galley: job {job} takes over", flush=True)
+    return ""
