@@ -17,7 +17,7 @@ from galley_launch import words as foreign
 _KEY = re.compile(r"[A-Za-z_][\w.-]*=")
 _PLAN_KEYS = "name runs deepspeed device ranks gpus nodes cluster init_from force"
 
-RESERVED = frozenset(f"{_PLAN_KEYS} step attempt rank".split())
+RESERVED = frozenset(f"{_PLAN_KEYS} files step attempt rank yes".split())
 """The launcher's own keys; no recipe key may be one of these."""
 
 _CLUSTER = "cluster."
@@ -43,7 +43,7 @@ VERBS = {
     "recipes": Verb("[WORD…]", frozenset()),
     "show": Verb("RECIPE", frozenset(["deepspeed"]), settings=True),
     "copy": Verb("RECIPE [TO]", frozenset()),
-    "plan": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
+    "plan": Verb("RECIPE", frozenset(f"{_PLAN_KEYS} files".split()), settings=True),
     "run": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
     "submit": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
     "clusters": Verb("[NAME]", frozenset()),

@@ -19,7 +19,7 @@ import yaml
 from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.text import one_line
-from galley_launch import assets
+from galley_launch import assets, needs
 from galley_launch.arguments import nearest
 from galley_launch.strings import Tree, merged, read_yaml
 
@@ -27,7 +27,11 @@ _SUFFIXES = (".yaml", ".yml")
 _FILES = ("extends", "model.path", "model.chat_template", "data.path", "data.held_out_path", "deepspeed")
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])")
 _MILLIONS = {"m": 1.0, "b": 1000.0}
-_WIDTH, _MODEL = 120, 28
+_MODEL = 22
+_NARROW = 110
+"""Columns below which the table leaves out what a recipe's name mostly says."""
+COLUMNS = ("recipe", "model", "method", "zero", "GPUs", "memory", "about")
+"""Of the table. ``memory``: what a recipe takes of each GPU."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Source:
     """Files that it extends, the nearest first."""
     wrote: Mapping[str, str] = field(default_factory=dict)
     """Dotted key to file, of what such a file says and this recipe does not."""
+    changes: tuple[str, ...] = ()
+    """What the command line changed, a line for each key."""
 
     def beside(self, key: str) -> Path:
         """Where a relative path under ``key`` is looked for: beside the file that wrote it."""
@@ -139,10 +145,12 @@ def _leaf(tree: Tree, path: str, default: str) -> str:
     return value if isinstance(value, str) else default
 
 
-def _row(name: str, tree: Tree) -> tuple[str, ...]:
+def _row(name: str, source: Source) -> tuple[str, ...]:
     """A line of the table, as the file says it: nothing is checked here."""
+    tree, needed = source.tree, needs.of_header(source.text)
     model = _leaf(tree, "model.path", "").rstrip("/")
-    return name, model, _leaf(tree, "method.kind", "lora"), _leaf(tree, "deepspeed", "zero2"), _leaf(tree, "about", "")
+    method, zero = _leaf(tree, "method.kind", "lora"), _leaf(tree, "deepspeed", "zero2")
+    return name, model, method, zero, needed.gpus, needed.memory, _leaf(tree, "about", "")
 
 
 def order(name: str) -> tuple[str, float, str]:
@@ -152,33 +160,35 @@ def order(name: str) -> tuple[str, float, str]:
 
 
 def rows(words: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Name, model, method, ZeRO and description of each recipe in which every word occurs; and what cannot be read."""
+    """A row for each recipe in which every word occurs, as ``COLUMNS`` has it; and what cannot be read."""
     found, problems = [], []
     for name, path in sorted(recipes().items(), key=lambda each: order(each[0])):
         try:
-            row = _row(name, read(path).tree)
+            row = _row(name, read(path))
         except UserError as error:
             problems.append(str(error))
             continue
-        text = " ".join(row).lower()
-        if all(word.lower() in text for word in words):
+        if needs.matches(tuple(words), row):
             found.append(row)
     return found, problems
 
 
 def listing(words: Sequence[str]) -> int:
     """Print the table of :func:`rows`. Raises ``UserError`` where it would be empty."""
-    from galley_launch.view import table
+    from galley_launch.view import screen_width, table
 
     found, problems = rows(words)
     for problem in problems:
         print(f"galley: note: {one_line(problem)}", file=sys.stderr)
     if not found:
         raise UserError("recipes", f"none matches {' '.join(words)!r}", "list them all: galley recipes")
+    width = screen_width()
+    shown = [number for number, column in enumerate(COLUMNS) if width >= _NARROW or column not in ("model", "zero")]
     cells = [(name, _cut(model.rpartition("/")[2], _MODEL), *rest) for name, model, *rest in found]
-    columns = ("recipe", "model", "method", "zero", "about")
-    room = _WIDTH - sum(max(map(len, each)) + 2 for each in list(zip(columns, *cells, strict=True))[:-1])
-    table(columns, [(*each[:-1], _cut(each[-1], room)) for each in cells])
+    lines = [tuple(row[number] for number in shown) for row in (COLUMNS, *cells)]
+    room = width - sum(max(map(len, each)) + 2 for each in list(zip(*lines, strict=True))[:-1])
+    columns, *body = [(*line[:-1], _cut(line[-1], room)) for line in lines]
+    table(columns, body)
     return 0
 
 

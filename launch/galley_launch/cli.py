@@ -31,11 +31,13 @@ class Todo:
 def recipes(*words: str) -> Todo:
     """List the recipes, or those that mention every WORD.
 
-    A word is part of a name, a model, a method, a ZeRO config or a description.
+    A word is part of a name, a model, a method, a ZeRO config, GPUs, memory or a description.
+    GPUs: 2x8x40GB are two nodes of eight GPUs of 40 GB. memory: what the recipe takes of each GPU.
 
     galley recipes
     galley recipes qwen qlora
-    galley recipes "24 GB"
+    galley recipes 24GB
+    galley recipes moe
     """
     return Todo(lambda: _catalogue().listing(words))
 
@@ -65,11 +67,12 @@ def copy(recipe: str, to: str = "") -> Todo:
 def plan(recipe: str, *settings: str) -> Todo:
     """Print what `galley run` with the same words would write and start; write and start nothing.
 
-    The bytes of run.json and the commands go to stdout, a summary to stderr. Works without torch and without a GPU.
+    It ends with a summary: the run, the whole batch, and what these words change of the recipe.
+    files=all prints every file before that, byte for byte. Works without torch and without a GPU.
 
     galley plan smollm2-135m-lora
     galley plan smollm2-135m-lora deepspeed=zero3 ranks=2 batch.samples=32
-    galley plan my.yaml deepspeed=my-deepspeed.json > plan.txt
+    galley plan my.yaml deepspeed=my-deepspeed.json files=all > plan.txt
     """
     return Todo(lambda: _commands().show_plan(recipe, settings))
 

@@ -14,22 +14,22 @@ from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import RunSpec
 from galley.text import one_line
-from galley_launch import cautions, compose, facts, plan, queue, resume, runs, view
+from galley_launch import cautions, compose, plan, plan_screen, queue, resume, runs, view
 from galley_launch.arguments import split, whole
 from galley_launch.recipe import header
 from galley_launch.recipe import schema as recipe_schema
 
 
 def show(name: str, settings: Sequence[str]) -> int:
-    """Print a recipe's manual, what it extends, then the whole recipe with every default."""
-    import yaml
+    """Print a recipe's manual, what it extends, then the whole recipe with every default, explained."""
+    from galley_launch import explained
 
     source, recipe, _ = compose.resolve(name, settings)
     extends = f"Extends  {', which extends '.join(source.extends)}" if source.extends else ""
     manual = "\n".join(part for part in (header(source.text), extends) if part)
     if manual:
         print(manual, end="\n\n")
-    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120), end="")
+    print(explained.text(recipe), end="")
     return 0
 
 
@@ -59,18 +59,15 @@ def _note(notes: Sequence[str]) -> None:
 
 
 def show_plan(name: str, settings: Sequence[str]) -> int:
-    """Print a summary on stderr; on stdout every file that ``run`` would write and the commands of its stages."""
+    """Print what ``run`` or, with ``cluster=``, ``submit`` would write and start, and a summary."""
+    all_files, settings = plan_screen.wants_files(settings)
     if any(split(setting)[0] == "cluster" for setting in settings):
-        return _show_submission(name, settings)
+        return _show_submission(name, settings, all_files)
     made = compose.compose(name, settings, imagine=True)
     outlook = resume.outlook(made.run, compose.earlier(made.run), made.spec)
     todo = plan.left(_make_plan(made.spec, made.run, outlook.attempt), outlook.what)
-    _note([*made.notes, *cautions.of_length(made.spec, made.run), *_said_of(outlook.what, made.spec.name)])
-    known = facts.of_model(made.spec.placement.paths.model)
-    print("\n".join(view.summary(made.spec, known)), end="\n\n", file=sys.stderr, flush=True)
-    blocks = [f"# {made.run.root / file}\n{text}" for file, text in todo.files.items()]
-    blocks += [f"# {stage.name}\n{stage.shell()}\n" for stage in todo.stages]
-    print("\n".join(blocks), end="")
+    notes = [*made.notes, *cautions.of_length(made.spec, made.run), *_said_of(outlook.what, made.spec.name)]
+    plan_screen.show(made, todo, notes, made.run.root, all_files)
     return 0
 
 
@@ -85,21 +82,14 @@ def _submission(name: str, settings: Sequence[str]) -> tuple[compose.Composed, p
     return made, todo, outlook
 
 
-def _show_submission(name: str, settings: Sequence[str]) -> int:
+def _show_submission(name: str, settings: Sequence[str], all_files: bool) -> int:
     """The files of a submission, and its ``sbatch`` commands: what ``submit`` writes and runs, byte for byte."""
     from galley_launch import submission
 
     made, todo, outlook = _submission(name, settings)
-    _note([*made.notes, *cautions.of_length(made.spec, made.run), *_said_of(outlook.what, made.spec.name, "submit")])
-    known = facts.of_model(made.spec.placement.paths.model)
-    print("\n".join(view.summary(made.spec, known)), end="\n\n", file=sys.stderr, flush=True)
-    root = made.run.root.absolute()
-    blocks = [f"# {root / file}\n{text}" for file, text in todo.files.items()]
-    if todo.stages:
-        copies = submission.code()
-        blocks.append(f"# {root / 'code'}: {len(copies)} files, copied\n" + "".join(f"#   {each}\n" for each in copies))
-    blocks += [f"# {stage.name}\n{stage.shell()}\n" for stage in todo.stages]
-    print("\n".join(blocks), end="")
+    notes = [*made.notes, *cautions.of_length(made.spec, made.run), *_said_of(outlook.what, made.spec.name, "submit")]
+    copies = list(submission.code()) if todo.stages else []
+    plan_screen.show(made, todo, notes, made.run.root.absolute(), all_files, copies)
     return 0
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from galley.errors import UserError
 from galley.rundir import RunDir, read_json
 from galley.spec import Origin, Placement, RunSpec
-from galley_launch import assets, catalogue, cautions, devices, facts, places, rules, zero
+from galley_launch import assets, catalogue, cautions, changes, devices, facts, places, rules, zero
 from galley_launch.arguments import is_ours, is_text, of_cluster, split, whole
 from galley_launch.catalogue import Source
 from galley_launch.ds_keys import read_keys
@@ -38,6 +38,8 @@ class Composed:
     cluster: Cluster | None = None
     """Where it is submitted to; None: it runs on this box."""
     cluster_name: str = ""
+    changes: tuple[str, ...] = ()
+    """What the command line changed of the recipe, a line for each key."""
 
 
 def find(name: str, base: str = "runs") -> Source:
@@ -86,7 +88,8 @@ def resolve(name: str, settings: Sequence[str]) -> tuple[Source, Recipe, dict[st
     if "deepspeed" in ours:
         tree = tree | {"deepspeed": ours["deepspeed"]}
     typed = {resolve_key(split(setting)[0]) for setting in theirs} | {"deepspeed"} & set(ours)
-    source = replace(source, wrote={key: file for key, file in source.wrote.items() if key not in typed})
+    wrote = {key: file for key, file in source.wrote.items() if key not in typed}
+    source = replace(source, wrote=wrote, changes=changes.changes(source.tree, tree))
     return source, build(tree, source.label, {**source.wrote, **dict.fromkeys(typed, "command line")}), ours
 
 
@@ -269,4 +272,4 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
         raise _refused(error) from None
     typed = {resolve_key(split(setting)[0]) for setting in settings if not is_ours(setting)}
     notes = cautions.of_rate(recipe, source, typed, facts.of_model(placement.paths.model))
-    return Composed(spec, run, (*where.notes, *notes), cluster, at)
+    return Composed(spec, run, (*where.notes, *notes), cluster, at, source.changes)

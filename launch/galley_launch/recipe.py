@@ -13,6 +13,7 @@ from copy import deepcopy
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from galley.errors import UserError
@@ -68,6 +69,11 @@ def _sections(kind: type[BaseModel], prefix: str = "") -> dict[str, type[BaseMod
 
 
 _SECTIONS = _sections(Recipe)
+
+
+def section_fields(section: str) -> Mapping[str, FieldInfo]:
+    """The fields of a section (``tracking.wandb``) by name; empty where there is no such section."""
+    return _SECTIONS[section].model_fields if section in _SECTIONS else {}
 
 
 def keys() -> dict[str, list[str]]:

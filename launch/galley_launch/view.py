@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -14,6 +16,14 @@ from galley_launch.facts import Facts
 if TYPE_CHECKING:  # Not imported for a table: pydantic takes long.
     from galley.spec import RunSpec
     from galley_launch.runs import State
+
+_WIDEST = 120
+
+
+def screen_width() -> int:
+    """Columns to write in: those of the terminal, where there is one, and at most 120."""
+    terminal = any(os.isatty(stream) for stream in (1, 2))
+    return min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST) if terminal else _WIDEST
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -98,7 +98,7 @@ def test_the_data_is_looked_for_beside_the_recipe_too(here: Path, capsys: pytest
     line = nothing_happened(here, ["run", "deep/my.yaml", *ON_CPU], capsys)
     assert f"data.path: no file at {here}/others.jsonl, nor at {here}/deep/others.jsonl;" in line
     (here / "deep" / "others.jsonl").write_text("{}")
-    assert cli.main(["plan", "deep/my.yaml", *ON_CPU]) == 0
+    assert cli.main(["plan", "deep/my.yaml", *ON_CPU, "files=all"]) == 0
     assert f'"data": "{here}/deep/others.jsonl"' in capsys.readouterr().out
 
 

@@ -1,5 +1,7 @@
 """Recipes: found, put together with those that they extend, listed."""
 
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -170,7 +172,8 @@ def test_show_prints_the_whole_recipe_and_what_it_extends(here: Path, capsys: py
     write("recipes/b.yaml", BASE)
     assert cli.main(["show", "a", "lr=1e-5"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("Mine.\nExtends  recipes/b.yaml\n\nmodel:\n  path: org/model\n")
+    assert out.startswith("Mine.\nExtends  recipes/b.yaml\n\n# The pretrained model")
+    assert "\n  path: org/model\n" in out
     shown = build(read_yaml(out[out.index("model:") :], "show"), "show")
     assert (shown.seed, shown.optimizer.lr, shown.batch.samples) == (5, 1e-5, 16)
 
@@ -238,6 +241,42 @@ def test_every_word_has_to_match_somewhere(here: Path, capsys: pytest.CaptureFix
         assert f"recipes: none matches '{' '.join(wrong)}'" in capsys.readouterr().err
 
 
+def test_memory_is_found_however_it_is_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = set(listed(capsys, "8GB"))
+    assert small == set(listed(capsys, "8 GB")) == set(listed(capsys, "8gb")) == set(listed(capsys, "8-GB"))
+    assert {"qwen3-4b-qlora", "gemma3-1b-lora"} <= small
+    assert not small & set(listed(capsys, "24GB"))
+    assert "llama3.1-8b-lora" in listed(capsys, "24GB", "lora")
+    assert "mistral-7b-full" in listed(capsys, "2x24GB")
+    assert set(listed(capsys, "nodes")) == {"qwen3-14b-full", "llama3.1-70b-full"} == set(listed(capsys, "multi-node"))
+
+
+@pytest.mark.parametrize("word", ["moe", "MoE", "mixture", "mixture of experts", "a3b"])
+def test_mixtures_of_experts_are_found(word: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert listed(capsys, word) == ["qwen3-30b-a3b-lora"]
+
+
+def test_the_table_has_gpus_and_memory_of_the_headers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row[0]: row[4:6] for row in catalogue.rows([])[0]}
+    assert rows["qwen3-4b-qlora"] == ("1x8GB", "6.5GB")
+    assert rows["llama3.1-70b-full"] == ("16x8x40GB", "23.0GB")
+    assert rows["mistral-7b-full"] == ("2x24GB", "8.8GB")
+    assert [name for name, row in rows.items() if not all(row)] == ["demo"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 120, 200])
+def test_the_table_fits_the_terminal(columns: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.isatty", lambda _stream: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        catalogue.listing([])
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= max(min(columns, 120), 62)
+    assert all(column in lines[0] for column in ("recipe", "method", "GPUs", "memory", "about"))
+    assert ("model" in lines[0]) == (columns >= 110)
+
+
 def test_the_columns_line_up_and_fit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("recipes/mine.yaml", BASE + f"about: {'very ' * 40}long\n")
     assert cli.main(["recipes"]) == 0
@@ -265,7 +304,7 @@ def test_defaults_in_the_table_are_those_of_a_recipe(here: Path) -> None:
     write("recipes/least.yaml", BASE)
     row = next(row for row in catalogue.rows([])[0] if row[0] == "least")
     recipe = settled("least")
-    assert row == ("least", recipe.model.path, recipe.method.kind, recipe.deepspeed, recipe.about)
+    assert row == ("least", recipe.model.path, recipe.method.kind, recipe.deepspeed, "", "", recipe.about)
 
 
 def test_listing_imports_nothing_heavy() -> None:

@@ -39,7 +39,7 @@ def begun(name: str, words: list[str]) -> RunDir:
 
 
 def test_plan_prints_the_bytes_that_run_writes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "my.yaml", *ON_CPU, "lr=1e-3"]) == 0
+    assert cli.main(["plan", "my.yaml", *ON_CPU, "lr=1e-3", "files=all"]) == 0
     out, err = capsys.readouterr()
     made = compose.compose("my.yaml", [*ON_CPU, "lr=1e-3"], imagine=False)
     files = plan.make(made.spec, made.run, 1, None).files
@@ -192,7 +192,7 @@ def test_a_plan_of_a_finished_run_says_so(here: Path, capsys: pytest.CaptureFixt
 
 def test_a_plan_of_a_trained_run_is_its_export(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended(begun("my.yaml", ON_CPU))
-    assert cli.main(["plan", "my.yaml", *ON_CPU]) == 0
+    assert cli.main(["plan", "my.yaml", *ON_CPU, "files=all"]) == 0
     out, err = capsys.readouterr()
     assert [line for line in out.splitlines() if line.startswith("# ")] == ["# runs/my/run.json", "# export"]
     assert "GALLEY_ATTEMPT=1" in out

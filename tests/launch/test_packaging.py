@@ -57,7 +57,7 @@ def test_plan_works_from_the_root_without_torch(galley: Path) -> None:
     python = galley.with_name("python")
     probe = "import importlib.util as u; print([m for m in ('torch', 'transformers', 'numpy') if u.find_spec(m)])"
     assert subprocess.run([python, "-c", probe], capture_output=True, text=True, env=CLEAN).stdout == "[]\n"
-    done = run(galley, "plan", "smollm2-135m-lora", "device=cpu", "ranks=2", "deepspeed=zero3")
+    done = run(galley, "plan", "smollm2-135m-lora", "device=cpu", "ranks=2", "deepspeed=zero3", "files=all")
     assert done.returncode == 0, done.stderr
     assert '"name": "smollm2-135m-lora"' in done.stdout
     assert "PYTHONPATH" not in done.stdout

@@ -22,7 +22,7 @@ SINFO = "gpu*|up|1-00:00:00|3|idle|96|1031000|gpu:h100:8|h100\ncpu|up|infinite|9
 
 
 def test_submit_does_what_plan_printed(here: Path, fakes: Scenario, capsys: pytest.CaptureFixture[str]) -> None:
-    status, plan, _ = galley(capsys, "plan", *WORDS)
+    status, plan, _ = galley(capsys, "plan", *WORDS, "files=all")
     assert (status, fakes.calls(), RUN.root.exists()) == (0, [], False)
     status, out, err = galley(capsys, "submit", *WORDS)
     assert (status, err) == (0, "")

@@ -1,0 +1,42 @@
+"""A whole recipe as YAML, with what each setting means in a comment above it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from galley_launch.recipe import Recipe
+
+_WIDTH = 80
+
+
+def text(recipe: Recipe) -> str:
+    """The YAML of ``recipe``, every default filled in; it reads back as the same recipe."""
+    return "\n".join(_section(recipe, "")) + "\n"
+
+
+def _section(part: BaseModel, indent: str) -> Iterator[str]:
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        described = field.description or (type(value).__doc__ if isinstance(value, BaseModel) else "") or ""
+        description = " ".join(described.split()).replace("``", "").replace("None:", "null:")
+        width = _WIDTH - len(indent) - 2
+        if not indent and name != "model":
+            yield ""
+        yield from (f"{indent}# {line}" for line in textwrap.wrap(description, width, break_on_hyphens=False))
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:"
+            yield from _section(value, f"{indent}  ")
+        else:
+            yield f"{indent}{_setting(name, value)}"
+
+
+def _setting(name: str, value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    flow = isinstance(plain, list)  # [a, b] on one line
+    text = yaml.safe_dump(plain, default_flow_style=flow, allow_unicode=True, width=10_000)
+    return f"{name}: {text.removesuffix('...' + chr(10)).strip()}"
