@@ -40,15 +40,15 @@ if [[ $stage != train ]]; then
 fi
 
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$GALLEY_THREADS
-host=false
-[[ ${SLURM_NODEID:-0} == 0 ]] && host=true
+# Ranks find each other in a file that is the user's alone: no port, and its locks must hold between nodes.
+meeting=$local/meeting
+[[ $GALLEY_NODES == 1 ]] || meeting=${GALLEY_MEETING:-$GALLEY_ATTEMPT_DIR}/meeting-$GALLEY_RENDEZVOUS
 # Slurm's SIGTERM may reach every process of the step. Only this shell acts on it: it asks all ranks to save.
 asked() { [[ -e $GALLEY_ATTEMPT_DIR/ctl/stop ]] || { printf '{"reason": "signal"}' >"$local/stop" && cp "$local/stop" "$GALLEY_ATTEMPT_DIR/ctl/stop"; }; }
 trap '' TERM USR1
-"$GALLEY_PYTHON" -m torch.distributed.run \
+"$GALLEY_PYTHON" -m galley.launch_ranks \
   --nnodes "$GALLEY_NODES" --nproc-per-node "$GALLEY_RANKS" --max-restarts 0 \
-  --rdzv-backend c10d --rdzv-id "$GALLEY_RENDEZVOUS" --rdzv-endpoint "$GALLEY_HEAD:$GALLEY_PORT" \
-  --rdzv-conf "is_host=$host,join_timeout=300,read_timeout=60" --local-addr "$node" \
+  --rdzv-backend file --rdzv-id "$GALLEY_RENDEZVOUS" --rdzv-endpoint "$meeting" --rdzv-conf "rank=${SLURM_NODEID:-0}" \
   --signals-to-handle SIGQUIT \
   -m galley.train "$GALLEY_RUN/run.json" &
 ranks=$!

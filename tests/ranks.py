@@ -11,9 +11,9 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -27,17 +27,11 @@ PRELOAD = (
 GRACE = 20.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _become_rank(job: dict[str, Any], rank: int) -> None:
     world = job["world"]
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"]),
+        "GALLEY_STORE": job["store"],
     } | job["env"]  # fmt: skip
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -110,6 +104,7 @@ class Ranks:
     """Modules to import beside ``PRELOAD``."""
 
     def __post_init__(self) -> None:
+        self.folder, self.stores = tempfile.TemporaryDirectory(), 0
         root = Path(__file__).resolve().parents[1]
         env = os.environ | {
             "PYTHONPATH": os.pathsep.join(str(root / each) for each in ("src", "launch", "tests", "tests/train")),
@@ -123,7 +118,9 @@ class Ranks:
 
     def start(self, call: str, argv: list[str], world: int, log: Path, env: dict[str, str] | None = None) -> list[int]:
         """Start ``world`` ranks on ``module:function``; returns their process ids. One job at a time."""
-        job = {"call": call, "argv": argv, "world": world, "log": str(log), "port": free_port(), "env": env or {}}
+        job = {"call": call, "argv": argv, "world": world, "log": str(log), "env": env or {}}
+        self.stores += 1
+        job["store"] = str(Path(self.folder.name) / f"store-{self.stores}")
         assert self.server.stdin is not None
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()

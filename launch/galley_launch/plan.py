@@ -91,7 +91,7 @@ def make(spec: RunSpec, run: RunDir, attempt: int, python_path: str | None) -> P
     alone = _env(spec, attempt, python_path, 1)
     ranked = _env(spec, attempt, python_path, place.ranks_per_node)
     # Even one rank goes through torchrun, so that every run has the same shape.
-    torchrun = ("torch.distributed.run", "--standalone", "--nnodes", "1")
+    torchrun = ("galley.launch_ranks", "--rdzv-backend", "file", "--nnodes", "1")
     ranks = ("--nproc-per-node", str(place.ranks_per_node))
     train = (sys.executable, "-m", *torchrun, *ranks, "-m", "galley.train", file)
     placement = json.dumps(place.model_dump(mode="json"), indent=2) + "\n"

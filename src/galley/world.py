@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
 from galley import operators
 from galley.errors import UserError
@@ -28,6 +27,7 @@ from galley.files import open_lock
 from galley.rundir import Attempt, RunDir
 from galley.spec import Placement
 from galley.stage import Superseded
+from galley.store import STORE, await_keys
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
@@ -63,10 +63,14 @@ class World:
         return self.sum(float(flag))[0] > 0
 
     def gather(self, value: T) -> list[T]:
-        """One value (it is pickled) from each rank, on every rank, in rank order (collective)."""
-        values: list[T] = [value] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        """One JSON value from each rank, on every rank, in rank order (collective). Nothing is unpickled."""
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([text.numel()], device=self.device))
+        longest = max(int(size) for size in sizes)
+        texts = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.size)]
+        dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - text.numel())))
+        return [json.loads(bytes(got[: int(size)].tolist())) for got, size in zip(texts, sizes, strict=True)]
 
     def barrier(self) -> None:
         """Wait for all ranks (collective)."""
@@ -79,7 +83,7 @@ class World:
 
 
 def join(placement: Placement) -> World:
-    """Join the process group that torchrun's environment describes, once every rank is there.
+    """Join the process group in the file that ``galley.launch_ranks`` names, once every rank is there.
 
     Raises ``UserError`` when the world is not the one that the placement was made for (training with another world
     size would silently change the global batch), or when two ranks are on one GPU. Raises ``RuntimeError``, naming
@@ -87,13 +91,30 @@ def join(placement: Placement) -> World:
     """
     world = _place(placement)
     operators.adopt(placement)
-    store, *_ = next(rendezvous("env://", timeout=PATIENCE))
+    store = _store()
+    if placement.nodes == 1:
+        stay_inside()
     meet(store, world, _gpu(world.device))
     if problem := _within(REACH, lambda: _connect(store, world)):
         what = f"ranks could not reach each other within {REACH:g} s: {problem}"
         raise RuntimeError(f"rank {world.rank} on {platform.node()}: {what}")
     deepspeed.init_distributed(dist_backend=dist.get_backend(), timeout=PATIENCE, verbose=False)
     return world
+
+
+def _store() -> Store:
+    path = os.environ.get(STORE)
+    if not path:
+        raise UserError("environment", f"{STORE} is not set, so ranks cannot find each other", "start runs with galley")
+    store = FileStore(path, -1)
+    store.set_timeout(PATIENCE)
+    return PrefixStore("ranks", store)
+
+
+def stay_inside() -> None:
+    """Have gloo and NCCL listen on the loopback interface only, unless the user named another."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")
 
 
 def _place(placement: Placement) -> World:
@@ -137,8 +158,10 @@ def meet(store: Store, world: World, gpu: str) -> None:
     """
     store.set(f"galley/gpu/{world.rank}", gpu)
     if world.is_first:
-        gpus = [store.get(f"galley/gpu/{rank}").decode() for rank in range(world.size)]
-        store.set("galley/met", json.dumps(_shared(gpus)))
+        keys = [f"galley/gpu/{rank}" for rank in range(world.size)]
+        await_keys(store, keys, PATIENCE.total_seconds())
+        store.set("galley/met", json.dumps(_shared([store.get(key).decode() for key in keys])))
+    await_keys(store, ["galley/met"], PATIENCE.total_seconds())
     if shared := json.loads(store.get("galley/met")):
         raise UserError("gpus", shared, "give each rank a GPU of its own: see what else this job starts on that node")
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from ranks import Ranks, free_port
+from ranks import Ranks
 from toy import make_documents, make_spec, rank_logs, write_data
 
 from galley.rundir import RunDir
@@ -82,13 +82,14 @@ def test_ranks_are_waited_for_before_they_join_and_in_every_collective(
 def meet_on(argv: list[str]) -> int:
     """Run on each rank: meet, saying that rank N is on the N-th GPU of ``argv``."""
     import torch
-    import torch.distributed as dist
+    from torch.distributed import FileStore
 
     from galley.errors import UserError
     from galley.world import World, meet
 
     rank = int(os.environ["RANK"])
-    store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=20)))
+    store = FileStore(os.environ["GALLEY_STORE"], -1)
+    store.set_timeout(timedelta(seconds=20))
     try:
         meet(store, World(rank, len(argv), torch.device("cpu")), argv[rank])
     except UserError as error:
@@ -109,11 +110,5 @@ def meet_on(argv: list[str]) -> int:
 def test_two_ranks_on_one_gpu_are_refused_everywhere(
     tmp_path: Path, ranks: Ranks, gpus: list[str], told: str | None
 ) -> None:
-    from torch.distributed import TCPStore
-
-    port = free_port()
-    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # torchrun holds it, not a rank
-    env = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(port)}
-    assert ranks.run("test_join:meet_on", gpus, 3, tmp_path / "log", env) == [2 if told else 0] * 3
+    assert ranks.run("test_join:meet_on", gpus, 3, tmp_path / "log") == [2 if told else 0] * 3
     assert (tmp_path / "log").read_text().count(told or "ranks") == (3 if told else 0)
-    del store

@@ -6,10 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from ranks import free_port
 from toy import Train, make_documents, make_spec, metrics, rank_logs, write_data
 
 from galley.operators import ADAM, build_operators, folder, library
@@ -51,7 +51,7 @@ def train_bare(root: Path, run: RunDir, **env: Path) -> int:
     variables = {
         "PATH": str(root / "nothing"), "PYTHONPATH": os.pathsep.join([str(source), *filter(None, sys.path)]),
         "HOME": str(root), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "GALLEY_STORE": str(root / f"store-{time.time_ns()}"),
     } | {name: str(path) for name, path in env.items()}  # fmt: skip
     command = [str(bare_python(root / "venv")), "-m", "galley.train", str(run.spec)]
     return subprocess.run(command, env=variables, cwd=root).returncode

@@ -1,4 +1,4 @@
-"""The small all-reduce between the nodes of a job, over the port that torchrun takes next.
+"""The small all-reduce between the nodes of a job, over a port that nobody else takes.
 
 Each node but the head connects and sends one JSON line with a number; the head answers everybody with the sum.
 Strangers and garbage are dropped. A node that never comes is named by the head, and the others are not blamed.
@@ -60,7 +60,6 @@ def _greet(node: Node, connection: socket.socket, came: dict[int, _Peer]) -> Non
 
 
 def _listen(node: Node) -> socket.socket:
-    # create_server sets SO_REUSEADDR: torchrun listens on this port next.
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", node.port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
     return socket.create_server(("", node.port), backlog=1024)
