@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAUNCH, DATA = ROOT / "launch" / "galley_launch", ROOT / "src" / "galley"
 
 HEAVY = {"torch", "transformers", "deepspeed", "datasets", "bitsandbytes", "numpy", "peft", "safetensors", "tokenizers"}
-LIGHT = {"fire", "pydantic", "pydantic_core", "yaml", "jinja2", "rich"}
+LIGHT = {"fire", "pydantic", "pydantic_core", "yaml", "jinja2", "rich", "hjson"}
 CONTRACT = {
     "galley",
     "galley.spec",

@@ -15,7 +15,7 @@ from galley.errors import UserError
 from galley_launch import words as foreign
 
 _KEY = re.compile(r"[A-Za-z_][\w.-]*=")
-_PLAN_KEYS = "name runs deepspeed device ranks gpus nodes cluster init_from force"
+_PLAN_KEYS = "name runs deepspeed take device ranks gpus nodes cluster init_from force"
 
 RESERVED = frozenset(f"{_PLAN_KEYS} files step attempt rank yes".split())
 """The launcher's own keys; no recipe key may be one of these."""

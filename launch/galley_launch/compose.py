@@ -14,11 +14,10 @@ from pydantic import ValidationError
 
 from galley.errors import UserError
 from galley.rundir import RunDir, read_json
-from galley.spec import Origin, Placement, RunSpec
-from galley_launch import assets, catalogue, cautions, changes, devices, facts, places, rules, zero
+from galley.spec import Origin, Paths, Placement, RunSpec
+from galley_launch import assets, catalogue, cautions, changes, devices, ds_settle, facts, places, zero
 from galley_launch.arguments import is_ours, is_text, of_cluster, split, whole
 from galley_launch.catalogue import Source
-from galley_launch.ds_keys import read_keys
 from galley_launch.recipe import Recipe, build, override, resolve_key
 from galley_launch.strings import Tree, read_names
 
@@ -154,18 +153,23 @@ def _deepspeed(source: Source, ours: dict[str, str], recipe: Recipe, device: str
     return zero.reopen(before.deepspeed, before.device != device), f"of {source.run.root}"
 
 
+def _settle(
+    source: Source, recipe: Recipe, settings: Sequence[str], where: devices.Devices, paths: Paths
+) -> ds_settle.Settled:
+    """The recipe and its DeepSpeed configuration, settled with each other."""
+    ours = dict(split(setting) for setting in settings if is_ours(setting))
+    typed = [resolve_key(split(setting)[0]) for setting in settings if not is_ours(setting)]
+    config, label = _deepspeed(source, ours, recipe, where.kind)
+    given = ds_settle.Source(config, label, ours.get("take", ""), typed)
+    return ds_settle.settle(given, recipe, where, facts.of_model(paths.model))
+
+
 def _threads(ranks: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
-def _place(
-    source: Source, recipe: Recipe, ours: dict[str, str], run: RunDir, where: devices.Devices, cluster: Cluster | None
-) -> Placement:
-    config, label = _deepspeed(source, ours, recipe, where.kind)
-    found = places.paths(recipe, run, source.beside, cluster.cache if cluster else None)
-    config = read_keys(config, label)
-    rules.check(rules.Case(recipe, where.kind, config))
-    finished = zero.complete(config, label, recipe, where, facts.of_model(found.model))
+def _place(settled: ds_settle.Settled, where: devices.Devices, paths: Paths) -> Placement:
+    recipe, finished = settled.recipe, settled.config
     return Placement.model_validate(
         {
             "device": where.kind,
@@ -180,7 +184,7 @@ def _place(
             "liger": recipe.liger,
             "profile": recipe.profile,
             "deepspeed": finished,
-            "paths": found,
+            "paths": paths,
         }
     )
 
@@ -251,7 +255,9 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
     old = earlier(run)  # Read even where a recipe is given: whatever it is, what cannot be read is not replaced.
     before = old.placement if old and source.run else None
     where = _on_cluster(ours, cluster) if cluster else _devices(ours, before, imagine)
-    placement = _place(source, recipe, ours, run, where, cluster)
+    paths = places.paths(recipe, run, source.beside, cluster.cache if cluster else None)
+    settled = _settle(source, recipe, settings, where, paths)
+    recipe, placement = settled.recipe, _place(settled, where, paths)
     odd = next((path for path in placement.paths.model_dump().values() if path and not is_text(path)), None)
     if odd:
         raise UserError("paths", f"{odd!r} is not UTF-8", "work in a directory of another name")
@@ -272,4 +278,4 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
         raise _refused(error) from None
     typed = {resolve_key(split(setting)[0]) for setting in settings if not is_ours(setting)}
     notes = cautions.of_rate(recipe, source, typed, facts.of_model(placement.paths.model))
-    return Composed(spec, run, (*where.notes, *notes), cluster, at, source.changes)
+    return Composed(spec, run, (*where.notes, *settled.notes, *notes), cluster, at, source.changes)

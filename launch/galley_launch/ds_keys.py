@@ -1,57 +1,185 @@
-"""The keys of a user's DeepSpeed JSON: unknown ones are refused, and what has two names gets one.
+"""The keys and values of a user's DeepSpeed JSON: what DeepSpeed does not know is refused, what has two names gets one.
 
-DeepSpeed itself lets ``gradient_cliping`` pass in silence.
+DeepSpeed itself lets ``gradient_cliping`` pass in silence, and stops in every rank at ``"reduce_bucket_size": "5e8"``.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from galley.errors import UserError
-from galley_launch.arguments import nearest
+from galley_launch import ds_values
+from galley_launch.ds_problems import Problem, clip, closest, shown
 
-# Blocks that the recipe settles: "auto" in the place of the whole block says no more than leaving it out.
-_SETTLED = ("bf16", "fp16", "data_types", "torch_autocast", "optimizer", "scheduler")
+Config = dict[str, Any]
+
+_ZERO = "zero_optimization"
+# Not in DeepSpeed's own table: names of its first releases that are still copied from file to file.
+_OLD_NAMES = {f"{_ZERO}.cpu_offload_params": "offload_param"}
+_OFFLOADS = ("offload_optimizer", "offload_param")
+_MANY = 4  # More unknown keys than these are told together.
+_WHOLE = ("bf16", "fp16", "data_types", "torch_autocast", "optimizer", "scheduler")
 
 
-def known() -> dict[str, Any]:
-    """The keys of DeepSpeed's configuration: nested objects, None for a value, ``"*"`` for anything."""
+@dataclass
+class Read:
+    """A configuration under one set of names, with typed values, and what there is to say about it."""
+
+    config: Config
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    off: dict[str, Problem] = field(default_factory=dict)
+    """Removed features that the file switches off, by key; DeepSpeed refuses the mere key."""
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """``deepspeed_keys.json``; ``tests/launch/deepspeed_keys.py`` says what is in it and writes it."""
     data: dict[str, Any] = json.loads(Path(__file__).with_name("deepspeed_keys.json").read_text(encoding="utf-8"))
-    keys: dict[str, Any] = data["keys"]
-    return keys
+    return data
 
 
-def read_keys(config: dict[str, Any], label: str) -> dict[str, Any]:
-    """A copy of ``config`` with each thing under one name, and without keys that say nothing.
-
-    Raises ``UserError`` for a key that DeepSpeed does not know, and where two names of one block differ.
-    """
-    check_keys(config, label)
-    config = copy.deepcopy(config)
-    if "bfloat16" in config:  # The old name, which DeepSpeed still reads.
-        old = config.pop("bfloat16")
-        new = config.setdefault("bf16", old)
-        if new != old:
-            what = f"bf16 {json.dumps(new)} and bfloat16 {json.dumps(old)} are two names of one block"
-            raise UserError(f"deepspeed {label}", what, "keep bf16")
-    silent = [key for key, value in config.items() if value is None or (key in _SETTLED and value == "auto")]
-    return {key: value for key, value in config.items() if key not in silent}
+def read_keys(config: Config) -> Read:
+    """``config`` as DeepSpeed understands it, and everything in it that DeepSpeed would refuse or pass over."""
+    read = Read(copy.deepcopy(config))
+    _take_out_removed(read)
+    _take_out_comments(read.config, table()["keys"], read)
+    _rename(read)
+    for name in [name for name, value in read.config.items() if value is None or (name in _WHOLE and value == "auto")]:
+        del read.config[name]
+    read.config = _block(read.config, table()["keys"], "", read)
+    return read
 
 
-def check_keys(config: dict[str, Any], label: str) -> None:
-    """Raise ``UserError`` for the first key of ``config`` that DeepSpeed does not know, with the nearest known one."""
-    _check(config, known(), f"deepspeed {label}", "")
+def is_on(value: Any) -> bool:
+    """Whether a block or a value switches something on: ``enabled`` where there is such a key, else anything at all."""
+    if isinstance(value, dict):
+        return is_on(value["enabled"]) if "enabled" in value else any(is_on(part) for part in value.values())
+    return value not in (None, False, 0, "auto", "") and value != []
 
 
-def _check(config: dict[str, Any], allowed: dict[str, Any], where: str, prefix: str) -> None:
-    for key, value in config.items():
-        if key not in allowed:
-            raise UserError(where, f"DeepSpeed has no key {prefix + key!r}", nearest(key, allowed))
-        inner = allowed[key]
-        if isinstance(inner, dict) and isinstance(value, dict):
-            _check(value, inner, where, f"{prefix}{key}.")
-        elif isinstance(inner, dict) and value != "auto" and value is not None:
-            raise UserError(where, f"{prefix + key} {value!r} is not an object", f"its keys: {', '.join(inner)}")
+def _take_out_removed(read: Read) -> None:
+    for path, (since, sentence) in table()["removed"].items():
+        block, _, leaf = path.rpartition(".")
+        inside = read.config.get(block) if block else read.config
+        if not isinstance(inside, dict) or leaf not in inside:
+            continue
+        value = inside.pop(leaf)
+        what = f"{path}: {sentence} (refused since DeepSpeed {since})"
+        if is_on(value):
+            read.problems.append(Problem(what, "take it out", brief=f"{path} was removed from DeepSpeed: take it out"))
+        else:
+            todo = "it is off here: take it out, or add take=recipe or take=deepspeed"
+            brief = f"{path} was removed from DeepSpeed; {todo}"
+            read.off[path] = Problem(what, todo, brief=brief)
+
+
+def _take_out_comments(block: Config, allowed: dict[str, Any], read: Read) -> None:
+    for key in list(block):
+        bare = key.strip("_/# ").lower()
+        if key not in allowed and (key.startswith(("_", "//", "#")) or "comment" in bare) and bare not in allowed:
+            del block[key]
+        elif isinstance(block[key], dict) and isinstance(allowed.get(key), dict):
+            _take_out_comments(block[key], allowed[key], read)
+
+
+def _rename(read: Read) -> None:
+    for path, new in (table()["other_names"] | _OLD_NAMES).items():
+        block, _, old = path.rpartition(".")
+        inside = read.config.get(block) if block else read.config
+        if not isinstance(inside, dict) or old not in inside:
+            continue
+        value = inside.pop(old)
+        if old.startswith("cpu_offload"):
+            _offload(inside, old, value, new, read)
+        elif new in inside and inside[new] != value:
+            what = f"{new} {shown(inside[new])} and {old} {shown(value)} are two names of one "
+            read.problems.append(Problem(what + ("block" if not block else "setting"), f"keep {new}"))
+        else:
+            inside[new] = value
+            read.notes.append(f"{path} is read as {new}")
+
+
+def _offload(zero: Config, old: str, value: Any, new: str, read: Read) -> None:
+    """``cpu_offload: true`` is a block today. Pinning is the blocks' own: DeepSpeed heeds its old key no more."""
+    path = f"{_ZERO}.{old}"
+    if value not in (True, False, None, "auto"):
+        read.problems.append(Problem(f"{path} {shown(value)} is not true or false", f"write {new} instead"))
+    elif old.endswith("use_pin_memory"):
+        read.notes.append(f"{path} is passed over, as DeepSpeed does; write pin_memory in {' or '.join(_OFFLOADS)}")
+    elif value is True and zero.get(new) not in (None, "auto"):
+        read.problems.append(Problem(f"{path} and {new} say the same thing twice", f"keep {new}"))
+    elif value is True:
+        zero[new] = {"device": "cpu"}
+        read.notes.append(f'{path} true is read as {new} {{"device": "cpu"}}')
+
+
+def _block(block: Config, allowed: dict[str, Any], prefix: str, read: Read) -> Config:
+    """``block`` with typed values and without keys that were refused."""
+    kept: Config = {}
+    unknown = [key for key in block if key not in allowed]
+    read.problems += _strangers(unknown) if len(unknown) > _MANY else [_unknown(k, prefix, allowed) for k in unknown]
+    for key, value in block.items():
+        path, spec = prefix + key, allowed.get(key)
+        if spec is None:
+            continue
+        if isinstance(spec, dict) and isinstance(value, dict):
+            kept[key] = _block(value, spec, f"{path}.", read)
+        elif value == "auto" or (isinstance(spec, dict) and value is None) or _is_never(path, value):
+            kept |= {key: value} if value == "auto" else {}
+        elif isinstance(spec, dict):
+            what = f"{clip(path)} {shown(value)} is not an object"
+            first = sorted(spec, key=lambda name: name not in ("enabled", "stage", "device", "params", "type"))[:8]
+            more = ", …" if len(spec) > len(first) else ""
+            read.problems.append(Problem(what, f"its keys: {', '.join(first)}{more}"))
+        elif value is None and spec[1].get("strict") and spec[0] != "enum":
+            continue  # Read by hand, where null is what a key that is not there gives.
+        else:
+            typed, problem = ds_values.check(path, value, spec)
+            if problem:
+                read.problems.append(problem)
+            else:
+                kept[key] = typed
+    return kept
+
+
+def _is_never(path: str, value: Any) -> bool:
+    """``steps_per_print`` as accelerate writes it into the files that it saves."""
+    return path == "steps_per_print" and value in (float("inf"), "inf", "Infinity")
+
+
+def _strangers(keys: list[str]) -> list[Problem]:
+    names = ", ".join(clip(key) for key in keys[:_MANY])
+    what = f"DeepSpeed has no keys {names} and {len(keys) - _MANY} more"
+    inside = " its 'deepspeed' may name the one" if "deepspeed" in keys else " a trainer's file is something else"
+    return [Problem(what, f"is this a DeepSpeed configuration?{inside}")]
+
+
+def _unknown(key: str, prefix: str, allowed: dict[str, Any]) -> Problem:
+    what = f"DeepSpeed has no key {clip(prefix + key)!r}"
+    homes = [path for path in _paths(table()["keys"]) if path.rpartition(".")[2] == key]
+    if key in ("lr", "learning_rate", "betas", "eps", "weight_decay"):
+        homes = [f"optimizer.params.{'lr' if key == 'learning_rate' else key}"]
+    if homes:
+        near = prefix or "zero_optimization."
+        best = next((path for path in homes if path.startswith(near)), homes[0])
+        place = f"as {best}" if "." in best else "at the top level"
+        return Problem(what, f"it belongs {place}")
+    found = closest(key, allowed)
+    if found:
+        return Problem(what, f"did you mean {found!r}?")
+    far = closest(key, [path.rpartition(".")[2] for path in _paths(table()["keys"])], cutoff=0.85)
+    home = next((path for path in _paths(table()["keys"]) if path.rpartition(".")[2] == far), "")
+    return Problem(what, f"did you mean {home}?" if home else "take it out; it would be passed over in silence")
+
+
+def _paths(keys: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, spec in keys.items():
+        yield prefix + key
+        if isinstance(spec, dict):
+            yield from _paths(spec, f"{prefix}{key}.")

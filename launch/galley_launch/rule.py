@@ -35,9 +35,10 @@ class Case:
         inside = self.zero(block)
         return inside.get(key) if isinstance(inside, dict) else None
 
-    def on(self, block: str) -> bool:
-        """Whether a top-level block of the configuration is switched on."""
-        return self.block(block).get("enabled") is True
+    @property
+    def predivides(self) -> bool:
+        """Whether gradients are divided by something before they are reduced."""
+        return self.deepspeed.get("gradient_predivide_factor") not in (None, 1)
 
     def block(self, name: str) -> dict[str, Any]:
         """A top-level block of the configuration; empty where there is none."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from galley.errors import UserError
+from galley_launch.ds_problems import Problem
 from galley_launch.recipe_rules import RECIPE_RULES
 from galley_launch.rule import Case, Rule
 
-__all__ = ["Case", "check"]
+__all__ = ["Case", "broken"]
 
 RULES = (
     # Precision
@@ -20,7 +20,7 @@ RULES = (
         "model.dtype",
         lambda case: case.recipe.model.dtype == "float16" and case.stage == 0,
         "fp16 needs fp32 copies of the weights and scaled losses, which ZeRO-0 has not",
-        "use deepspeed=zero1, or model.dtype=bfloat16",
+        "set zero_optimization.stage 1 (deepspeed=zero1), or model.dtype=bfloat16",
     ),
     Rule(
         "optimizer.grad_dtype",
@@ -57,12 +57,6 @@ RULES = (
         lambda case: bool(case.block("bf16").get("bf16_master_weights_and_grads")),
         "bf16 master weights lose small updates; optimizer state is always float32 here",
         "take bf16_master_weights_and_grads out",
-    ),
-    Rule(
-        "deepspeed amp",
-        lambda case: case.on("amp"),
-        "apex amp is not used",
-        "take the amp block out; model.dtype says the precision",
     ),
     # ZeRO and offload
     Rule(
@@ -148,55 +142,51 @@ RULES = (
         "without the norm of the gradients nothing is clipped, and none is logged",
         "take compute_grad_norm out",
     ),
-    # Parts of DeepSpeed that another part of Galley does, or that its loop does not drive
     Rule(
-        "deepspeed gradient_allreduce_op",
-        lambda case: str(case.deepspeed.get("gradient_allreduce_op") or "mean").lower() not in ("mean", "auto"),
-        "the loss is scaled for gradients that are averaged over the ranks",
-        'take gradient_allreduce_op out, or write "mean"',
+        "deepspeed super_offload",
+        lambda case: case.option("offload_optimizer", "super_offload") is True,
+        "SuperOffload keeps its state in another process, out of a checkpoint's reach",
+        "take super_offload out",
     ),
     Rule(
-        "deepspeed managed_gradient_accumulation",
-        lambda case: case.deepspeed.get("managed_gradient_accumulation") not in (None, True, "auto"),
-        "the loop leaves it to DeepSpeed to tell where a step's last micro-batch is",
-        "take managed_gradient_accumulation out",
+        "deepspeed legacy_stage1",
+        lambda case: case.zero("legacy_stage1") is True,
+        "DeepSpeed has had no such stage since 0.5.9",
+        "take legacy_stage1 out",
+    ),
+    # What ranks would stop at: assertions of runtime/zero/stage_1_and_2.py and stage3.py.
+    Rule(
+        "deepspeed prescale_gradients",
+        lambda case: (
+            case.stage in (2, 3)
+            and case.zero("reduce_scatter") is not False
+            and (case.deepspeed.get("prescale_gradients") is True or case.predivides)
+        ),
+        "gradients are not scaled before they are reduced where ZeRO-2 and 3 scatter them",
+        "take prescale_gradients and gradient_predivide_factor out, or set zero_optimization.reduce_scatter false",
     ),
     Rule(
-        "deepspeed tensor_parallel",
-        lambda case: case.block("tensor_parallel").get("autotp_size") not in (None, 0, 1, "auto"),
-        "tensor parallelism is not supported yet",
-        "take the tensor_parallel block out",
+        "deepspeed zero_quantized_gradients",
+        lambda case: bool(case.zero("zero_quantized_gradients")) and case.zero("reduce_scatter") is False,
+        "quantised gradients are only reduced by scattering them",
+        "take reduce_scatter out",
     ),
     Rule(
-        "deepspeed sequence_parallel_size",
-        lambda case: case.deepspeed.get("sequence_parallel_size") not in (None, 1, "auto"),
-        "sequence parallelism is not supported yet",
-        "take sequence_parallel_size out",
+        "deepspeed communication_data_type",
+        lambda case: case.deepspeed.get("communication_data_type") == "fp16" and case.recipe.model.dtype != "float16",
+        "gradients that fp16 cannot hold would be reduced as infinities",
+        "write fp32 or bf16, or take communication_data_type out",
     ),
     Rule(
-        "deepspeed data_efficiency",
-        lambda case: case.on("data_efficiency"),
-        "the order of data is settled by the recipe's seed, not by DeepSpeed",
-        "take data_efficiency out",
-    ),
-    Rule(
-        "deepspeed autotuning",
-        lambda case: case.on("autotuning") or case.on("hybrid_engine") or case.on("expert_parallel"),
-        "autotuning, hybrid_engine and expert_parallel are not driven by this loop",
-        "take those blocks out",
-    ),
-    Rule(
-        "deepspeed compression_training",
-        lambda case: bool(case.deepspeed.get("compression_training") or case.deepspeed.get("weight_quantization")),
-        "DeepSpeed's compression is not driven by this loop",
-        "take the block out; method.kind=qlora trains on quantised weights",
+        "deepspeed aio",
+        lambda case: case.block("aio").get("use_gds") is True and case.device == "cpu",
+        "GPUDirect Storage is between a disk and a GPU",
+        "take use_gds out",
     ),
     *RECIPE_RULES,
 )
 
 
-def check(case: Case) -> None:
-    """Raise ``UserError`` with the reason for the first rule that ``case`` breaks."""
-    for rule in RULES:
-        if rule.broken(case):
-            raise UserError(rule.where, rule.what, rule.todo)
+def broken(case: Case) -> list[Problem]:
+    """Every rule that ``case`` breaks, with its reason."""
+    return [Problem(rule.what, rule.todo, rule.where) for rule in RULES if rule.broken(case)]

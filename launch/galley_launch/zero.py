@@ -1,13 +1,12 @@
 """Finish a DeepSpeed configuration: a preset, or the user's own JSON full of ``"auto"``, becomes a complete dict.
 
-The recipe rules. Where the JSON repeats what the recipe says, the two must agree; where it says ``"auto"``, it gets the
-recipe's value; where it says something else, both are named and nothing starts.
+The recipe rules: where the JSON says ``"auto"`` or nothing, it gets the recipe's value. ``ds_settle`` has compared the
+two by then.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from galley.errors import UserError
 from galley_launch import assets
 from galley_launch.arguments import nearest
 from galley_launch.devices import Devices
-from galley_launch.ds_blocks import drop_optimizer_and_scheduler
+from galley_launch.ds_batch import accumulation
+from galley_launch.ds_problems import Problem
+from galley_launch.ds_read import read
 from galley_launch.facts import Facts
 from galley_launch.recipe import Recipe
 
@@ -41,42 +42,6 @@ def find(name: str, beside: Path | None) -> tuple[Config, str]:
     raise UserError("deepspeed", f"no preset {name!r}", nearest(name, presets))
 
 
-def read(path: Path) -> Config:
-    """The object in a JSON file; a repeated key is refused, where ``json`` alone would let the last one win."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
-    except (OSError, ValueError) as error:
-        raise UserError(str(path), f"not readable as JSON: {error}", "mend it") from None
-    if not isinstance(config, dict):
-        raise UserError(str(path), "holds no JSON object", 'write {"zero_optimization": {"stage": 2}} or the like')
-    return config
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> Config:
-    keys = [key for key, _ in pairs]
-    twice = [key for key in keys if keys.count(key) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is given twice")
-    return dict(pairs)
-
-
-def accumulation(recipe: Recipe, ranks: int) -> int:
-    """Micro-batches a step. Raises ``UserError`` with the whole product where the batch cannot be split so."""
-    samples, step = recipe.samples_per_step, recipe.micro_batch * ranks
-    if samples % step == 0:
-        return samples // step
-    unit, factor = ("samples", 1) if recipe.batch.samples else ("tokens", recipe.data.max_length)
-    below, above = samples // step * step * factor, -(-samples // step) * step * factor
-    near = [f"batch.{unit}={value}" for value in (below, above) if value]
-    fits = [size for size in range(1, recipe.micro_batch) if samples % (size * ranks) == 0]
-    near += [f"micro_batch={fits[-1]}"] if fits else []
-    what = (
-        f"{samples} samples a step / (micro_batch {recipe.micro_batch} x ranks {ranks}) = {samples / step:.4g}, "
-        "which is not a whole number of micro-batches"
-    )
-    raise UserError("batch", what, f"try {' or '.join(near)}")
-
-
 def reopen(config: Config, other_device: bool) -> Config:
     """A finished configuration with everything ``"auto"`` that another placement may change."""
     config = copy.deepcopy(config)
@@ -100,46 +65,31 @@ def _put(config: Config, path: str, value: Any) -> None:
     config[leaf] = value
 
 
-def _settle(config: Config, path: str, value: Any, because: str, label: str) -> None:
-    """Make ``path`` hold ``value``, which the recipe gives; refuse a different one."""
-    said = _at(config, path)
-    if said not in (None, "auto", value) or (isinstance(said, bool) != isinstance(value, bool) and said == value):
-        raise UserError(
-            f"deepspeed {label}",
-            f"{path} {json.dumps(said)}, but {because} makes it {json.dumps(value)}",
-            'write "auto" there, or change the recipe',
-        )
-    _put(config, path, value)
+def _put_batch(config: Config, recipe: Recipe, ranks: int) -> None:
+    config["train_batch_size"] = recipe.samples_per_step
+    config["train_micro_batch_size_per_gpu"] = recipe.micro_batch
+    config["gradient_accumulation_steps"] = accumulation(recipe, ranks)
+    config["gradient_clipping"] = recipe.optimizer.clip
 
 
-def _settle_batch(config: Config, recipe: Recipe, ranks: int, label: str) -> None:
-    micro, steps = recipe.micro_batch, accumulation(recipe, ranks)
-    samples = recipe.samples_per_step
-    unit = f"batch.samples {samples}" if recipe.batch.samples else f"batch.tokens {recipe.batch.tokens}"
-    _settle(config, "train_batch_size", samples, unit, label)
-    _settle(config, "train_micro_batch_size_per_gpu", micro, f"micro_batch {micro}", label)
-    product = f"{samples} samples a step / (micro_batch {micro} x ranks {ranks})"
-    _settle(config, "gradient_accumulation_steps", steps, product, label)
-    _settle(config, "gradient_clipping", recipe.optimizer.clip, f"optimizer.clip {recipe.optimizer.clip}", label)
+def _put_precision(config: Config, recipe: Recipe, stage: int) -> None:
+    """One of ``bf16`` and ``fp16``, switched on; ``torch_autocast`` where ZeRO-0 trains in bf16.
 
-
-def _settle_precision(config: Config, recipe: Recipe, stage: int, label: str) -> None:
+    Plain fp32 weights accumulate in fp32 by nature, and ZeRO-0 in bf16 cannot accumulate in fp32 at all (DeepSpeed
+    0.19: NotImplementedError). There the weights that train stay fp32, and autocast computes in bf16.
+    """
     dtype = recipe.model.dtype
-    half = dtype != "float32"
-    _settle(config, "fp16.enabled", dtype == "float16", f"model.dtype {dtype}", label)
-    _settle(config, "bf16.enabled", dtype == "bfloat16", f"model.dtype {dtype}", label)
-    grads = {"float32": "fp32", "bfloat16": "bf16"}[recipe.optimizer.grad_dtype]
-    _settle(config, "data_types.grad_accum_dtype", grads, f"optimizer.grad_dtype {recipe.optimizer.grad_dtype}", label)
-    del config["bf16" if dtype == "float16" else "fp16"]
-    if not half or stage == 0:
-        # Plain fp32 weights accumulate in fp32 by nature, and ZeRO-0 in bf16 cannot accumulate in fp32 at all
-        # (DeepSpeed 0.19: NotImplementedError). There the weights that train stay fp32, and autocast computes in bf16.
-        del config["bf16"], config["data_types"]["grad_accum_dtype"]
-        if not config["data_types"]:
-            del config["data_types"]
-    if half and stage == 0:
-        _settle(config, "torch_autocast.enabled", True, "ZeRO stage 0 with model.dtype bfloat16", label)
-        _settle(config, "torch_autocast.dtype", "bfloat16", f"model.dtype {dtype}", label)
+    half, brain = config.pop("fp16", {}), config.pop("bf16", {})
+    autocast, types = config.pop("torch_autocast", {}), config.pop("data_types", {})
+    types = {key: value for key, value in types.items() if key == "keep_in_fp32_modules" and value != "auto"}
+    if dtype != "float32" and stage > 0:
+        name, block = ("bf16", brain) if dtype == "bfloat16" else ("fp16", half)
+        config[name] = block | {"enabled": True}
+        types["grad_accum_dtype"] = {"float32": "fp32", "bfloat16": "bf16"}[recipe.optimizer.grad_dtype]
+    elif dtype != "float32":
+        config["torch_autocast"] = autocast | {"enabled": True, "dtype": "bfloat16"}
+    if types:
+        config["data_types"] = types
 
 
 def _autos(facts: Facts, device: str, per_node: int = 1) -> dict[str, Any]:
@@ -159,14 +109,24 @@ def _autos(facts: Facts, device: str, per_node: int = 1) -> dict[str, Any]:
     }
 
 
-def _fill_autos(config: Config, values: dict[str, Any], model: str, label: str) -> None:
+def _fill_autos(config: Config, values: Config, stage: int, model: str, label: str) -> None:
+    """Give each "auto" its value. One without a rule is left to DeepSpeed's default, as DeepSpeed itself does."""
     for path in _auto_paths(config):
-        if path not in values:
-            raise UserError(f"deepspeed {label}", f'{path} "auto" has no rule', "write the value itself")
-        if values[path] is None:
+        unused = stage < 3 and ("stage3_" in path or path == _HPZ)
+        if path not in values or unused:
+            _drop(config, path)
+        elif values[path] is None:
             what = f'{path} "auto" needs the hidden size of {model}, which is not known here'
             raise UserError(f"deepspeed {label}", what, "write a number there, or give the model as a local folder")
-        _put(config, path, values[path])
+        else:
+            _put(config, path, values[path])
+
+
+def _drop(config: Config, path: str) -> None:
+    *sections, leaf = path.split(".")
+    for section in sections:
+        config = config[section]
+    del config[leaf]
 
 
 def _auto_paths(config: Config, prefix: str = "") -> list[str]:
@@ -179,31 +139,30 @@ def _auto_paths(config: Config, prefix: str = "") -> list[str]:
     return found
 
 
-def _check_hpz(config: Config, ranks: int, label: str) -> None:
+def broken(config: Config, where: Devices) -> list[Problem]:
+    """A second partition (ZeRO++ hpZ) that the ranks cannot be divided into."""
+    ranks = where.nodes * where.ranks
     size = _at(config, _HPZ) or 1
-    if not isinstance(size, int) or ranks % size:
-        what = f"{_HPZ} {json.dumps(size)} does not divide {ranks} ranks"
-        raise UserError(f"deepspeed {label}", what, 'write "auto" there: the ranks of a node')
+    if size == "auto" or ranks % int(size) == 0:
+        return []
+    return [Problem(f"{_HPZ} {size} does not divide {ranks} ranks", 'write "auto" there: the ranks of a node')]
 
 
 def complete(config: Config, label: str, recipe: Recipe, where: Devices, facts: Facts) -> Config:
     """The finished DeepSpeed dict for ``recipe`` on all ranks of all nodes. ``label`` names ``config`` in messages.
 
-    ``config`` is what ``ds_keys.read_keys`` gave. Raises ``UserError`` for contradictions with the recipe, batches
-    that do not split, and any ``"auto"`` that cannot be settled.
+    ``config`` agrees with the recipe by now (``ds_settle``). Raises ``UserError`` for a batch that does not split, and
+    an ``"auto"`` that needs what is not known.
     """
     config = copy.deepcopy(config)
-    drop_optimizer_and_scheduler(config, label, recipe)
-    stage = _at(config, "zero_optimization.stage") or 0
-    if stage not in (0, 1, 2, 3):
-        raise UserError(f"deepspeed {label}", f"zero_optimization.stage {stage!r} is none of 0, 1, 2, 3", "choose one")
+    for block in ("optimizer", "scheduler"):
+        config.pop(block, None)
+    stage = int(_at(config, "zero_optimization.stage") or 0)
     if _at(config, _NVME) == "auto":  # each node's own scratch directory, which only its ranks know
         del config["zero_optimization"]["offload_optimizer"]["nvme_path"]
-    ranks = where.nodes * where.ranks
-    _settle_batch(config, recipe, ranks, label)
-    _settle_precision(config, recipe, int(stage), label)
-    _fill_autos(config, _autos(facts, where.kind, where.ranks), recipe.model.path, label)
-    _check_hpz(config, ranks, label)
+    _put_batch(config, recipe, where.nodes * where.ranks)
+    _put_precision(config, recipe, stage)
+    _fill_autos(config, _autos(facts, where.kind, where.ranks), stage, recipe.model.path, label)
     config.setdefault("steps_per_print", _NEVER)
     config.setdefault("wall_clock_breakdown", False)
     return config

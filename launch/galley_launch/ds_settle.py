@@ -1,0 +1,153 @@
+"""A user's DeepSpeed JSON beside a recipe: everything that is wrong at once, or the finished configuration.
+
+``take=deepspeed`` puts the JSON's values into the recipe where the two differ, ``take=recipe`` the other way; without
+either, a difference is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from galley.errors import UserError
+from galley_launch import ds_batch, ds_blocks, ds_keys, ds_table, rules, zero
+from galley_launch.devices import Devices
+from galley_launch.ds_problems import Claim, Findings, Problem, refusal, short, words_of
+from galley_launch.facts import Facts
+from galley_launch.recipe import Recipe, build, override
+
+Config = dict[str, Any]
+TAKE = ("deepspeed", "recipe")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A configuration, what messages call it, and which of it and the recipe is to win."""
+
+    config: Config
+    label: str
+    take: str = ""
+    typed: Collection[str] = field(default=())
+    """Dotted keys of the recipe that the command line says: they win over ``take=deepspeed``."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What ranks get, and the recipe that it belongs to."""
+
+    recipe: Recipe
+    config: Config
+    notes: tuple[str, ...]
+
+
+def settle(source: Source, recipe: Recipe, where: Devices, facts: Facts) -> Settled:
+    """The finished configuration for ``recipe`` on all ranks of all nodes.
+
+    Raises ``UserError`` with everything that is wrong: keys and values that DeepSpeed refuses or passes over,
+    contradictions with the recipe, combinations that are known to be wrong, batches that do not split.
+    """
+    if source.take not in ("", *TAKE):
+        raise UserError(
+            "take", f"{source.take!r} is neither deepspeed nor recipe", f"write take={' or take='.join(TAKE)}"
+        )
+    read = ds_keys.read_keys(source.config)
+    notes = [*read.notes, *(f"{path} is left out: it is off" for path in read.off if source.take)]
+    problems = [*read.problems, *(read.off.values() if not source.take else ())]
+    sorted_out = Findings()
+    config = ds_table.sort_out(read.config, sorted_out)
+    found = _compare(config, recipe, where)
+    if source.take == "deepspeed":
+        recipe, found, taken = _take(source, config, recipe, found, where)
+        notes += taken
+    elif source.take == "recipe":
+        notes += [f"the recipe's: {claim.line()}" for claim in found.claims]
+        found.claims.clear()
+    problems += sorted_out.problems + found.problems
+    problems += _combinations(read.problems, config, recipe, where, bool(found.claims))
+    if problems or found.claims:
+        raise refusal(source.label, problems, found.claims, _more(config, recipe, found.claims, where))
+    done = zero.complete(config, source.label, recipe, where, facts)
+    return Settled(recipe, done, _labelled(source.label, notes + sorted_out.notes + found.notes))
+
+
+def _labelled(label: str, notes: list[str]) -> tuple[str, ...]:
+    return tuple(f"deepspeed {short(label)}: {note}" for note in dict.fromkeys(notes))
+
+
+def _stage(config: Config) -> int:
+    return int(ds_batch.at(config, "zero_optimization.stage") or 0)
+
+
+def _compare(config: Config, recipe: Recipe, where: Devices) -> Findings:
+    found, ranks = Findings(), where.nodes * where.ranks
+    ds_batch.batch(config, recipe, ranks, found)
+    ds_batch.clipping(config, recipe, found)
+    ds_batch.precision(config, recipe, _stage(config), found)
+    ds_blocks.optimizer(config, recipe, found)
+    ds_blocks.scheduler(config, recipe, found)
+    return found
+
+
+def _with(recipe: Recipe, words: list[str]) -> Recipe:
+    return build(override(recipe.model_dump(exclude_none=True), words), "the DeepSpeed JSON")
+
+
+def _take(
+    source: Source, config: Config, recipe: Recipe, found: Findings, where: Devices
+) -> tuple[Recipe, Findings, list[str]]:
+    """The recipe with the JSON's values, what still differs, and the notes about it."""
+    words = [word for word in words_of(found.claims) if not _is_typed(word, source.typed)]
+    if not words and not found.claims:
+        return recipe, found, []
+    recipe = _with(recipe, words)
+    notes = [f"taken over the recipe's: {' '.join(words)}"] if words else []
+    left = _compare(config, recipe, where)
+    for claim in list(left.claims):
+        if claim.minor or (claim.words and all(_is_typed(word, source.typed) for word in claim.words)):
+            notes.append(f"not taken: {claim.line()}")
+            left.claims.remove(claim)
+    return recipe, left, notes
+
+
+def _is_typed(word: str, typed: Collection[str]) -> bool:
+    """Whether the command line says the key of ``word``, or another answer to its question (steps, epochs, tokens)."""
+    key = word.partition("=")[0]
+    section = key.rpartition(".")[0]
+    return key in typed or (section in ("batch", "duration") and any(each.startswith(section) for each in typed))
+
+
+def _combinations(
+    unread: list[Problem], config: Config, recipe: Recipe, where: Devices, differs: bool
+) -> list[Problem]:
+    """What the rules refuse, and a batch that does not split; neither can be told of a stage that was not read."""
+    if any(problem.what.startswith("zero_optimization.stage ") for problem in unread):
+        return []
+    found = rules.broken(rules.Case(recipe, where.kind, _without_autos(config)))
+    found += zero.broken(config, where)
+    try:
+        ds_batch.accumulation(recipe, where.nodes * where.ranks)
+    except UserError as error:
+        if not differs:  # Else the JSON's own batch may be what settles it.
+            found.append(Problem(error.what, error.todo, error.where))
+    return found
+
+
+def _without_autos(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_autos(value) for key, value in config.items() if value != "auto"}
+
+
+def _more(config: Config, recipe: Recipe, claims: list[Claim], where: Devices) -> str:
+    """The first thing that would stand in the way once the JSON's values were taken."""
+    words = words_of(claims)
+    if not words:
+        return ""
+    try:
+        taken = _with(recipe, words)
+        before = {problem.what for problem in _combinations([], config, recipe, where, False)}
+        after = [each for each in _combinations([], config, taken, where, False) if each.what not in before]
+    except UserError as error:
+        return f"{error.what}; {error.todo}"
+    return f"{after[0].what}: {after[0].todo}" if after else ""
