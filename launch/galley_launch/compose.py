@@ -257,6 +257,7 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
     where = _on_cluster(ours, cluster) if cluster else _devices(ours, before, imagine)
     paths = places.paths(recipe, run, source.beside, cluster.cache if cluster else None)
     settled = _settle(source, recipe, settings, where, paths)
+    taken = changes.changes(recipe.model_dump(), settled.recipe.model_dump())
     recipe, placement = settled.recipe, _place(settled, where, paths)
     odd = next((path for path in placement.paths.model_dump().values() if path and not is_text(path)), None)
     if odd:
@@ -277,5 +278,6 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
     except ValidationError as error:
         raise _refused(error) from None
     typed = {resolve_key(split(setting)[0]) for setting in settings if not is_ours(setting)}
+    typed |= {line.partition(" ")[0] for line in taken}
     notes = cautions.of_rate(recipe, source, typed, facts.of_model(placement.paths.model))
-    return Composed(spec, run, (*where.notes, *settled.notes, *notes), cluster, at, source.changes)
+    return Composed(spec, run, (*where.notes, *settled.notes, *notes), cluster, at, (*source.changes, *taken))

@@ -144,7 +144,10 @@ def test_a_real_users_json_is_completed() -> None:
             "DeepSpeed has no key 'optimizer.parms'; did you mean 'params'?",
         ),
         ({"optimizer": {"type": "AdamW", "params": {"leraning_rate": 1}}}, "no parameter 'leraning_rate'"),
-        ({"optimizer": {"type": "Lamb"}}, 'optimizer.type "Lamb", but the recipe says optimizer.name adamw; there is no such optimizer here: use AdamW'),
+        (
+            {"optimizer": {"type": "Lamb"}},
+            'optimizer.type "Lamb", but the recipe says optimizer.name adamw; there is no such optimizer here: use',
+        ),
         ({"scheduler": {"params": {"warmup_num_steps": 9}}}, "set schedule.warmup in the recipe"),
         ({"gradient_cliping": 1.0}, "DeepSpeed has no key 'gradient_cliping'; did you mean 'gradient_clipping'?"),
         ({"zero_optimisation": {}}, "DeepSpeed has no key 'zero_optimisation'; did you mean 'zero_optimization'?"),
@@ -364,7 +367,7 @@ def test_fp16() -> None:
     ("config", "words", "device", "says"),
     [
         ({"zero_optimization": {"stage": 2}}, [], "cpu", "fp16 does not train on the CPU"),
-        ({"zero_optimization": {"stage": 0}}, [], "cuda", "which ZeRO-0 has not; set zero_optimization.stage 1 (deepspeed=zero1), or"),
+        ({"zero_optimization": {"stage": 0}}, [], "cuda", "set zero_optimization.stage 1 (deepspeed=zero1)"),
         ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}, [], "cuda", "float16 makes it false"),
         ({"zero_optimization": {"stage": 2}}, ["optimizer.grad_dtype=bfloat16"], "cuda", "lose half of its digits"),
         (
