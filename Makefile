@@ -4,6 +4,8 @@
 # make test-slurm   the tests of a real Slurm cluster on this machine, all of them: an hour; leaves a table of results
 # make test-recipes every shipped recipe, run on a small twin of its model: minutes; leaves a table of results
 # make test-nvme    optimizer state on a disk; needs libaio's headers, and compiles for minutes
+# make test-architectures  every causal architecture of transformers as a small twin: an hour or two; goes on where it
+#                   was stopped, and leaves a table
 # make check        lint, types and the fast tests
 #
 # Each installs what it needs into .venv first. VENV=path uses another environment as it is, if it exists.
@@ -16,7 +18,7 @@ BIN    := $(VENV)/bin
 KEY    := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP  := $(VENV)/.galley-$(KEY)
 
-.PHONY: demo test test-long test-slurm test-recipes test-nvme check golden clean
+.PHONY: demo test test-long test-slurm test-recipes test-nvme test-architectures check golden clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/demo.py
@@ -40,6 +42,10 @@ test-recipes: $(STAMP)
 # Two of DeepSpeed's operators more, which take three minutes to compile.
 test-nvme: $(STAMP)
 	GALLEY_NVME=1 $(BIN)/python -m pytest tests/train/test_nvme.py
+
+# Prepare, LoRA and export of each; MINUTES=8 stops after so many, and the next call goes on.
+test-architectures: $(STAMP)
+	$(BIN)/python tests/architectures/sweep.py benchmarks/results/architectures-$(shell date +%F).md $(MINUTES)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,7 +13,9 @@ from peft import LoraConfig, TaskType, get_peft_model
 
 from galley.data import Manifest
 from galley.errors import UserError
+from galley.linear import all_linear
 from galley.spec import Method
+from galley.towers import unused_by_text
 
 EXPERTS = "all-linear+experts"
 """``method.targets``: also the experts of a mixture whose matrices are one parameter of three dimensions."""
@@ -25,6 +28,7 @@ def attach_adapter(base: Any, method: Method, manifest: Manifest) -> Any:
     do to the weights of experts.
     """
     modules, experts = _targets(base, method)
+    towers = unused_by_text(base)
     _check_full(base, method)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -34,6 +38,7 @@ def attach_adapter(base: Any, method: Method, manifest: Manifest) -> Any:
         use_rslora=method.rslora,
         use_dora=method.dora,
         target_modules=modules,
+        exclude_modules="|".join(rf"{re.escape(each)}(\..*)?" for each in towers) or None,
         target_parameters=experts or None,
         modules_to_save=list(method.full_modules) or None,
         trainable_token_indices=_added_rows(base, method, manifest.model.added_token_ids),
@@ -80,14 +85,40 @@ def _targets(base: Any, method: Method) -> tuple[str | list[str], list[str]]:
     """Modules and fused parameters that get an adapter, as peft takes them."""
     fused = fused_experts(base)
     if method.targets == "all-linear":
-        return "all-linear", []
+        return _linear(base), []
     if method.targets == EXPERTS:
-        return "all-linear", sorted({_ending(name) for name in fused})
+        return _linear(base), sorted({_ending(name) for name in fused})
     experts = [each for each in method.targets if any(_ends_in(name, each) for name in fused)]
     modules = [each for each in method.targets if each not in experts]
     if not fused:  # of a mixture, peft knows older names too
         _check_known("method.targets", modules, (name for name, _ in base.named_modules()))
     return modules, experts
+
+
+def _linear(base: Any) -> str | list[str]:
+    """peft's own word, or the names of the layers where some of those that it stands for are left out."""
+    wanted, without = all_linear(base)
+    if not wanted:
+        what = f"a {base.config.model_type} model has no linear layer that peft can adapt"
+        raise UserError("method.targets", what, "use method.kind=full")
+    return wanted if without else "all-linear"
+
+
+def left_out(base: Any, method: Method) -> list[str]:
+    """What ``all-linear`` leaves out, a line for each reason; asked before the adapter is there."""
+    if isinstance(method.targets, list):
+        return []
+    kinds: dict[tuple[str, str], int] = {}
+    for name, reason in all_linear(base)[1].items():
+        kinds[reason, _ending(name)] = kinds.get((reason, _ending(name)), 0) + 1
+    reasons = list(dict.fromkeys(reason for reason, _ in kinds))
+    lines = []
+    for reason in reasons:
+        found = {ending: count for (why, ending), count in kinds.items() if why == reason}
+        shown = ", ".join(f"{count} x {ending}" for ending, count in list(found.items())[:4])
+        more = f", … ({sum(found.values())} in all)" if len(found) > 4 else ""
+        lines.append(f"no adapter on {shown}{more}: {reason}")
+    return lines
 
 
 def experts_without(wrapped: Any) -> list[str]:

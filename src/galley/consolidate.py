@@ -57,10 +57,12 @@ def _copy_index(folder: Path, out: Path) -> None:
 
 
 def copy_companions(folder: str, model: Model, out: Path) -> None:
-    """Copy what a model folder needs beside its weights: configuration, generation settings, the repository's code."""
+    """Copy what a model folder needs beside its weights: configuration, processors of images, the repository's code."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     config.dtype = DTYPES[model.dtype]
     config.save_pretrained(out)
+    for path in Path(folder).glob("*processor_config.json"):
+        shutil.copy2(path, out)
     if model.trust_remote_code:
         for path in Path(folder).glob("*.py"):
             shutil.copy2(path, out)

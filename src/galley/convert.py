@@ -72,9 +72,12 @@ def grow_embedding(source: Path, fingerprint: str, tokens: list[str], rows: int,
 
 def _grow(source: Path, folder: Path, rows: int, trust: bool) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=trust)
+    from galley.towers import auto_class
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+    model: Any = auto_class(config).from_pretrained(source, dtype="auto", trust_remote_code=trust)
     before = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(rows, pad_to_multiple_of=MULTIPLE, mean_resizing=False)
     modules = [model.get_input_embeddings(), model.get_output_embeddings()]

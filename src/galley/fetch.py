@@ -61,10 +61,19 @@ def fetch_model(spec: RunSpec, cache: Path, commit: str | None = None) -> Fetche
         raise UserError("model.path", what, "give a model's folder, a .gguf file or a hub id")
     check_folder("model.path", folder)
     check_architecture(folder, spec.task.model.trust_remote_code)
-    from galley.loading import check_loading
-
-    check_loading(folder, spec.task.model.trust_remote_code)
+    _check_weights(spec, folder)
     return Fetched(folder, revision, fingerprint(folder))
+
+
+def _check_weights(spec: RunSpec, folder: Path) -> None:
+    from galley.loading import check_loading
+    from galley.positions import check_positions
+    from galley.quantised import check_quantisation
+
+    report = check_loading(folder, spec.task.model.trust_remote_code)
+    if report is not None:
+        check_positions(report.model, spec.task.data.max_length)
+        check_quantisation(spec.task.method.kind, report.model)
 
 
 def _download(spec: RunSpec, commit: str | None) -> tuple[Path, str]:
@@ -136,18 +145,22 @@ def _missing(where: str, name: str) -> UserError:
 def check_architecture(folder: Path, trust: bool) -> None:
     """Raise :class:`UserError` unless transformers knows the architecture as a causal language model."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
 
+    writers = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
     config = read_json(folder / "config.json") or {}
     kind, ships_code = config.get("model_type"), bool(config.get("auto_map"))
-    if ships_code and (trust or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    if ships_code and (trust or kind in writers):
         return
     if ships_code:
         what = f"'{folder}' (type {kind}) needs Python code from its repository"
         raise UserError("model.path", what, "read that code, then say model.trust_remote_code=true")
     if kind not in CONFIG_MAPPING_NAMES:
         raise UserError("model.path", f"transformers does not know the model type {kind!r}", "update transformers")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind not in writers:
         raise UserError("model.path", f"a {kind} model is no causal language model", "give one that writes text")
 
 

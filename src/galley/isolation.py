@@ -18,11 +18,11 @@ from galley.errors import UserError
 from galley.rundir import read_json, write_atomic
 from galley.spec import Model
 
-VERSION = 1
+VERSION = 2
 TOLERANCE = 1e-4
 LENGTHS = (23, 31)
 VOCABULARY = 256
-LARGEST = 200_000_000
+LARGEST = 400_000_000
 # Weights larger than usual, so that a layer's leak is not lost beside the residual stream.
 SPREAD = 0.05
 SMALL = {
@@ -86,6 +86,13 @@ def _verdict(config: Any, attention: str, packed: str, trust: bool) -> dict[str,
         try:
             error = measure(shrink(config, narrow), attention, trust, packed)
         except Exception as failure:  # third-party modelling code may raise anything; the answer is: do not pack
+            if isinstance(failure, LooksAhead):
+                what = (
+                    f"a {config.model_type} model is bidirectional: each token sees those that it would have to predict"
+                )
+                raise UserError(
+                    "model.path", what, "give a causal language model (is_decoder in config.json?)"
+                ) from None
             if "does not support an attention implementation" in str(failure):
                 what = f"a {config.model_type} model has no {attention} attention"
                 raise UserError("model.attention", what, "say model.attention=eager") from None
@@ -105,26 +112,60 @@ def shrink(config: Any, narrow: bool = True) -> Any:
     """A copy of a transformers configuration with few layers, yet every kind of layer; ``narrow``: few heads too."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
-    layers, keep = int(text.num_hidden_layers), layers_needed(text)
+    own = _take_overrides(text)
+    layers, keep = int(text.num_hidden_layers), layers_needed(text, own)
     for name, value in list(vars(text).items()):
         if isinstance(value, list) and _names_layers(name, value):
             setattr(text, name, [index for index in value if index < keep])
         elif isinstance(value, list) and len(value) == layers:
             setattr(text, name, value[:keep])
     if narrow and getattr(text, "num_attention_heads", None):
-        _shrink_width(text)
+        _shrink_width(text, keep, own)
     for name, value in SMALL.items():
         if isinstance(getattr(text, name, None), int):
             setattr(text, name, min(value, getattr(text, name)))
     text.num_hidden_layers = keep
+    if own:
+        text.per_layer_config = {layer: values for layer, values in own.items() if layer < keep}
+    _shrink_towers(small)
     for part in {id(each): each for each in (small, text)}.values():
         part.vocab_size = VOCABULARY
-        part.bos_token_id = part.eos_token_id = part.pad_token_id = None
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            _unset(part, name)
+        if small is not text:
+            part.pad_token_id = 0  # what it puts in the place of an image's tokens
         part.initializer_range = SPREAD
     return small
 
 
-def layers_needed(text: Any) -> int:
+def _unset(part: Any, name: str) -> None:
+    """No such token; token 0 where the configuration insists on a number."""
+    try:
+        setattr(part, name, None)
+    except Exception:  # its own validator, of whatever kind
+        setattr(part, name, 0)
+
+
+def _take_overrides(text: Any) -> dict[int, dict[str, Any]]:
+    """Settings of single layers that differ from the model's (Gemma 4's heads), which are taken away from ``text``."""
+    own = {int(layer): dict(values) for layer, values in (text.to_dict().get("per_layer_config") or {}).items()}
+    if own:
+        text.per_layer_config = None
+    return own
+
+
+def _shrink_towers(config: Any) -> None:
+    """Few layers for what text does not pass through."""
+    for name in getattr(config, "sub_configs", {}):
+        tower = getattr(config, name, None)
+        if tower is None or tower is config.get_text_config():
+            continue
+        for key in ("num_hidden_layers", "depth", "num_layers", "encoder_layers"):
+            if isinstance(vars(tower).get(key), int):
+                setattr(tower, key, 1)
+
+
+def layers_needed(text: Any, own: dict[int, dict[str, Any]] | None = None) -> int:
     """How many of the first layers show every kind that the configuration lists; at least 2."""
     layers = int(text.num_hidden_layers)
     lists = {name: getattr(text, name, None) for name in {*vars(text), "layer_types", "layers_block_type"}}
@@ -133,6 +174,8 @@ def layers_needed(text: Any) -> int:
         for name, each in lists.items()
         if isinstance(each, list) and len(each) == layers and not _names_layers(name, each)
     ]
+    if own:
+        found.append([repr(own.get(layer)) for layer in range(layers)])
     kinds = list(zip(*found, strict=True))
     if not kinds:
         return min(layers, 4)
@@ -147,7 +190,7 @@ def _names_layers(name: str, value: list[Any]) -> bool:
     return numbers and ("idx" in name or "layer" in name)
 
 
-def _shrink_width(text: Any) -> None:
+def _shrink_width(text: Any, layers: int, own: dict[int, dict[str, Any]]) -> None:
     """Fewer heads of the same size: rotary sections and the like depend on a head's size, not on their number."""
     heads, width = int(text.num_attention_heads), int(text.hidden_size)
     groups = getattr(text, "num_key_value_heads", None) or heads
@@ -155,11 +198,14 @@ def _shrink_width(text: Any) -> None:
     text.num_attention_heads = few * max(1, heads // groups)
     if getattr(text, "num_key_value_heads", None):
         text.num_key_value_heads = few
+    for values in own.values():  # the model's own numbers of heads, which divide its width
+        for name in ("num_attention_heads", "num_key_value_heads"):
+            values.pop(name, None)
     text.hidden_size = text.num_attention_heads * (width // heads)
-    text.intermediate_size = 128
-    keys, values = (getattr(text, f"linear_num_{kind}_heads", None) for kind in ("key", "value"))
-    if keys and values:
-        text.linear_num_key_heads, text.linear_num_value_heads = 2, 2 * (values // keys)
+    text.intermediate_size = [128] * layers if isinstance(getattr(text, "intermediate_size", 0), list) else 128
+    keys, queries = (getattr(text, f"linear_num_{kind}_heads", None) for kind in ("key", "value"))
+    if keys and queries:
+        text.linear_num_key_heads, text.linear_num_value_heads = 2, 2 * (queries // keys)
 
 
 def measure(config: Any, attention: str, trust: bool, together: str | None = None) -> float:
@@ -168,10 +214,11 @@ def measure(config: Any, attention: str, trust: bool, together: str | None = Non
     ``together``: the attention of those in one row, where it is another.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from galley.towers import auto_class
 
     def build() -> Any:
-        return AutoModelForCausalLM.from_config(
+        return auto_class(config).from_config(
             copy.deepcopy(config), attn_implementation=attention, dtype=torch.float32, trust_remote_code=trust
         )
 
@@ -182,6 +229,7 @@ def measure(config: Any, attention: str, trust: bool, together: str | None = Non
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = build().eval()
+        _check_causal(model)
         documents = [torch.randint(VOCABULARY, (1, length)) for length in LENGTHS]
         positions = [torch.arange(length)[None] for length in LENGTHS]
         apart = [_logits(model, *pair) for pair in zip(documents, positions, strict=True)]
@@ -191,6 +239,23 @@ def measure(config: Any, attention: str, trust: bool, together: str | None = Non
     alone = _both_orders(apart)
     difference = (packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-12)
     return float(difference.max())
+
+
+class LooksAhead(Exception):
+    """The model's tokens see those after them."""
+
+
+def _check_causal(model: Any) -> None:
+    """Raise :class:`LooksAhead` where the last token changes what the model says after those before it."""
+    import torch
+
+    tokens = torch.randint(VOCABULARY, (1, LENGTHS[0]))
+    others = tokens.clone()
+    others[0, -1] = (tokens[0, -1] + 1) % VOCABULARY
+    positions = torch.arange(LENGTHS[0])[None]
+    one, other = (_logits(model, each, positions)[0, :-1] for each in (tokens, others))
+    if float((one - other).norm() / one.norm().clamp_min(1e-12)) > TOLERANCE:
+        raise LooksAhead
 
 
 def _by_document(model: Any, attention: str, tokens: Any, positions: Any) -> Any:

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from galley.errors import UserError
+from galley.towers import auto_class
 from galley.weights import Header, read_headers
 
 TYPES = {
@@ -82,7 +83,7 @@ def load_dry(folder: Path, headers: dict[str, Header], trust: bool) -> Report:
     """transformers' report of loading tensors with ``headers``, without the tensors."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     with torch.device("meta"), no_init_weights(), _quiet() as lines:
-        kind = type(AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust))
+        kind = type(auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=trust))
         tensors = {name: torch.empty(each["shape"], dtype=TYPES[each["dtype"]]) for name, each in headers.items()}
         how: dict[str, Any] = {"device_map": {"": "meta"}, "dtype": "auto", "ignore_mismatched_sizes": True}
         try:

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from galley import kernels, neftune, pissa, sharded
-from galley.adapter import attach_adapter, experts_without, freeze
+from galley.adapter import attach_adapter, experts_without, freeze, left_out
 from galley.attention import BY_DOCUMENT
 from galley.data import Manifest
 from galley.errors import UserError
 from galley.loading import refuse_missing
 from galley.rundir import RunDir
 from galley.spec import Model, RunSpec
+from galley.towers import auto_class, freeze_unused
 from galley.weights import weight_files
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -62,7 +63,8 @@ def load_plain(folder: str, model: Model, dtype: torch.dtype, device: str = "cpu
 
 def _whole(folder: str, **how: Any) -> Any:
     """What ``from_pretrained`` gives. Raises ``UserError`` where it made up weights that the files lack."""
-    loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **how)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=how["trust_remote_code"])
+    loaded, info = auto_class(config).from_pretrained(folder, output_loading_info=True, **how)
     refuse_missing(folder, info)
     return loaded
 
@@ -93,7 +95,7 @@ def _load_sharded(folder: str, spec: RunSpec) -> Any:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
 
     def build() -> Any:
-        return AutoModelForCausalLM.from_config(config, **how)
+        return auto_class(config).from_config(config, **how)
 
     if stored_as_named(folder, model):
         return sharded.load(folder, build, spec.placement.deepspeed)
@@ -109,7 +111,7 @@ def parameter_names(folder: str, model: Model) -> dict[str, str]:
     """Every parameter's name, tied duplicates included, to the one name under which training knows it."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+        empty = auto_class(config).from_config(config, trust_remote_code=model.trust_remote_code)
     empty.tie_weights()
     first: dict[int, str] = {}
     named = empty.named_parameters(remove_duplicate=False)
@@ -128,6 +130,8 @@ def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
         raise UserError("deepspeed", what, "use deepspeed=zero2, or method.kind=full")
     torch.manual_seed(spec.task.seed)
     wrapped = begun_adapter(model, spec, manifest, RunDir(Path(spec.placement.paths.run)))
+    for line in left_out(model, spec.task.method):
+        print(line)
     if left := experts_without(wrapped):
         print(f"no adapter on the experts' {', '.join(left)}: method.targets=all-linear+experts gives them one")
     return wrapped
@@ -193,7 +197,9 @@ def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
     if placement.liger:
         kernels.use_liger(model)
     if placement.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(model)
+    if frozen := freeze_unused(model):
+        print(f"not trained, for text does not pass through them: {frozen}")
     if task.method.kind != "full":
         model = _with_adapter(model, spec, manifest)
     freeze(model, task.method.freeze)
@@ -204,6 +210,13 @@ def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
         compile_layers(model)
     model.train()
     return model
+
+
+def _checkpoint_activations(model: Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        what = f"transformers has no activation checkpointing for a {model.config.model_type} model"
+        raise UserError("activation_checkpointing", what, "use activation_checkpointing=false")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def compile_layers(model: Any) -> None:

@@ -8,7 +8,8 @@ import pytest
 from transformers import CONFIG_MAPPING, Lfm2Config, LlamaConfig, Qwen3NextConfig
 
 from galley.attention import BY_DOCUMENT
-from galley.isolation import attends_by_document, layers_needed, measure, packing_refused, shrink
+from galley.errors import UserError
+from galley.isolation import _verdict, attends_by_document, layers_needed, measure, packing_refused, shrink
 from galley.spec import Model
 
 KEPT_APART = ["llama", "qwen3", "gemma3_text"]
@@ -54,6 +55,32 @@ def test_what_runs_along_the_sequence_does_not(config: Any, tmp_path: Path) -> N
     assert f"in a {config.model_type} model" in reason
     (note,) = (tmp_path / "isolation").iterdir()
     assert json.loads(note.read_text())["error"] > 1e-2
+
+
+PARTICULAR = ["gemma4_text", "gemma4", "cwm", "qwen3_vl", "mistral3"]
+
+
+@pytest.mark.parametrize("kind", PARTICULAR)
+def test_particular_configurations_are_read_and_packed(kind: str, tmp_path: Path) -> None:
+    """Settings of single layers, ends of text that must be numbers, parts that see."""
+    config = CONFIG_MAPPING[kind]()
+    before = repr(config)
+    assert _verdict(config, "sdpa", "sdpa", trust=False)["reason"] is None
+    assert repr(config) == before
+
+
+def test_settings_of_single_layers_are_kept() -> None:
+    small = shrink(CONFIG_MAPPING["gemma4_text"]())
+    assert [small.per_layer_config[layer].head_dim for layer in range(small.num_hidden_layers)] == [256] * 5 + [512]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "xlm-roberta"])
+def test_a_model_that_looks_ahead_is_refused(kind: str, tmp_path: Path) -> None:
+    CONFIG_MAPPING[kind]().save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=rf"model.path: a {kind} model is bidirectional: .*is_decoder in config.json"):
+        packing_refused(tmp_path / "model", Model(path="x"), tmp_path)
+    CONFIG_MAPPING[kind](is_decoder=True).save_pretrained(tmp_path / "model")
+    packing_refused(tmp_path / "model", Model(path="x"), tmp_path)
 
 
 def test_an_answer_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
