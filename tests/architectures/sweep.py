@@ -24,6 +24,8 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS"
 from prepare.conftest import CHATML, rows, train_tokenizer, write_jsonl  # noqa: E402
 from ranks import Ranks  # noqa: E402
 
+CACHE = Path(os.environ.get("GALLEY_CACHE") or Path(tempfile.gettempdir()) / f"galley-architectures-{os.getuid()}")
+"""Where DeepSpeed's operators are compiled once, for all that is tried."""
 STAGES = ("prepare", "train", "export")
 PRELOAD = (
     "bitsandbytes", "galley.prepare", "galley.arrays", "galley.fetch", "galley.isolation", "galley.convert",
@@ -70,7 +72,7 @@ def write_spec(root: Path, model: Path, data: Path, attention: str) -> Path:
 
     run = root / "run"
     run.mkdir()
-    paths = {"run": str(run), "model": str(model), "data": str(data), "cache": str(root / "cache")}
+    paths = {"run": str(run), "model": str(model), "data": str(data), "cache": str(CACHE)}
     spec = {
         "schema": 1, "name": "sweep", "origin": {"recipe": "sweep", "version": "0"},
         "task": {
