@@ -23,6 +23,7 @@ CONTRACT = {
     "galley.files",
     "galley.text",
     "galley.errors",
+    "galley.sensitive",
 }
 
 

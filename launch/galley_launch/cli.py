@@ -173,7 +173,7 @@ def report(run: str, *settings: str) -> Todo:
     """Write one page about a run, RUN/report.html, to look at in a browser or to send to somebody.
 
     Curves, attempts and where the time went, data, checkpoints, checks of the export, configuration. The page holds all
-    that it shows, and no secrets. The same command writes it again.
+    that it shows; what looks like a secret is hidden: look before you send it. The same command writes it again.
 
     galley report smollm2-135m-lora
     """

@@ -8,12 +8,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from galley.sensitive import is_secret_name
 from galley_launch.arguments import is_text
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-# Whole words, for TOKENIZERS_PARALLELISM is none.
-_SECRET_TEXT = r"TOKENS?|SECRETS?|PASS|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|APIKEY|(API|ACCESS|PRIVATE)_?KEY"
-_SECRET = re.compile(rf"(^|_)({_SECRET_TEXT})(_|$)", re.IGNORECASE)
 _TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)|(\d+)-(\d+)(?::([0-5]\d))?|(\d+)", re.ASCII)
 _SIZE = re.compile(r"[1-9]\d*[MGT]", re.ASCII)
 # What the script says itself, or what would contradict it: a second word would win or be lost without notice.
@@ -278,7 +276,7 @@ class Cluster(Section):
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} both say where Python is; keep one of them")
         for name in self.variables:
-            if _SECRET.search(name):
+            if is_secret_name(name):
                 raise ValueError(f"variables.{name} looks like a secret; list its name under secrets instead")
         if self.side.prepare == "here" and (self.conda or self.container or self.modules):
             raise ValueError("side.prepare: here works in a venv only; leave conda, container and modules out")

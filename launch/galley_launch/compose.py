@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from galley.errors import UserError
 from galley.rundir import RunDir, read_json
 from galley.spec import Origin, Paths, Placement, RunSpec
-from galley_launch import assets, catalogue, cautions, changes, devices, ds_settle, facts, places, zero
+from galley_launch import assets, catalogue, cautions, changes, devices, ds_settle, facts, guard, places, zero
 from galley_launch.arguments import is_ours, is_text, of_cluster, split, whole
 from galley_launch.catalogue import Source
 from galley_launch.recipe import Recipe, build, override, resolve_key
@@ -277,6 +277,7 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
         )
     except ValidationError as error:
         raise _refused(error) from None
+    guard.check_spec(spec)
     typed = {resolve_key(split(setting)[0]) for setting in settings if not is_ours(setting)}
     typed |= {line.partition(" ")[0] for line in taken}
     notes = cautions.of_rate(recipe, source, typed, facts.of_model(placement.paths.model))

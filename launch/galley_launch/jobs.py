@@ -14,7 +14,7 @@ from typing import Any
 from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import RunSpec
-from galley_launch import assets
+from galley_launch import assets, guard
 from galley_launch.arguments import is_text
 from galley_launch.cluster import Cluster, Container, megabytes, seconds
 from galley_launch.places import expanded
@@ -100,8 +100,10 @@ def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dic
         found["GALLEY_SCRATCH"] = cluster.scratch
     if cluster.interface:
         found |= {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
-    found |= {name: os.environ[name] for name in _INHERITED if os.environ.get(name)}
-    return found | cluster.variables
+    inherited = {name: os.environ[name] for name in _INHERITED if os.environ.get(name) and name not in cluster.secrets}
+    for name, value in inherited.items():
+        guard.check_variable(name, value)
+    return found | inherited | cluster.variables
 
 
 def _installation(cluster: Cluster) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from galley.errors import UserError
-from galley_launch import assets
+from galley_launch import assets, guard
 from galley_launch.arguments import nearest, split
 from galley_launch.cluster import Cluster, Container, Patience, Side
 from galley_launch.places import expanded
@@ -66,9 +66,11 @@ def load(path: Path, settings: Sequence[str] = ()) -> Cluster:
         raise UserError(str(path), f"cannot be read: {error}", "give a readable UTF-8 file") from None
     tree = _override(read_yaml(text, str(path)), settings)
     try:
-        return Cluster.model_validate(tree)
+        cluster = Cluster.model_validate(tree)
     except ValidationError as error:
         raise _refused(error, str(path), {_key(setting) for setting in settings}) from None
+    guard.check_profile(cluster, str(path))
+    return cluster
 
 
 def find(name: str | None, settings: Sequence[str]) -> tuple[str, Cluster]:

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from galley.errors import UserError
 from galley.rundir import RunDir, read_json, write_atomic
+from galley.sensitive import is_secret_name, masked
 from galley.spec import RunSpec
 from galley_launch import compose, queue, report_history, report_page, report_time, runs
 from galley_launch.display import duration
@@ -29,19 +30,14 @@ _TONES = {
 }  # fmt: skip
 
 _HIDDEN = "(hidden)"
-_WORD = r"(?:tokens?|secret|pass|password|passwd|passphrase|credentials?|api_?key|access_?key|private_?key)"
+_WORD = (
+    r"(?:tokens?|secret|pass|password|passwd|passphrase|pwd|credentials?|cookie|jwt"
+    r"|(?:api|access|private|secret|auth|account|signing)_?key)"
+)
 _QUOTE = r"(?:&#34;|&#39;)?"
 _NO_SECRET = r"(?!(?:[\d.,]+|null|none|true|false)(?:\s|[&<]|$))"
 # The page is looked through once it is whole, so that no section can forget to: what looks like a secret is hidden.
-_SECRETS = (
-    re.compile(rf"(?i)((?:\b|_){_WORD}{_QUOTE}\s*[=:]\s*{_QUOTE}){_NO_SECRET}[^\s&<>]{{4,}}"),
-    re.compile(r"(?i)(\b(?:authorization|bearer)\b[:\s]\s*(?:bearer\s+)?)[\w.~+/=-]{12,}"),
-    re.compile(r"(://[^/\s:@<>]*:)[^/\s@<>]+(?=@)"),
-    re.compile(
-        r"()\b(?:hf_\w{16,}|sk-[\w-]{16,}|gh[opsu]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|eyJ[\w-]{16,}\.\S+)"
-    ),
-)
-_SECRET_NAME = re.compile(rf"(?i)(^|_){_WORD}s?(_|$)")
+_ASSIGNED = re.compile(rf"(?i)((?:\b|_|-){_WORD}{_QUOTE}\s*[=:]\s*{_QUOTE}){_NO_SECRET}[^\s&<>]{{4,}}")
 
 
 @dataclass(frozen=True)
@@ -160,8 +156,6 @@ def _why(run: RunDir, state: runs.State) -> tuple[str, list[tuple[str, str]]] | 
 def hide(page: str, environment: Mapping[str, str]) -> str:
     """``page`` without what looks like a secret, or is the value of a variable whose name does."""
     for name, value in environment.items():
-        if len(value) >= 8 and _SECRET_NAME.search(name):
+        if len(value) >= 8 and is_secret_name(name):
             page = page.replace(html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"), _HIDDEN)
-    for pattern in _SECRETS:
-        page = pattern.sub(rf"\1{_HIDDEN}", page)
-    return page
+    return masked(_ASSIGNED.sub(rf"\1{_HIDDEN}", page), _HIDDEN)

@@ -11,12 +11,12 @@ change from one attempt to the next.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from galley.sensitive import secret_in
 from galley.task import (
     Batch,
     Data,
@@ -37,7 +37,6 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA: Literal[1] = 1
-_PASSWORD = re.compile(r"//[^/@]*:[^/]*@")
 
 
 class Cadence(Part):
@@ -75,8 +74,9 @@ class Mlflow(Part):
     @field_validator("uri")
     @classmethod
     def _no_password(cls, uri: str | None) -> str | None:
-        if uri and _PASSWORD.search(uri):
-            raise ValueError("holds a password; give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        if uri and (kind := secret_in(uri)):
+            todo = "give it in MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            raise ValueError(f"holds {kind}; {todo}")
         return uri
 
 

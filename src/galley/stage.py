@@ -13,6 +13,7 @@ from pathlib import Path
 
 from galley.errors import UserError
 from galley.rundir import Attempt, RunDir, write_atomic
+from galley.sensitive import masked
 from galley.spec import RunSpec
 from galley.text import one_line
 
@@ -39,7 +40,13 @@ def record_error(attempt: Attempt, who: str, status: int, message: str) -> None:
     """Leave why ``who`` (a stage, or ``rank-N``) failed where the launcher looks for it."""
     path = attempt.error(who)
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = {"who": who, "status": status, "message": message, "time": time.time(), "host": platform.node()}
+    body = {
+        "who": who,
+        "status": status,
+        "message": masked(message, "(hidden)"),
+        "time": time.time(),
+        "host": platform.node(),
+    }
     write_atomic(path, json.dumps(body))
 
 

@@ -93,7 +93,7 @@ def test_a_wrong_value_is_one_line(words: list[str], message: str) -> None:
         ({"tracking": {"comet": {}}}, "x.yaml: tracking: no such key: 'comet'; set tracking.wandb.project=NAME"),
         (
             {"tracking": {"mlflow": {"experiment": "x", "uri": "https://ada:pw@host"}}},
-            "x.yaml: tracking.mlflow.uri: holds a password; give it in MLFLOW_TRACKING_USERNAME and MLFLOW_",
+            "x.yaml: tracking.mlflow.uri: holds a URL with a password; give it in MLFLOW_TRACKING_TOKEN, or MLF",
         ),
     ],
 )
@@ -102,12 +102,12 @@ def test_a_wrong_key_gets_the_nearest(change: Tree, message: str) -> None:
 
 
 def test_trackers_can_be_asked_for_on_the_command_line_too() -> None:
-    words = ["tracking.wandb.project=chats", "group=night", "uri=https://ada@host:1", "experiment=e"]
+    words = ["tracking.wandb.project=chats", "group=night", "uri=https://host:1", "experiment=e"]
     tracking = build(override(LEAST, words), "x.yaml").tracking
     assert tracking.names == ["wandb", "mlflow"]
     assert tracking.model_dump(exclude_none=True) == {
         "wandb": {"project": "chats", "group": "night"},
-        "mlflow": {"experiment": "e", "uri": "https://ada@host:1"},
+        "mlflow": {"experiment": "e", "uri": "https://host:1"},
     }
     off = LEAST | {"tracking": {"wandb": None, "mlflow": None}}  # as a run that goes on says it
     assert build(off, "x.yaml").tracking.names == []
