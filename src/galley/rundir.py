@@ -51,6 +51,11 @@ class Attempt:
         return self.root / "job.json"
 
     @property
+    def secret(self) -> Path:
+        """In a job: what its nodes know each other by before training, readable by the user alone."""
+        return self.root / "secret"
+
+    @property
     def preflight(self) -> Path:
         """In a job: ``NODE.json`` for each node, what was checked there before training."""
         return self.root / "preflight"

@@ -30,6 +30,7 @@ def test_the_first_job_takes_the_first_attempt_and_queues_the_next(run: RunDir, 
     attempt = run.attempt(1)
     assert json.loads(attempt.placement.read_text()) == {"nodes": 2, "ranks_per_node": 4}
     assert all(place.is_dir() for place in (attempt.logs, attempt.stop.parent, attempt.preflight, attempt.heartbeats))
+    assert (attempt.secret.stat().st_mode & 0o777, len(attempt.secret.read_text())) == (0o600, 32)
     names = ("ATTEMPT", "ATTEMPT_DIR", "LOGS", "PORT", "RENDEZVOUS", "HEAD", "PREPARE")
     found = sourced(attempt.root / "job.env", *(f"GALLEY_{name}" for name in names))
     values = ["1", str(attempt.root), str(attempt.logs), "61500", "500.0", "n1", "0"]

@@ -1,5 +1,6 @@
 """Preflight with real processes and sockets: nodes that meet, or do not, and whose fault that is."""
 
+import hashlib
 import json
 import shutil
 import socket
@@ -69,6 +70,20 @@ def test_strangers_and_garbage_do_not_count(start: Start, attempt: Attempt) -> N
     assert end(head, start(1, 2, port)) == [(0, ""), (0, "")]
     for stranger in strangers:
         stranger.close()
+
+
+def test_who_knows_the_job_but_not_its_secret_is_a_stranger(start: Start, attempt: Attempt) -> None:
+    """The attempt's path and the job's number are known to everybody who looks into the queue."""
+    attempt.secret.write_text("0123456789abcdef")
+    port = free_port()
+    head = start(0, 2, port)
+    guessed = hashlib.sha256(f"{attempt.root} 7".encode()).hexdigest()
+    words = {"token": guessed, "node": 1, "name": "node1", "number": 99, "time": 0.0}
+    stranger = speak(port, json.dumps(words).encode() + b"\n")
+    time.sleep(0.2)
+    assert head.poll() is None, "the head took a stranger for node 1"
+    assert end(head, start(1, 2, port)) == [(0, ""), (0, "")]
+    stranger.close()
 
 
 def test_the_head_names_who_is_missing_and_nobody_else_is_blamed(start: Start, attempt: Attempt) -> None:

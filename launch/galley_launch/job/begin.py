@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import shlex
 import time
 from dataclasses import dataclass
@@ -185,6 +187,9 @@ def _open(attempt: Attempt, facts: dict[str, Any] | None, more: dict[str, str], 
     here = allocation()
     for place in (attempt.logs, attempt.stop.parent, attempt.root / "errors", attempt.preflight, attempt.heartbeats):
         place.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        attempt.secret.touch(0o600, exist_ok=False)
+        attempt.secret.write_text(secrets.token_hex(16), encoding="ascii")
     if facts is not None:
         facts.update({"no_successor": why_not} if why_not else {})
         write_atomic(attempt.job, json.dumps(facts, indent=1) + "\n")

@@ -23,7 +23,9 @@ _PAD, _LONGEST = "." * 60000, 1 << 17
 
 
 def token(node: Node) -> str:
-    """Tells this job's nodes from whoever else connects. Not a secret."""
+    """Tells this job's nodes from whoever else connects: the attempt's secret, which only its user can read."""
+    with contextlib.suppress(FileNotFoundError):
+        return node.attempt.secret.read_text(encoding="ascii")
     return hashlib.sha256(f"{node.attempt.root} {os.environ.get('SLURM_JOB_ID', '')}".encode()).hexdigest()
 
 
