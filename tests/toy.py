@@ -112,6 +112,7 @@ def write_data(
     run: RunDir, model: Path, train: list[list[Document]], held_out: list[list[Document]] | None, packed: bool
 ) -> None:
     config = json.loads((model / "config.json").read_text())
+    config |= config.get("text_config", {})
     facts = ModelFacts(
         path=str(model), source=str(model), fingerprint=fingerprint(model), parameters=count_parameters(model),
         vocab=config["vocab_size"], hidden_size=config["hidden_size"], layers=config["num_hidden_layers"],

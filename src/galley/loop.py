@@ -18,7 +18,7 @@ from galley.objective import output_head, sft_loss_sum
 from galley.profiling import Profiler
 from galley.rundir import Attempt, RunDir
 from galley.saving import Pending, Writer
-from galley.schedule import learning_rate
+from galley.schedule import learning_rate, note_longer
 from galley.spec import RunSpec
 from galley.stop import Stop
 from galley.world import World
@@ -86,6 +86,9 @@ class Loop:
         if step:
             self.state = checkpoint.load(self.run.checkpoint(step), self.engine)
             self._say(f"resuming after step {self.state.step}")
+            task = self.spec.task
+            if note := note_longer(self.run, task.schedule, task.optimizer.lr, step, self.order.steps):
+                self._say(note)
 
     def _recorder(self) -> metrics.Recorder | None:
         task, device = self.spec.task, self.world.device

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 
 from galley.errors import UserError
+from galley.towers import unused_by_text
+
+_SETTINGS = {"mpt": "max_seq_len"}
+"""Architectures that make a bias of so many positions in each forward pass."""
 
 
 def longest(model: Any) -> tuple[int, str] | None:
@@ -14,7 +18,11 @@ def longest(model: Any) -> tuple[int, str] | None:
 
     ``model`` may be on the meta device.
     """
-    found = [*_learned(model), *_precomputed(model)]
+    towers = tuple(f"{name}." for name in unused_by_text(model))
+    found = [each for each in (*_learned(model), *_precomputed(model)) if not each[1].startswith(towers)]
+    setting = _SETTINGS.get(model.config.model_type)
+    if setting:
+        found.append((int(getattr(model.config, setting)), f"{setting} in config.json"))
     return min(found) if found else None
 
 

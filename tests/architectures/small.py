@@ -45,7 +45,7 @@ def make(kind: str, vocabulary: int, **tokens: int) -> Any:
     small = config if kind in PARTICULARS else shrink(config)
     text = small.get_text_config()
     for part in {id(each): each for each in (small, text)}.values():
-        part.vocab_size = vocabulary
+        part.vocab_size, part.initializer_range = vocabulary, 0.02
         for name, value in tokens.items():
             setattr(part, name, value)
     if getattr(text, "vocab_size_per_layer_input", None):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import CONFIG_MAPPING, Lfm2Config, LlamaConfig, Qwen3NextConfig
+from transformers import CONFIG_MAPPING, GPT2Config, Lfm2Config, LlamaConfig, Qwen3NextConfig
 
 from galley.attention import BY_DOCUMENT
 from galley.errors import UserError
@@ -38,6 +38,10 @@ def test_other_attention_and_dropout_are_not_computed_by_document(tmp_path: Path
     assert attends_by_document(tmp_path / "plain", Model(path="x"), tmp_path)
     assert not attends_by_document(tmp_path / "plain", Model(path="x", attention="eager"), tmp_path)
     assert not attends_by_document(tmp_path / "dropout", Model(path="x"), tmp_path)
+    GPT2Config(n_embd=64, n_head=4).save_pretrained(tmp_path / "gpt2")
+    assert not attends_by_document(tmp_path / "gpt2", Model(path="x"), tmp_path), "its dropout has another name"
+    GPT2Config(n_embd=64, n_head=4, attn_pdrop=0.0).save_pretrained(tmp_path / "gpt2")
+    assert attends_by_document(tmp_path / "gpt2", Model(path="x"), tmp_path)
 
 
 CONVOLUTION = Lfm2Config(

@@ -19,6 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "rotary_dim": 8},
     "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "dff": 64},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 40},
     "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40},
     "opt": {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 40,
