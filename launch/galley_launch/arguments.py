@@ -21,6 +21,7 @@ RESERVED = frozenset(f"{_PLAN_KEYS} files step attempt rank yes".split())
 """The launcher's own keys; no recipe key may be one of these."""
 
 _CLUSTER = "cluster."
+_COPY_CLUSTER = "cluster NAME [TO]"
 _BY_VALUE = frozenset(["device", "gpus"])
 """Keys of the launcher whose values are looked up: other trainers write them otherwise."""
 _SWITCHES = frozenset(["dry_run", "follow", "yes"])
@@ -54,6 +55,8 @@ VERBS = {
     "why": Verb("RUN", frozenset(["runs"])),
     "report": Verb("RUN", frozenset(["runs"])),
     "export": Verb("RUN", frozenset(["runs", "step", "cluster"])),
+    "forget": Verb("RUN [RUN…]", frozenset(["runs", "yes"])),
+    "completion": Verb("SHELL", frozenset()),
     "schema": Verb("", frozenset()),
 }
 
@@ -119,9 +122,10 @@ def _key(name: str) -> str:
 
 
 def _check_count(verb: str, positionals: list[str]) -> None:
-    asked = VERBS[verb].words.split()
+    words = _COPY_CLUSTER if verb == "copy" and positionals[:1] == ["cluster"] else VERBS[verb].words
+    asked = words.split()
     least = sum(not word.startswith("[") for word in asked)
-    usage = f"write: galley {verb} {VERBS[verb].words}".rstrip()
+    usage = f"write: galley {verb} {words}".rstrip()
     if len(positionals) < least:
         raise UserError(verb, f"{asked[len(positionals)]} is missing", usage)
     if len(positionals) > len(asked) and not (asked and asked[-1].endswith("…]")):

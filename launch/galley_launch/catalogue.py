@@ -175,7 +175,7 @@ def rows(words: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
 
 def listing(words: Sequence[str]) -> int:
     """Print the table of :func:`rows`. Raises ``UserError`` where it would be empty."""
-    from galley_launch.view import screen_width, table
+    from galley_launch.view import cut, screen_width, table
 
     found, problems = rows(words)
     for problem in problems:
@@ -184,16 +184,12 @@ def listing(words: Sequence[str]) -> int:
         raise UserError("recipes", f"none matches {' '.join(words)!r}", "list them all: galley recipes")
     width = screen_width()
     shown = [number for number, column in enumerate(COLUMNS) if width >= _NARROW or column not in ("model", "zero")]
-    cells = [(name, _cut(model.rpartition("/")[2], _MODEL), *rest) for name, model, *rest in found]
+    cells = [(name, cut(model.rpartition("/")[2], _MODEL), *rest) for name, model, *rest in found]
     lines = [tuple(row[number] for number in shown) for row in (COLUMNS, *cells)]
     room = width - sum(max(map(len, each)) + 2 for each in list(zip(*lines, strict=True))[:-1])
-    columns, *body = [(*line[:-1], _cut(line[-1], room)) for line in lines]
+    columns, *body = [(*line[:-1], cut(line[-1], room)) for line in lines]
     table(columns, body)
     return 0
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else f"{text[: max(room - 1, 0)].rstrip()}…"
 
 
 def copy(name: str, to: str = "") -> int:

@@ -181,12 +181,23 @@ def clusters(name: str, settings: Sequence[str]) -> int:
 
 
 def cancel(name: str, settings: Sequence[str]) -> int:
-    """End the jobs of a submitted run now."""
+    """End a run now: its jobs, or its processes on this box."""
+    from galley_launch import cancelling
+
     found = runs.find(name, _runs(settings)[0])
-    if not queue.is_submitted(found):
-        raise UserError(str(found.root), "runs on one box", f"end it with: galley stop {name}")
-    print(queue.cancel(found))
+    print(queue.cancel(found) if queue.is_submitted(found) else cancelling.cancel(found))
     return 0
+
+
+def forget(names: Sequence[str], settings: Sequence[str]) -> int:
+    """Remove runs, after asking."""
+    from galley_launch import forget as forgetting
+
+    base, ours = _runs(settings)
+    answer = ours.get("yes", "false").lower()
+    if answer not in ("true", "false"):
+        raise UserError("yes", f"{answer!r} is neither true nor false", "use yes=true to remove without being asked")
+    return forgetting.forget(names, base, answer == "true")
 
 
 def why(name: str, settings: Sequence[str]) -> int:

@@ -14,6 +14,11 @@ from typing import Any, Protocol
 from galley.files import open_regular
 from galley.rundir import Attempt, RunDir
 
+_GOES_ON = " so far"
+"""How a line of the log ends that says what has been going on for a while (``galley.progress``)."""
+_DOING = 60
+"""Letters of such a line that the live line shows."""
+
 
 def say(text: str) -> None:
     """One line to the terminal. A terminal that is gone never ends a run: from then on nothing is shown."""
@@ -96,6 +101,8 @@ class Bar:
     _progress: Any = None
     _task: Any = None
     _last: dict[str, Any] = field(default_factory=dict)
+    _doing: str = ""
+    """The newest line of the log that is not about a finished step."""
 
     def show(self) -> None:
         """Draw the newest row; a start without rows is drawn too, for loading a model takes a while."""
@@ -108,18 +115,32 @@ class Bar:
             for line in self.log.lines():
                 if line.startswith("warning: "):
                     self._progress.console.print(line, markup=False, highlight=False)
-            if "steps" in self._last:
-                row = self._last
-                self._progress.update(self._task, completed=row["step"], total=row["steps"], status=status(row))
+                else:
+                    self._doing = line[:_DOING] if "steps" not in self._last or line.endswith(_GOES_ON) else ""
+            self._draw()
         except OSError:
             _silence()
+
+    def _draw(self) -> None:
+        """The newest numbers, and what has been going on since they came."""
+        row = self._last
+        if "steps" in row:
+            text = " · ".join(filter(None, (status(row), self._doing)))
+            self._progress.update(self._task, completed=row["step"], total=row["steps"], status=text)
+        elif self._doing:
+            self._progress.update(self._task, status=self._doing)
 
     def _open(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         terminal = Console(file=getattr(sys.stdout, "stream", sys.stdout))  # past the guard of `galley.text`
-        columns = (TextColumn("train"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+        columns = (
+            TextColumn("train"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}", markup=False),
+        )
         self._progress = Progress(*columns, refresh_per_second=4, console=terminal)
         self._progress.start()
         self._task = self._progress.add_task("train", total=None, status="loading")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,36 +9,20 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from galley.errors import UserError
-from galley_launch import assets, guard
+from galley_launch import guard
 from galley_launch.arguments import nearest, split
 from galley_launch.cluster import Cluster, Container, Patience, Side
-from galley_launch.places import expanded
+from galley_launch.profile_files import every, folders, path_of
 from galley_launch.strings import Tree, read_value, read_yaml
+
+__all__ = ["every", "find", "folders", "load"]
 
 _SECTIONS: dict[str, type[BaseModel]] = {"container": Container, "side": Side, "patience": Patience}
 
 
-def folders() -> list[Path]:
-    """Where profiles are, what wins last: shipped, the user's own, beside the recipes."""
-    config = expanded(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
-    return [assets.folder("slurm") / "clusters", config / "galley" / "clusters", Path("clusters")]
-
-
-def every() -> dict[str, Path]:
-    """Name to file of every profile."""
-    found: dict[str, Path] = {}
-    for folder in folders():
-        found |= {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return dict(sorted(found.items()))
-
-
 def _chosen(name: str | None) -> tuple[str, Path]:
     if name and name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise UserError(
-                "cluster", f"no file {name}", "give a path to a .yaml file, or a name (see galley clusters)"
-            )
-        return str(Path(name).absolute()), Path(name)  # So that the run finds it again when it goes on.
+        return str(path_of(name).absolute()), Path(name)  # So that the run finds it again when it goes on.
     known = every()
     if name is None:
         defaults = [each for each, path in known.items() if load(path).default]
@@ -53,9 +36,7 @@ def _chosen(name: str | None) -> tuple[str, Path]:
                 "cluster", what, "write cluster=NAME (see galley clusters), or default: true in one profile"
             )
         name = defaults[0]
-    if name not in known:
-        raise UserError("cluster", f"no cluster {name!r}", f"{nearest(name, known)} (see galley clusters)")
-    return name, known[name]
+    return name, path_of(name)
 
 
 def load(path: Path, settings: Sequence[str] = ()) -> Cluster:

@@ -13,7 +13,7 @@ from galley.errors import UserError
 from galley.rundir import Attempt, RunDir, read_json
 from galley_launch import locks, queue
 from galley_launch.arguments import nearest
-from galley_launch.display import Tail
+from galley_launch.display import Tail, duration
 
 _TAIL_BYTES = 64 * 1024
 
@@ -32,6 +32,8 @@ class State:
     checkpoint: int | None
     """Step of the newest checkpoint that verifies."""
     message: str = ""
+    reason: str = ""
+    """Why it is so, for the table: what failed, who stopped it, what a job waits for."""
 
 
 def find(name: str, runs: Path) -> RunDir:
@@ -91,7 +93,28 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
         attempt=attempts[-1].number if attempts else 0,
         checkpoint=checkpoints[-1].step if checkpoints else None,
         message="; ".join(filter(None, told)),
+        reason="; ".join(filter(None, [*told, _reason(word, end, jobs, bool(told and told[0]))])),
     )
+
+
+def _reason(word: str, end: dict[str, Any], jobs: queue.Queue | None, told: bool) -> str:
+    """What the table says of a state beside its message."""
+    match word:
+        case "stopped":
+            return str(end.get("reason") or "")
+        case "lost":
+            return "ended without a word (killed, or its machine went down)"
+        case "done":
+            return "" if end.get("exported") else "not exported"
+        case "failed" if not told:
+            return str(end.get("kind") or end.get("reason") or "")
+        case "unknown" if jobs:
+            return jobs.problem
+        case "queued" if jobs and jobs.waiting:
+            return jobs.waiting.reason
+        case "stopping":
+            return "waits for the step, then saves"
+    return ""
 
 
 def log_paths(run: RunDir, rank: int | None, number: int | None, since: int = 0) -> list[Path]:
@@ -158,4 +181,13 @@ def stop(run: RunDir) -> str:
     if not attempts or not locks.is_live(run):
         raise UserError(str(run.root), "is not running", "see galley status")
     attempts[-1].request_stop("user")
-    return f"asked {run.root.name} to save and stop; galley logs {run.root} follows it"
+    return f"asked {run.root.name} to save and stop: {_waits_for(run)}; galley logs {run.root} follows it"
+
+
+def _waits_for(run: RunDir) -> str:
+    """What a stop comes after: the step that is under way, and how long such a step takes."""
+    row = last_row(run.metrics)
+    seconds, step = row.get("step_s"), row.get("step")
+    if not isinstance(seconds, int | float) or not isinstance(step, int):
+        return "it ends what it is at, then saves"
+    return f"it waits for step {step + 1} (a step takes {duration(seconds)}), then saves"

@@ -128,7 +128,7 @@ def watch(
             seen = interrupts.count
             attempt.request_stop("user")
             if gentle and seen == 1:
-                say("saving and stopping; Ctrl-C again to end now")
+                say("saving and stopping once this step is done; Ctrl-C again to end now")
         if seen > 1 or (attempt.stop.exists() and not gentle):
             say("ending now")
             end(process)

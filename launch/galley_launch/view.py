@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # Not imported for a table: pydantic takes long.
     from galley.spec import RunSpec
     from galley_launch.runs import State
 
-_WIDEST = 120
+_WIDEST, _NARROW = 120, 110
+_LEAST_REASON = 30
+"""Columns that a reason gets, however narrow the terminal is."""
 
 
 def screen_width() -> int:
@@ -44,6 +46,11 @@ def _print_bold(line: str) -> None:
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = (cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True))
     return "  ".join(padded).rstrip()
+
+
+def cut(text: str, room: int) -> str:
+    """``text`` in at most ``room`` columns, with a mark where something is missing."""
+    return text if len(text) <= room else f"{text[: max(room - 1, 0)].rstrip()}…"
 
 
 def _width(text: str) -> int:
@@ -98,8 +105,19 @@ def summary(spec: RunSpec, facts: Facts, width: int = 7) -> list[str]:
 
 def states(found: Sequence[State]) -> None:
     """The table of ``galley status``."""
-    columns = ("run", "state", "step", "loss", "tokens/s", "left", "attempt", "checkpoint")
-    table(columns, [_state_row(each) for each in found])
+    columns = ("run", "state", "step", "loss", "tokens/s", "left", "attempt", "checkpoint", "reason")
+    rows = [[*_state_row(each), " ".join(each.reason.split())] for each in found]
+    width = screen_width()
+    hidden = {"tokens/s", "attempt"} if width < _NARROW else set()
+    hidden |= {
+        name for name, *cells in zip(columns, *rows, strict=True) if name in ("left", "reason") and not any(cells)
+    }
+    shown = [number for number, name in enumerate(columns) if name not in hidden]
+    lines = [[row[number] for number in shown] for row in (columns, *rows)]
+    if "reason" not in hidden:
+        taken = sum(max(map(_width, cells)) + 2 for cells in list(zip(*lines, strict=True))[:-1])
+        lines = [[*line[:-1], cut(line[-1], max(width - taken, _LEAST_REASON))] for line in lines]
+    table(lines[0], lines[1:])
 
 
 def _state_row(each: State) -> list[str]:

@@ -16,6 +16,7 @@ from galley.errors import UserError
 from galley.health import Health
 from galley.objective import output_head, sft_loss_sum
 from galley.profiling import Profiler
+from galley.progress import Progress
 from galley.rundir import Attempt, RunDir
 from galley.saving import Pending, Writer
 from galley.schedule import learning_rate, note_longer
@@ -37,6 +38,7 @@ class Loop:
     manifest: Manifest
     engine: Any
     state: State = field(default_factory=State)
+    progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         self.cadence = self.spec.cadence
@@ -56,6 +58,10 @@ class Loop:
         self._resume()
         self.world.fence(self.attempt)  # the recorder drops rows
         self.recorder = self._recorder()
+        if self.state.step < self.order.steps:
+            self._say(
+                f"step {self.state.step + 1} of {self.order.steps} begins; the first takes longer than the others"
+            )
         try:
             reason = self._steps()
         except UserError:  # on every rank at once: what was being saved is whole all the same
@@ -64,6 +70,7 @@ class Loop:
         self.profiler.close()
         self._save()
         self._finish_save()
+        self.progress.at("")
         self.writer.tidy()  # a kill may have come between an earlier save and its pruning
         if self.recorder:
             self.recorder.close()
@@ -123,6 +130,7 @@ class Loop:
     def _step(self, step: int) -> str | None:
         """One optimizer step over the global batch; returns why it was not taken, if it was not."""
         heartbeat.beat("step", self.state.step)
+        self.progress.at(f"step {step}/{self.order.steps}")
         started = time.perf_counter()
         with self.profiler.phase("data"):
             mine = self._batches(step)
@@ -166,6 +174,7 @@ class Loop:
         sums = []
         for number, batch in enumerate(mine, start=1):
             heartbeat.beat("step", self.state.step)
+            self.progress.part(f"micro-batch {number} of {len(mine)}")
             with self.profiler.phase("forward"):
                 loss = sft_loss_sum(self.engine, self.head, batch)
             with self.profiler.phase("backward"):
@@ -216,6 +225,7 @@ class Loop:
     def _evaluate(self) -> str | None:
         """Measure the held-out loss, and save where it is the best yet; returns why it could not, if a stop came."""
         assert self.held_out is not None
+        self.progress.at(f"held-out loss after step {self.state.step}")
         measured = evaluate.held_out_loss(
             self.engine, self.held_out, self.manifest.packed, self.spec.placement, self.world, self._stop_agreed
         )
@@ -245,6 +255,7 @@ class Loop:
         if step == 0 or (pending and pending.state == self.state):
             return
         heartbeat.beat("save", step)
+        self.progress.at(f"saving step {step}")
         self._finish_save()
         if self.writer.stands(step):
             self.writer.amend(self.state)

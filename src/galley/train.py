@@ -18,6 +18,7 @@ import torch
 from galley import engine, model, pace
 from galley.data import read_manifest
 from galley.loop import Loop
+from galley.progress import Progress
 from galley.rundir import Attempt, RunDir, read_json, write_atomic
 from galley.spec import RunSpec
 from galley.stage import current_attempt, run_stage
@@ -34,9 +35,13 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     world = join(spec.placement)
     heartbeat.beat("load")
     manifest = read_manifest(run)
+    progress = Progress(world.is_first)
+    if world.is_first:
+        print(f"loading {spec.task.model.path} on {_ranks(world.size)}", flush=True)
+    progress.at("loading")
     torch.manual_seed(spec.task.seed)
     made = engine.build(model.load(spec, manifest, world.device), spec)
-    loop = Loop(spec, run, attempt, world, manifest, made)
+    loop = Loop(spec, run, attempt, world, manifest, made, progress=progress)
     loop.introduce()
     verdict, reason = loop.run_to_end()
     world.fence(attempt)
@@ -50,6 +55,10 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     if loop.recorder:
         loop.recorder.wait()  # after all that matters: nothing is lost where this is cut short
     os.close(lock)
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'' if number == 1 else 's'}"
 
 
 def warn(*texts: str) -> None:

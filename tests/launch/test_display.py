@@ -66,12 +66,11 @@ def test_a_status_leaves_out_what_is_not_there() -> None:
     assert status(row) == "loss 1.2500 · 1,234 tokens/s · 1 min 01 s left"
 
 
-def test_a_terminal_gets_a_live_line(tmp_path: Path) -> None:
-    """A launcher on a pseudo-terminal of its own."""
+def on_terminal(root: Path, train: str) -> str:
+    """What a launcher on a pseudo-terminal of its own shows of a run with that training."""
     leader, follower = pty.openpty()
-    slow = "step(1); time.sleep(0.6); step(5); time.sleep(0.6); step(9); leave('done', 9)"
     launcher = subprocess.Popen(
-        [sys.executable, "-c", fakes.LAUNCHER, str(tmp_path / "x"), json.dumps({"train": slow})],
+        [sys.executable, "-c", fakes.LAUNCHER, str(root), json.dumps({"train": train})],
         stdin=follower,
         stdout=follower,
         stderr=follower,
@@ -89,6 +88,29 @@ def test_a_terminal_gets_a_live_line(tmp_path: Path) -> None:
         seen += chunk
     os.close(leader)
     assert launcher.wait(timeout=30) == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+
+
+def test_a_terminal_gets_a_live_line(tmp_path: Path) -> None:
+    slow = "step(1); time.sleep(0.6); step(5); time.sleep(0.6); step(9); leave('done', 9)"
+    text = on_terminal(tmp_path / "x", slow)
     assert "9/9 loss 1.5000 · 100 tokens/s · 5 s left" in text
     assert "run x is done" in text
+
+
+LOG = (
+    "log = (attempt / 'logs' / 'rank-0.log').open('a');"
+    "put = lambda text: (log.write(text + '\\n'), log.flush(), time.sleep(0.7));"
+)
+
+
+def test_the_live_line_says_what_goes_on_before_the_first_step_and_in_a_long_one(tmp_path: Path) -> None:
+    train = (
+        LOG + "put('loading org/model [x] on 1 rank'); put('step 1 of 9 begins'); step(1);"
+        "put('step 1/9  loss 1.5'); put('step 2/9: micro-batch 1 of 4, 40 s so far'); step(9); leave('done', 9)"
+    )
+    text = on_terminal(tmp_path / "x", train)
+    assert "loading org/model [x] on 1 rank" in text
+    assert "step 1 of 9 begins" in text
+    assert "5 s left · step 2/9: micro-batch 1 of 4, 40 s so far" in text
+    assert "left · step 1/9" not in text

@@ -56,7 +56,7 @@ def test_order_does_not_matter(words: list[str]) -> None:
 def test_fire_does_not_touch_a_value(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
     monkeypatch.setitem(
-        cli._FUNCTIONS, "plan", lambda recipe, *settings: seen.append((recipe, settings)) or cli.Todo(int)
+        cli.FUNCTIONS, "plan", lambda recipe, *settings: seen.append((recipe, settings)) or cli.Todo(int)
     )
     assert cli.main(["plan", "1e3", f"x={value}", "--sha", "12e4567"]) == 0
     assert seen == [("1e3", (f"x={value}", "sha=12e4567"))]
@@ -106,7 +106,7 @@ def test_every_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str])
 
 
 def test_verbs_are_described_once() -> None:
-    assert list(VERBS) == list(cli._FUNCTIONS)
+    assert list(VERBS) == list(cli.FUNCTIONS)
 
 
 def test_reserved_keys_are_no_recipe_keys() -> None:

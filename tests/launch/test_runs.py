@@ -54,7 +54,7 @@ def _let_go() -> object:
 def test_status_shows_the_newest_step_and_the_verdict(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.status("", []) == 0
     words = capsys.readouterr().out.splitlines()[1].split()
-    assert words == ["x", "failed", "3/9", "1.6250", "1,234", "1", "step", "2"]
+    assert words == ["x", "failed", "3/9", "1.6250", "1,234", "1", "step", "2", "train", "failed"]
 
 
 def test_status_of_one_run(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +120,10 @@ def test_stop_leaves_the_request(run: RunDir, capsys: pytest.CaptureFixture[str]
     hold(run.lock, fcntl.LOCK_EX)
     assert commands.stop("x", []) == 0
     assert json.loads(run.attempt(1).stop.read_text())["reason"] == "user"
-    assert capsys.readouterr().out == "asked x to save and stop; galley logs runs/x follows it\n"
+    assert (
+        capsys.readouterr().out
+        == "asked x to save and stop: it ends what it is at, then saves; galley logs runs/x follows it\n"
+    )
 
 
 def test_logs_of_a_run_that_is_over(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,3 +172,47 @@ def test_logs_follow_a_live_run_to_its_end(run: RunDir) -> None:
 def test_an_unknown_run_gets_the_nearest_name(run: RunDir) -> None:
     with pytest.raises(UserError, match="did you mean 'x'"):
         runs.find("xx", Path("runs"))
+
+
+def test_stop_says_which_step_it_waits_for(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    hold(run.lock, fcntl.LOCK_EX)
+    run.metrics.write_text('{"step": 7, "steps": 9, "step_s": 83.2}\n')
+    assert commands.stop("x", []) == 0
+    assert "it waits for step 8 (a step takes 1 min 23 s), then saves;" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ({"verdict": "failed", "message": "rank 1 was killed by signal 9"}, "rank 1 was killed by signal 9"),
+        ({"verdict": "failed", "kind": "gpu_memory"}, "gpu_memory"),
+        ({"verdict": "stopped", "reason": "user"}, "user"),
+        ({"verdict": "stopped", "reason": "walltime"}, "walltime"),
+        ({"verdict": "done", "step": 9}, "not exported"),
+        ({"verdict": "done", "step": 9, "exported": True}, ""),
+        (None, "ended without a word (killed, or its machine went down)"),
+    ],
+)
+def test_the_table_has_a_reason(
+    end: dict[str, object] | None, reason: str, run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.attempt(1).exit.write_text(json.dumps(end) if end else "")
+    assert runs.state(run).reason == reason
+    assert commands.status("", []) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert ("reason" in head) == bool(reason)
+    assert not reason or row[head.index("reason") :] == reason
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_fits_the_terminal(
+    columns: int, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.attempt(1).exit.write_text(json.dumps({"verdict": "failed", "message": "train failed: " + "why " * 90}))
+    monkeypatch.setattr("os.isatty", lambda _stream: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert commands.status("", []) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert lines[1].endswith("…")
+    assert ("tokens/s" in lines[0]) == (columns == 120)

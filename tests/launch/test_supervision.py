@@ -59,7 +59,7 @@ def test_the_first_interrupt_saves_and_stops(run: RunDir, number: int) -> None:
     out, err = launcher.communicate(timeout=60)
     assert (launcher.returncode, err) == (0, "")
     assert "\nstep 1\n" in out
-    assert "saving and stopping; Ctrl-C again to end now" in out
+    assert "saving and stopping once this step is done; Ctrl-C again to end now" in out
     assert "stopped at step 1 (user); run the same command again to go on" in out
     assert not run.export.exists()
 

@@ -1,0 +1,166 @@
+"""Completion in shells: a script for each, which asks ``galley completion words …`` at each press of Tab.
+
+The standard library only (and yaml nowhere): pydantic would take longer than a person waits for a Tab.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from galley.errors import UserError
+from galley_launch import assets
+from galley_launch.arguments import RESERVED, VERBS
+
+_BASH = r"""# galley: complete verbs, recipes, runs, clusters and keys
+_galley() {
+    local line=${COMP_LINE:0:COMP_POINT} words current prefix IFS=$' \t'
+    read -r -a words <<< "$line"
+    [[ $line == *[[:space:]] ]] && words+=("")
+    current=${words[${#words[@]}-1]}
+    IFS=$'\n'
+    COMPREPLY=($(galley completion words "${words[@]:1}" 2> /dev/null))
+    # bash takes "=" for the end of a word: what stands before it must not be written again.
+    if [[ $current == *=* && $COMP_WORDBREAKS == *=* ]]; then
+        prefix=${current%"${current##*=}"}
+        COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
+    fi
+    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2> /dev/null
+    return 0
+}
+complete -o default -F _galley galley
+"""
+_ZSH = r"""#compdef galley
+# galley: complete verbs, recipes, runs, clusters and keys
+_galley() {
+    local -a found
+    found=("${(@f)$(galley completion words "${(@)words[2,CURRENT]}" 2> /dev/null)}")
+    found=("${(@)found:#}")
+    (( ${#found} )) || { _files; return }
+    compadd -S '' -- "${(@M)found:#*=}"
+    compadd -- "${(@)found:#*=}"
+}
+(( ${+functions[compdef]} )) || { autoload -Uz compinit && compinit }
+compdef _galley galley
+"""
+_FISH = r"""# galley: complete verbs, recipes, runs, clusters and keys
+complete -c galley -f -a '(galley completion words (commandline -opc)[2..] (commandline -ct) 2> /dev/null)'
+"""
+SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+
+_RECIPE, _RUN = (
+    ("show", "copy", "plan", "run", "submit"),
+    ("status", "logs", "stop", "cancel", "why", "report", "export"),
+)
+_FIXED = {"device": ("cpu", "cuda"), "step": ("last", "best"), "files": ("all", "none"), "yes": ("true",)}
+
+
+def show(shell: str) -> int:
+    """Print the script of ``shell``. Raises ``UserError`` for one that is not known."""
+    if shell not in SCRIPTS:
+        raise UserError("completion", f"{shell!r} is no shell that is known", f"use one of {', '.join(SCRIPTS)}")
+    print(SCRIPTS[shell], end="")
+    return 0
+
+
+def candidates(words: list[str]) -> list[str]:
+    """What the last of ``words`` (those after ``galley``; empty where a new one begins) may become, sorted."""
+    *before, current = words or [""]
+    if not before:
+        return _starting(current, [*VERBS, "--help", "--version"])
+    verb = before[0]
+    if verb not in VERBS:
+        return []
+    dashes = "--" if current.startswith("--") else ""
+    key, equals, _ = current.removeprefix(dashes).partition("=")
+    if before[-1].startswith("--") and "=" not in before[-1]:  # --key VALUE
+        return _starting(current, _values(before[-1][2:].replace("-", "_"), before))
+    if equals:
+        return _starting(current, (f"{dashes}{key}={value}" for value in _values(key, before)))
+    used = {word.removeprefix("--").partition("=")[0] for word in before[1:] if "=" in word or word.startswith("--")}
+    named = [word for word in before[1:] if "=" not in word]
+    found = _positional(verb, len(named), before) if not dashes else []
+    keys = _keys(verb) if named or current or not found else []
+    return _starting(current, [*found, *(f"{dashes}{each}=" for each in keys if each not in used)])
+
+
+def _starting(current: str, words: Iterable[str]) -> list[str]:
+    return sorted({word for word in words if word.startswith(current)})
+
+
+def _positional(verb: str, number: int, before: list[str]) -> list[str]:
+    """What may stand at the place after ``number`` other words."""
+    if number == 0:
+        if verb == "completion":
+            return list(SCRIPTS)
+        if verb == "clusters":
+            return _clusters()
+        if verb == "copy":
+            return [*_recipes(), "cluster"]
+        if verb in _RECIPE:
+            return [*_recipes(), *([] if verb in ("show", "copy") else _runs(before))]
+    if verb == "copy" and number == 1 and before[1] == "cluster":
+        return _clusters()
+    return _runs(before) if verb == "forget" or (verb in _RUN and number == 0) else []
+
+
+def _keys(verb: str) -> list[str]:
+    recipe = list(_settings()) if VERBS[verb].settings else []
+    return sorted({*VERBS[verb].keys, *recipe} - {"force"})
+
+
+def _values(key: str, before: list[str]) -> list[str]:
+    if key == "deepspeed":
+        return sorted(path.stem for path in assets.folder("ds_configs").glob("*.json"))
+    if key == "cluster":
+        return _clusters()
+    if key == "init_from":
+        return _runs(before)
+    return [*_FIXED.get(key, ()), *_settings().get(key, ())]
+
+
+def _recipes() -> list[str]:
+    folders = (Path("recipes"), assets.folder("recipes"))
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+
+
+def _runs(before: list[str]) -> list[str]:
+    base = next((word.partition("=")[2] for word in before if word.removeprefix("--").startswith("runs=")), "runs")
+    return sorted(path.parent.name for path in Path(base).glob("*/run.json"))
+
+
+def _clusters() -> list[str]:
+    from galley_launch.profile_files import every
+
+    return sorted(every())
+
+
+@cache
+def _settings() -> dict[str, tuple[str, ...]]:
+    """Every key of a recipe, dotted and by its last part where that is unique, with the values that it may have."""
+    schema = json.loads((assets.folder("recipes") / "schema.json").read_text(encoding="utf-8"))
+    paths = dict(_leaves(schema, schema, ""))
+    leaves = [path.rpartition(".")[2] for path in paths]
+    pairs = zip(leaves, paths.values(), strict=True)
+    short = {leaf: values for leaf, values in pairs if leaves.count(leaf) == 1 and leaf not in RESERVED}
+    return short | paths
+
+
+def _leaves(schema: dict[str, Any], part: dict[str, Any], prefix: str) -> Iterable[tuple[str, tuple[str, ...]]]:
+    for name, field in part.get("properties", {}).items():
+        shapes = [field, *field.get("anyOf", ())]
+        shapes = [schema["$defs"][shape["$ref"].rpartition("/")[2]] if "$ref" in shape else shape for shape in shapes]
+        section = next((shape for shape in shapes if "properties" in shape), None)
+        if section:
+            yield from _leaves(schema, section, f"{prefix}{name}.")
+        elif name != "extends":
+            yield prefix + name, tuple(value for shape in shapes for value in _words(shape))
+
+
+def _words(shape: dict[str, Any]) -> list[str]:
+    if shape.get("type") == "boolean":
+        return ["true", "false"]
+    return [value for value in shape.get("enum", [shape.get("const")]) if isinstance(value, str)]
