@@ -21,7 +21,7 @@ from galley.rundir import RunDir
 from galley.text import one_line
 from galley_launch import assets, needs
 from galley_launch.arguments import nearest
-from galley_launch.strings import Tree, merged, read_yaml
+from galley_launch.strings import Tree, merged, read_source, read_yaml
 
 _SUFFIXES = (".yaml", ".yml")
 _FILES = ("extends", "model.path", "model.chat_template", "data.path", "data.held_out_path", "deepspeed")
@@ -96,10 +96,7 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> Source:
 
     Raises ``UserError`` for what cannot be read, is not there, or extends itself.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(str(path), f"cannot be read: {error}", "give a readable UTF-8 file") from None
+    text = read_source(path)
     own = read_yaml(text, str(path))
     if "extends" not in own:
         return Source(str(path), own, path.parent, path.stem, text)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from galley.errors import UserError
+from galley.files import reason
 from galley.rundir import RunDir, read_json
 from galley.spec import Origin, Paths, Placement, RunSpec
 from galley_launch import assets, catalogue, cautions, changes, devices, ds_settle, facts, guard, places, zero
@@ -65,10 +66,16 @@ def read_spec(run: RunDir) -> RunSpec:
     """The ``run.json`` of a run that exists. Raises ``UserError`` where it cannot be read."""
     try:
         return RunSpec.read(run.spec)
-    except (OSError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        todo = "it was written by another version, or changed by hand; start a new run"
-        raise UserError(str(run.spec), f"cannot be read: {reason}", todo) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _unreadable(run, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(run, reason(error)) from None
+
+
+def _unreadable(run: RunDir, why: str) -> UserError:
+    todo = "it was damaged, written by another version, or changed by hand; start a new run"
+    return UserError(str(run.spec), f"cannot be read ({why.removeprefix(': ')})", todo)
 
 
 def earlier(run: RunDir) -> RunSpec | None:

@@ -35,6 +35,10 @@ def _silence() -> None:
     os.close(null)
 
 
+MOST = 64 << 20
+"""Bytes of a log that are shown at once: of a longer one, its end."""
+
+
 @dataclass
 class Tail:
     """Reads a growing file line by line; a file that is not there yet has no lines."""
@@ -47,10 +51,12 @@ class Tail:
         """The whole lines that have come since the last call."""
         try:
             with open_regular(self.path) as file:
-                if file.seek(0, os.SEEK_END) < self.position:
+                if (size := file.seek(0, os.SEEK_END)) < self.position:
                     self.position, self.rest = 0, b""  # Rows after the checkpoint were dropped: read it again.
+                if size - self.position > MOST:
+                    self.position, self.rest = size - MOST, b""
                 file.seek(self.position)
-                data = file.read()
+                data = file.read(MOST)
         except OSError:
             return []
         self.position += len(data)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from galley.errors import UserError
+from galley.files import parse_json, read_text
+from galley.headers import read_gguf
 
 
 @dataclass(frozen=True)
@@ -24,74 +25,40 @@ class Facts:
 
 
 # Where configurations say the same thing under other names (GPT-2, T5 and their descendants).
-_CONFIG_NAMES = {
+_LARGEST = 1 << 40
+"""No size of a model is larger."""
+_NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     "vocab": ("vocab_size",),
 }
-# GGUF value types of a fixed size (specification of GGUF v3, "metadata_value_type").
-_GGUF_SIZES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_GGUF_STRING, _GGUF_ARRAY = 8, 9
 
 
 def of_config(config: dict[str, Any]) -> Facts:
     """Facts that a parsed ``config.json`` gives; a vision-language model's text part counts."""
-    text = config.get("text_config", config)
-    return Facts(**{fact: _first_int(text, names) for fact, names in _CONFIG_NAMES.items()})
+    text = config.get("text_config")
+    return Facts(**{fact: _size(text if isinstance(text, dict) else config, names) for fact, names in _NAMES.items()})
 
 
-def _first_int(config: dict[str, Any], names: Iterable[str]) -> int | None:
-    return next((config[name] for name in names if isinstance(config.get(name), int)), None)
-
-
-def _read(file: BinaryIO, form: str) -> Any:
-    data = file.read(struct.calcsize(f"<{form}"))
-    return struct.unpack(f"<{form}", data)[0]
-
-
-def _read_string(file: BinaryIO) -> str:
-    return file.read(_read(file, "Q")).decode("utf-8", "replace")
-
-
-def _read_value(file: BinaryIO, kind: int) -> Any:
-    """One metadata value. An array is read as its length: the token list is all that matters here."""
-    if kind == _GGUF_STRING:
-        return _read_string(file)
-    if kind != _GGUF_ARRAY:
-        return _read(file, _GGUF_SIZES[kind])
-    item, count = _read(file, "I"), _read(file, "Q")
-    if item in _GGUF_SIZES:
-        file.seek(count * struct.calcsize(f"<{_GGUF_SIZES[item]}"), os.SEEK_CUR)
-    else:
-        for _ in range(count):
-            _read_value(file, item)
-    return count
+def _size(config: dict[str, Any], names: Iterable[str]) -> int | None:
+    """The first of ``names`` that ``config`` gives a size for."""
+    found = (config.get(name) for name in names)
+    return next((value for value in found if type(value) is int and 0 < value < _LARGEST), None)
 
 
 def of_gguf(path: Path) -> Facts:
     """Facts that the header of a GGUF file gives. Raises ``UserError`` where it is not one."""
     try:
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise UserError("model.path", f"{path} is not a GGUF file", "give a .gguf file, a folder or a hub id")
-            _read(file, "I")
-            _read(file, "Q")
-            return _from_metadata(file, _read(file, "Q"))
-    except (OSError, struct.error, KeyError) as error:
-        raise UserError("model.path", f"{path} cannot be read ({error})", "download it again") from None
-
-
-def _from_metadata(file: BinaryIO, count: int) -> Facts:
-    seen: dict[str, Any] = {}
-    for _ in range(count):
-        key = _read_string(file)
-        seen[key] = _read_value(file, _read(file, "I"))
-        arch = seen.get("general.architecture")
-        vocab = seen.get(f"{arch}.vocab_size", seen.get("tokenizer.ggml.tokens"))
-        hidden, layers = seen.get(f"{arch}.embedding_length"), seen.get(f"{arch}.block_count")
-        if None not in (hidden, layers, vocab):  # The merges that follow take long to read and say nothing more.
-            break
-    return Facts(hidden, layers, vocab)
+        found = read_gguf(path)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(
+            "model.path", f"{path} cannot be read ({reason})", "give a .gguf file, or download it again"
+        ) from None
+    arch = found.get("general.architecture")
+    names = {"hidden_size": "embedding_length", "layers": "block_count", "vocab": "vocab_size"}
+    facts = {fact: _size(found, [f"{arch}.{name}"]) for fact, name in names.items()}
+    return Facts(**facts | {"vocab": facts["vocab"] or _size(found, ["tokenizer.ggml.tokens"])})
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -125,7 +92,10 @@ def of_model(path: str) -> Facts:
     if config is None:
         return known
     try:
-        facts = of_config(json.loads(config.read_text(encoding="utf-8")))
+        body = parse_json(read_text(config))
     except (OSError, ValueError):
         raise UserError("model.path", f"{config} is not readable as JSON", "download the model again") from None
+    if not isinstance(body, dict):
+        raise UserError("model.path", f"{config} is not a JSON object", "download the model again")
+    facts = of_config(body)
     return Facts(facts.hidden_size, facts.layers, facts.vocab, known.parameters)

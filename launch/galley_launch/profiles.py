@@ -13,7 +13,7 @@ from galley_launch import guard
 from galley_launch.arguments import nearest, split
 from galley_launch.cluster import Cluster, Container, Patience, Side
 from galley_launch.profile_files import every, folders, path_of
-from galley_launch.strings import Tree, read_value, read_yaml
+from galley_launch.strings import Tree, read_source, read_value, read_yaml
 
 __all__ = ["every", "find", "folders", "load"]
 
@@ -41,10 +41,7 @@ def _chosen(name: str | None) -> tuple[str, Path]:
 
 def load(path: Path, settings: Sequence[str] = ()) -> Cluster:
     """The profile in ``path`` with ``cluster.key=value`` words applied. Raises ``UserError``."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(str(path), f"cannot be read: {error}", "give a readable UTF-8 file") from None
+    text = read_source(path)
     tree = _override(read_yaml(text, str(path)), settings)
     try:
         cluster = Cluster.model_validate(tree)

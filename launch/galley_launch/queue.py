@@ -11,7 +11,7 @@ from pathlib import Path
 from galley.errors import UserError
 from galley.rundir import RunDir, read_json, write_atomic
 from galley_launch.job import chain, slurm
-from galley_launch.job.evidence import clean, tail
+from galley_launch.job.evidence import clean, tail, written
 
 _POLL_S = 5.0
 """Slurm's controller answers everybody; nobody should ask it several times a second."""
@@ -93,7 +93,7 @@ def nothing_follows(run: RunDir, queue: Queue) -> str:
 
 def last_words(run: RunDir) -> list[str]:
     """What the job that ended last before it could begin an attempt left in ``jobs/logs``: its lines, newest last."""
-    logs = sorted((run.jobs / "logs").glob("*.out"), key=lambda path: path.stat().st_mtime)
+    logs = sorted((run.jobs / "logs").glob("*.out"), key=written)
     texts = [text for path in logs if (text := clean(tail(path)).strip())]
     return [line for line in texts[-1].splitlines() if line.strip()] if texts else []
 

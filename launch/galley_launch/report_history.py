@@ -43,7 +43,8 @@ class Try:
     def ranks(self) -> int:
         """Processes that trained."""
         place = self.placement
-        return int(self.facts.get("ranks") or int(place.get("nodes", 1)) * int(place.get("ranks_per_node", 1)))
+        nodes, ranks = number(place.get("nodes")) or 1, number(place.get("ranks_per_node")) or 1
+        return max(1, int(number(self.facts.get("ranks")) or nodes * ranks))
 
     @property
     def seconds(self) -> float:

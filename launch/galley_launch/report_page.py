@@ -16,7 +16,7 @@ from galley_launch.display import duration
 from galley_launch.facts import Facts
 from galley_launch.report_charts import Chart, Point, exact
 from galley_launch.report_history import Account, Try
-from galley_launch.report_rows import Curves, number
+from galley_launch.report_rows import Curves, number, objects, section
 
 _WIDTH = 11
 _CHARTS = {
@@ -47,7 +47,7 @@ class Tile:
 
 def summary(spec: RunSpec, run: RunDir) -> list[tuple[str, str]]:
     """Key and value: the model, data, method, batch, duration and place, and where the run came from."""
-    model = (read_json(run.data_manifest) or {}).get("model") or {}
+    model = section(read_json(run.data_manifest) or {}, "model")
     count = model.get("parameters")
     lines = view.summary(spec, Facts(parameters=count if isinstance(count, int) else None), _WIDTH)
     found = [(line[:_WIDTH].strip(), line[_WIDTH:]) for line in lines]
@@ -132,10 +132,10 @@ def _note(key: str, points: list[Point]) -> str:
 def data(run: RunDir) -> tuple[list[tuple[str, str]], Table | None]:
     """Where the data came from, and the counts of both splits."""
     manifest = read_json(run.data_manifest) or {}
-    train, held = manifest.get("train") or {}, manifest.get("held_out") or {}
+    train, held = section(manifest, "train"), section(manifest, "held_out")
     if not train:
         return [], None
-    sources = [(str(each.get("what")).replace("_", " "), _source(each)) for each in manifest.get("sources") or ()]
+    sources = [(str(each.get("what")).replace("_", " "), _source(each)) for each in objects(manifest, "sources")]
     reason = manifest.get("packing_reason")
     if reason:
         sources.append(("not packed", str(reason)))
@@ -196,7 +196,7 @@ def checkpoints(run: RunDir) -> Table | None:
     for step, each in manifests[::-1]:
         loss = number(each.get("held_out_loss"))
         marks = [name for name, at in (("best", best), ("newest", newest)) if at == step]
-        size = _bytes(sum(number(size) or 0 for size in (each.get("files") or {}).values()))
+        size = _bytes(sum(number(size) or 0 for size in section(each, "files").values()))
         ranks = each.get("world", "?")
         made = f"{ranks} rank{'' if ranks == 1 else 's'}, ZeRO-{each.get('zero_stage', '?')}"
         rows.append((f"{step:,}", "" if loss is None else loss_text(loss), ", ".join(marks), size, made))
@@ -211,7 +211,7 @@ def export(run: RunDir, found: Sequence[Try]) -> tuple[str, Table | None]:
         failed = end.get("exported") is False and end.get("verdict") == "done"
         return (f"The export failed: {end.get('export_error') or 'see galley why'}" if failed else ""), None
     parts = [f"{name} in {run.export / name}" for name in ("model", "adapter") if (run.export / name).is_dir()]
-    rows = [row for each in facts.get("checks") or () if isinstance(each, dict) for row in [_check(each)]]
+    rows = [row for each in objects(facts, "checks") for row in [_check(each)]]
     columns = ("what", "", "#logits differ by", "#at most", "#same likeliest token", "compared with")
     step = f"Step {facts['step']}" if "step" in facts else "A model"
     return f"{step} was exported: {', '.join(parts) or run.export}", Table(columns, tuple(rows)) if rows else None

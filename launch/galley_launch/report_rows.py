@@ -9,9 +9,14 @@ import json
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from galley.files import open_regular, read_bytes
+
+_MOST = 1 << 30
+"""Bytes of metrics or events that are read: ten million steps have less."""
 
 Row = dict[str, Any]
 Curves = dict[str, list[tuple[float, float]]]
@@ -53,6 +58,24 @@ def number(value: object) -> float | None:
     return float(value)
 
 
+def section(record: Mapping[str, Any], key: str) -> Row:
+    """The object under ``key``; empty where a damaged record has something else there, or nothing."""
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def objects(record: Mapping[str, Any], key: str) -> list[Row]:
+    """The objects in the list under ``key``."""
+    value = record.get(key)
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def words(record: Mapping[str, Any], key: str) -> list[str]:
+    """The list under ``key`` as words."""
+    value = record.get(key)
+    return list(map(str, value)) if isinstance(value, list) else []
+
+
 def read_curves(path: Path) -> Curves:
     """Each of :data:`KEYS` in a ``metrics.jsonl`` over steps; a step's last value stands.
 
@@ -60,7 +83,7 @@ def read_curves(path: Path) -> Curves:
     """
     found: dict[str, dict[float, float]] = {key: {} for key in KEYS}
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(path, _MOST).decode("utf-8", "replace")
     except OSError:
         text = ""
     for row in _rows(text):
@@ -86,7 +109,9 @@ def _rows(text: str) -> Iterator[Row]:
 def read_events(path: Path) -> list[Event]:
     """Steps, saves and evaluations of one TensorBoard file, in order."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if len(data) > _MOST:
+                return []
             found = [_event(match.groups()) for match in _SCALAR.finditer(data)]
     except (OSError, ValueError):  # an empty file cannot be mapped
         return []

@@ -10,6 +10,7 @@ from galley_launch.display import duration
 from galley_launch.job.advice import WORDS
 from galley_launch.report_charts import SIDE, Tick
 from galley_launch.report_history import Account, Kind, Try
+from galley_launch.report_rows import section, words
 
 NAMES = {
     "counted": "steps that count",
@@ -157,10 +158,10 @@ def rows(found: Sequence[Try], known: bool) -> list[tuple[str, ...]]:
 
 def _where(each: Try) -> str:
     place = each.placement
-    stage = ((place.get("deepspeed") or {}).get("zero_optimization") or {}).get("stage", 0)
+    stage = section(section(place, "deepspeed"), "zero_optimization").get("stage", 0)
     kind = "CPU rank" if place.get("device") == "cpu" else "GPU"
     ranks = f"{each.ranks} {kind}{'s' if each.ranks > 1 else ''}, ZeRO-{stage}" if place else ""
-    nodes = ", ".join(map(str, each.facts.get("nodes") or ()))
+    nodes = ", ".join(words(each.facts, "nodes"))
     job = f"job {each.facts['job']}" if each.facts.get("job") else ""
     return "; ".join(filter(None, (ranks, nodes, job)))
 

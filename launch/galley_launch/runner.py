@@ -18,12 +18,15 @@ from galley.spec import RunSpec
 from galley.text import one_line
 from galley_launch import compose, display, locks, plan, resume, supervise
 from galley_launch.display import say
+from galley_launch.job.evidence import tail
 from galley_launch.plan import Plan, Stage
 
 MakePlan = Callable[[int], Plan]
 """Attempt number to plan."""
 
 # torchrun's summary of a failed group: "rank : 1 (local_rank: 1)" and "exitcode : -9 (pid: 123)".
+_LOG = 16 << 20
+"""Bytes of torchrun's log that are looked through, from its end."""
 _RANK_EXIT = re.compile(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-\d+)", re.MULTILINE)
 
 
@@ -47,11 +50,7 @@ def check_installed() -> None:
 
 def _killed_rank(log: Path) -> str | None:
     """``rank 1 was killed by signal 9`` where torchrun's log says so. It ends the others with 15 itself."""
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    for rank, code in _RANK_EXIT.findall(text):
+    for rank, code in _RANK_EXIT.findall(tail(log, _LOG)):
         if code != "-15":
             return f"rank {rank} was killed by signal {code[1:]}"
     return None
@@ -77,8 +76,7 @@ def _outcome(stage: Stage, code: int, attempt: Attempt, now: bool) -> Outcome:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it left no word")
+    return next((line.strip() for line in reversed(tail(log).split("\n")) if line.strip()), "it left no word")
 
 
 def _failure(stage: Stage, errors: list[dict[str, object]], attempt: Attempt) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from galley.errors import UserError
+from galley.files import number, read_rows
 from galley.rundir import Attempt, RunDir, read_json
 from galley_launch import locks, queue
 from galley_launch.arguments import nearest
@@ -24,8 +26,9 @@ class State:
 
     name: str
     state: str
-    """``live``, ``stopping``, ``done``, ``stopped``, ``failed``, ``lost`` (ended without a word) or ``new``; of a
-    submitted run also ``queued``, ``preparing``, ``exporting`` or ``unknown`` (Slurm does not answer)."""
+    """``live``, ``stopping``, ``done``, ``stopped``, ``failed``, ``lost`` (ended without a word), ``new`` or
+    ``damaged`` (its records cannot be read); of a submitted run also ``queued``, ``preparing``,
+    ``exporting`` or ``unknown`` (Slurm does not answer)."""
     row: dict[str, Any]
     """The newest metrics, evaluation included."""
     attempt: int
@@ -52,21 +55,10 @@ def every(runs: Path) -> list[RunDir]:
 
 
 def last_row(path: Path) -> dict[str, Any]:
-    """The newest values of a ``metrics.jsonl``, from its end: evaluation rows do not hide step rows."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return {}
+    """The newest numbers of a ``metrics.jsonl``, from its end: evaluation rows do not hide step rows."""
     row: dict[str, Any] = {}
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:  # The first may be cut, the last half written.
-            continue
-        row |= value if isinstance(value, dict) else {}
+    for values in read_rows(path, _TAIL_BYTES):
+        row |= {key: value for key, value in values.items() if math.isfinite(number(value, math.inf))}
     return row
 
 
@@ -83,7 +75,10 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     early = queue.ended_before(run, jobs) if jobs and not attempts else ""
     if early:
         word = "stopped" if run.end.exists() else "failed"
-    told = [early] if word == "failed" else []
+    damaged = _damage(run, attempts)
+    if damaged and not now:
+        word = "damaged"
+    told = [early] if word == "failed" else [damaged] if damaged else []
     told += [str(end.get("message") or "") if word in ("failed", "stopped") else ""]
     told.append(queue.nothing_follows(run, jobs) if jobs else "")
     return State(
@@ -115,6 +110,12 @@ def _reason(word: str, end: dict[str, Any], jobs: queue.Queue | None, told: bool
         case "stopping":
             return "waits for the step, then saves"
     return ""
+
+
+def _damage(run: RunDir, attempts: list[Attempt]) -> str:
+    """Which record of ``run`` is there and cannot be read; empty where there is none such."""
+    records = [run.spec, *([attempts[-1].exit] if attempts else [])]
+    return next((f"{path} cannot be read" for path in records if os.path.lexists(path) and read_json(path) is None), "")
 
 
 def log_paths(run: RunDir, rank: int | None, number: int | None, since: int = 0) -> list[Path]:

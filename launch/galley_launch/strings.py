@@ -7,11 +7,13 @@ Only null is kept: an unquoted ``null`` or ``~``, or nothing at all.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from galley.errors import UserError
+from galley.files import read_text, reason
 
 Tree = dict[str, Any]
 """Keys to strings, None, lists or further trees."""
@@ -22,8 +24,28 @@ ONE_OF = {"batch": ("samples", "tokens"), "duration": ("epochs", "steps", "token
 _NULL = "tag:yaml.org,2002:null"
 
 
+# Far above any recipe or profile: what nests or repeats more would take all memory, or Python's stack.
+_DEPTH, _ALIASES, _BYTES = 32, 20, 1 << 20
+
+
 class _Loader(yaml.BaseLoader):
-    """Every scalar a string, repeated keys refused."""
+    """Every scalar a string; repeated keys, deep nesting and many aliases refused."""
+
+    depth = 0
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As PyYAML has it, which follows aliases and nesting without end."""
+        at = self.peek_event()  # type: ignore[no-untyped-call]
+        self.aliases += isinstance(at, yaml.AliasEvent)
+        if self.aliases > _ALIASES:
+            raise yaml.composer.ComposerError(None, None, f"more than {_ALIASES} aliases (*name)", at.start_mark)
+        if self.depth == _DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"nests deeper than {_DEPTH} levels", at.start_mark)
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
@@ -41,6 +63,14 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
 _Loader.add_implicit_resolver(_NULL, re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
 _Loader.add_constructor(_NULL, lambda _loader, _node: None)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def read_source(path: Path) -> str:
+    """The text of a user's recipe or profile. Raises ``UserError`` where it cannot be read."""
+    try:
+        return read_text(path, _BYTES)
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"cannot be read ({reason(error)})", "give a readable UTF-8 file") from None
 
 
 def read_yaml(text: str, where: str) -> Tree:

@@ -103,6 +103,10 @@ def summary(spec: RunSpec, facts: Facts, width: int = 7) -> list[str]:
     return [f"{key:<{width}}{value}" for key, value in rows.items()]
 
 
+_WORD = 20
+"""Letters of a state that are shown; the longest of ours has nine."""
+
+
 def states(found: Sequence[State]) -> None:
     """The table of ``galley status``."""
     columns = ("run", "state", "step", "loss", "tokens/s", "left", "attempt", "checkpoint", "reason")
@@ -125,8 +129,8 @@ def _state_row(each: State) -> list[str]:
     live = each.state in ("live", "stopping")
     return [
         each.name,
-        each.state,
-        f"{row['step']}/{row['steps']}" if "steps" in row else "",
+        each.state[:_WORD],
+        f"{row['step']:.0f}/{row['steps']:.0f}" if "step" in row and "steps" in row else "",
         f"{row['loss']:.4f}" if row.get("loss") is not None else "",
         f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") is not None else "",
         duration(row["left_s"]) if live and row.get("left_s") is not None else "",

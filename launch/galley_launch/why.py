@@ -13,7 +13,7 @@ from galley_launch import locks, queue, runs
 from galley_launch.job import patterns
 from galley_launch.job.advice import WORDS
 from galley_launch.job.classify import Failure, classify
-from galley_launch.job.evidence import Evidence, collect, last_step, tail
+from galley_launch.job.evidence import Evidence, collect, last_step, tail, written
 from galley_launch.job.findings import cut
 
 _WIDTH = 120
@@ -77,7 +77,7 @@ def _ending(state: runs.State) -> str:
 
 def _before_any(run: RunDir, state: runs.State) -> list[str]:
     """Of a run without an attempt: its jobs may have ended before they could begin one."""
-    logs = sorted((run.jobs / "logs").glob("*.out"), key=lambda path: path.stat().st_mtime)
+    logs = sorted((run.jobs / "logs").glob("*.out"), key=written)
     told = [path for path in logs if tail(path).strip()]
     if state.state not in ("new", "lost", "failed") or not (told or state.message):
         return [f"run {state.name} did not fail: it has no attempt yet"]
@@ -138,8 +138,8 @@ def _agreed(end: dict[str, Any], failure: Failure) -> Failure:
     if not kind or kind == failure.kind:
         return failure
     said = cut(f"exit.json: {end.get('message') or reason}")
-    retry = bool(end.get("again", failure.retry))
-    return Failure(kind, "", (said,), _advice(kind), retry, tuple(map(str, end.get("nodes") or ())))
+    retry, nodes = bool(end.get("again", failure.retry)), end.get("nodes")
+    return Failure(kind, "", (said,), _advice(kind), retry, tuple(map(str, nodes if isinstance(nodes, list) else ())))
 
 
 def _advice(kind: str) -> str:

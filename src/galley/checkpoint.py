@@ -10,6 +10,7 @@ written last, and the whole directory then gets the checkpoint's name: without a
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from galley import optimizers, swap
+from galley import files, optimizers, swap
 from galley.engine import Engine, base_optimizer, fragments, refresh_gathered, set_loss_scale, set_weight
 from galley.errors import UserError
 from galley.flats import by_flat, numbered
@@ -49,7 +50,8 @@ class State:
 def best_checkpoint(run: RunDir) -> Checkpoint | None:
     """The checkpoint with the lowest held-out loss, among those that were measured at their own step."""
     scored = [(read_json(each.manifest) or {}, each) for each in run.checkpoints()]
-    measured = [(float(each["held_out_loss"]), at) for each, at in scored if each.get("held_out_loss") is not None]
+    losses = [(files.number(each.get("held_out_loss"), math.inf), at) for each, at in scored]
+    measured = [(loss, at) for loss, at in losses if math.isfinite(loss)]
     return min(measured, key=lambda pair: (pair[0], pair[1].step))[1] if measured else None
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from galley.cache import digest, entry
 from galley.errors import UserError
+from galley.files import reason
+from galley.headers import read_gguf
 from galley.weights import file_fingerprint
 
 GGUF_VERSION = 1
@@ -27,9 +29,12 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     """
     if not path.is_file():
         raise UserError("model.path", f"'{path}' does not exist", "give a .gguf file, a folder or a hub id")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise UserError("model.path", f"'{path}' is not a GGUF file", "download it again")
+    try:
+        read_gguf(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "model.path", f"'{path}' is not a whole GGUF file: {reason(error)}", "download it again"
+        ) from None
     key = digest(["gguf", GGUF_VERSION, file_fingerprint(path)])
     notice = f"model: converting {path.name} to bfloat16 safetensors (once)"
     return entry(cache, MODELS, f"{GGUF}{key}", lambda folder: _convert(path, folder), notice)
@@ -47,8 +52,11 @@ def _convert(path: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         how: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.bfloat16, "output_loading_info": True}
         model, info = AutoModelForCausalLM.from_pretrained(path.parent, **how)
-    except (ValueError, KeyError, NotImplementedError) as error:
-        what = f"transformers cannot read '{path.name}': {str(error).splitlines()[0]}"
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged file, anything
+        first = (str(error).splitlines() or [""])[0]
+        what = f"transformers cannot read '{path.name}': {type(error).__name__}: {first}"
         raise UserError("model.path", what, "give the safetensors of that model instead") from error
     refuse_missing(str(path), info)
     # from_pretrained leaves the marks of a GGUF-quantised model, and save_pretrained refuses those.

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from galley.files import read_text
 from galley.rundir import RunDir
 from galley.spec import Part
 
@@ -234,7 +235,7 @@ def _open(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
 
 def read_manifest(run: RunDir) -> Manifest:
     """What prepare made for ``run``. Raises ``OSError`` where it has not, ``ValidationError`` for another format."""
-    return Manifest.model_validate_json(run.data_manifest.read_text(encoding="utf-8"))
+    return Manifest.model_validate_json(read_text(run.data_manifest))
 
 
 def open_split(run: RunDir, name: str = TRAIN) -> Split:

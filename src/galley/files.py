@@ -9,14 +9,15 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 LARGEST = 64 << 20
 """Bytes of the largest record that is read whole: no manifest, setting or verdict is a tenth of it."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open ``path`` for reading. Raises ``OSError`` where it is no regular file (a FIFO waits for ever)."""
     if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that alone can make a device act
         raise OSError(errno.EINVAL, _kind(path), str(path))
@@ -46,6 +47,11 @@ def read_text(path: Path, limit: int = LARGEST) -> str:
     return read_bytes(path, limit).decode("utf-8")
 
 
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, without its path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def parse_json(text: str | bytes) -> Any:
     """The JSON value in ``text``. Raises ``ValueError``, also where it nests deeper than Python reads."""
     try:
@@ -61,6 +67,31 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_rows(path: Path, last: int = LARGEST) -> list[dict[str, Any]]:
+    """The objects in the ``last`` bytes of a file of one a line; lines that were torn, or hold none, are left out."""
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - last))
+            lines = file.read(last).splitlines()
+    except OSError:
+        return []
+    return [row for line in lines if (row := _object(line)) is not None]
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = parse_json(line.decode("utf-8", "replace"))
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def number(value: object, otherwise: float = 0.0) -> float:
+    """``value`` where it is a number that can be counted with, else ``otherwise``: JSON's have no limit."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
+    return float(value) if known else otherwise  # type: ignore[arg-type]
 
 
 def write_atomic(path: Path, text: str) -> None:

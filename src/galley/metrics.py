@@ -67,9 +67,9 @@ def peak_memory_gb(device: torch.device) -> float:
 
 def drop_after(path: Path, step: int) -> None:
     """Forget rows of steps after ``step``: they belong to work that was lost, and will be done again."""
-    if not path.exists():
+    if not path.is_file():
         return
-    rows = path.read_text(encoding="utf-8").splitlines()
+    rows = path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = [row for row in rows if (number := _step_of(row)) is not None and number <= step]
     write_atomic(path, "".join(row + "\n" for row in kept))
 
@@ -77,7 +77,7 @@ def drop_after(path: Path, step: int) -> None:
 def _step_of(row: str) -> int | None:
     try:
         return int(json.loads(row)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # a line torn by a kill
 
 

@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from galley import kernels, pace, trackers
 from galley.cache import digest, link_tree
 from galley.convert import is_made
@@ -69,7 +67,7 @@ def ready(run: RunDir, key: str) -> Manifest | None:
     """The manifest, where the run has whole prepared data for the request ``key``."""
     try:
         manifest = read_manifest(run)
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return None
     splits = [TRAIN] + [HELD_OUT] * (manifest.held_out is not None)
     files = [run.data / split / f"{name}.npy" for split in splits for name in DTYPES]
@@ -85,7 +83,7 @@ def model_folder(spec: RunSpec, run: RunDir) -> Manifest:
     """
     try:
         manifest = read_manifest(run)
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         what = "is missing, or from another version"
         raise UserError(str(run.data_manifest), what, "prepare the run's data: galley run") from None
     model = manifest.model

@@ -6,14 +6,18 @@ A checkpoint exists when its manifest does: the manifest is written last, and li
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from galley.files import fsync_path, read_json, write_atomic
+from galley.files import fsync_path, number, read_json, write_atomic
 
 __all__ = ["Attempt", "Checkpoint", "RunDir", "fsync_path", "read_json", "write_atomic"]
+
+_NUMBER, _STEP = re.compile(r"[0-9]{4,9}"), re.compile(r"step-[0-9]{6,12}")
+"""Names of attempts and checkpoints: what a half copied run has beside them is none."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Attempt:
 
         After a network cut Slurm starts the next attempt while ranks of this one may still run.
         """
-        return any(each.name.isdigit() and int(each.name) > self.number for each in self.root.parent.iterdir())
+        return any(_NUMBER.fullmatch(each.name) and int(each.name) > self.number for each in self.root.parent.iterdir())
 
     @property
     def logs(self) -> Path:
@@ -104,7 +108,7 @@ class Attempt:
     def errors(self) -> list[dict[str, Any]]:
         """What failed, first failure first."""
         found = [read_json(path) for path in sorted((self.root / "errors").glob("*.json"))]
-        return sorted((error for error in found if error), key=lambda error: float(error.get("time", 0)))
+        return sorted((error for error in found if error), key=lambda error: number(error.get("time")))
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,12 @@ class Checkpoint:
         manifest = read_json(self.manifest)
         if manifest is None:
             return False
-        files: dict[str, int] = manifest.get("files", {})
+        files: object = manifest.get("files", {})
+        if not isinstance(files, dict):
+            return False
         try:
             return all((self.root / name).stat().st_size == size for name, size in files.items())
-        except OSError:
+        except (OSError, ValueError):  # missing, or no name that a file can have
             return False
 
 
@@ -240,12 +246,13 @@ class RunDir:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Checkpoints that verify, oldest first."""
-        found = [Checkpoint(path) for path in (self.root / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+        found = [Checkpoint(path) for path in (self.root / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name)]
         return sorted((each for each in found if each.verifies()), key=lambda each: each.step)
 
     def attempts(self) -> list[Attempt]:
         """Attempts so far, oldest first."""
-        found = [Attempt(path) for path in (self.root / "attempts").glob("*") if path.name.isdigit()]
+        paths = (self.root / "attempts").glob("*")
+        found = [Attempt(path) for path in paths if _NUMBER.fullmatch(path.name) and path.is_dir()]
         return sorted(found, key=lambda each: each.number)
 
     def attempt(self, number: int) -> Attempt:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from galley.files import read_text
 from galley.sensitive import secret_in
 from galley.task import (
     Batch,
@@ -203,5 +204,5 @@ class RunSpec(Part):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> RunSpec:
-        """Read a ``run.json``. Raises ``OSError`` or pydantic's ``ValidationError``."""
-        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        """Read a ``run.json``. Raises ``OSError``, or ``ValueError`` (pydantic's ``ValidationError`` is one)."""
+        return cls.model_validate_json(read_text(Path(path)))

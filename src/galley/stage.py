@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from galley.errors import UserError
+from galley.files import reason
 from galley.rundir import Attempt, RunDir, write_atomic
 from galley.sensitive import masked
 from galley.spec import RunSpec
@@ -60,7 +61,11 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
         print(f"galley: usage: python -m galley.{who} RUN/run.json", file=sys.stderr)
         return 2
     path = Path(argv[0]).absolute()
-    spec, run = RunSpec.read(path), RunDir(path.parent)
+    try:
+        spec, run = RunSpec.read(path), RunDir(path.parent)
+    except (OSError, ValueError) as error:
+        print(f"galley: {one_line(f'{path}: cannot be read ({reason(error)}); start a new run')}", file=sys.stderr)
+        return 2
     attempt = current_attempt(run)
     try:
         work(spec, run, attempt)

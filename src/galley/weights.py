@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from galley.errors import UserError
-from galley.rundir import read_json
+from galley.files import open_regular, read_json, reason
+from galley.headers import read_safetensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WHOLE = 1 << 26
 POINTER_SIZE = 1024
 BLOCKS, BLOCK = 256, 1 << 16
-LENGTH_BYTES = 8
 POINTER = b"version https://git-lfs.github.com/spec/"
 QUANTISED = ("quantization_config", "compression_config")  # as transformers writes it, and compressed-tensors once did
 
@@ -117,7 +116,7 @@ def read_headers(folder: Path) -> dict[str, Header]:
     return {
         name: Header(dtype=header["dtype"], shape=header["shape"], path=path)
         for path in _files(folder)
-        for name, header in read_header(path).items()
+        for name, header in read_safetensors(path).items()
     }
 
 
@@ -133,32 +132,18 @@ def _indexed(folder: Path) -> dict[str, Path]:
     return {name: folder / file for name, file in shards.items() if isinstance(file, str)}
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Name to ``{dtype, shape, data_offsets}``, by the format's own page. Raises ``ValueError`` where it is not one."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        if length > path.stat().st_size:
-            raise ValueError("the header is cut short")
-        header: dict[str, dict[str, Any]] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if path.stat().st_size != LENGTH_BYTES + length + end:
-        raise ValueError(f"{path.stat().st_size:,} bytes, but its header says {LENGTH_BYTES + length + end:,}")
-    return header
-
-
 def _check_file(where: str, path: Path) -> None:
     if not path.is_file():
         raise UserError(where, f"'{path}' is missing, though the index lists it", "download the model again")
     try:
-        read_header(path)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(where, f"'{path}' is damaged: {error}", "download the model again") from None
+        read_safetensors(path)
+    except (ValueError, OSError) as error:
+        raise UserError(where, f"'{path}' is damaged: {reason(error)}", "download the model again") from None
 
 
 def count_parameters(folder: Path) -> int:
     """Elements of all stored tensors."""
-    headers = [read_header(path) for path in _files(folder)]
+    headers = [read_safetensors(path) for path in _files(folder)]
     return sum(math.prod(tensor["shape"]) for header in headers for tensor in header.values())
 
 
@@ -177,7 +162,7 @@ def fingerprint(folder: Path) -> str:
 def file_fingerprint(path: Path) -> str:
     """SHA-256 over a file, sampled where it is above 64 MB."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if size <= WHOLE:
             return hashlib.file_digest(file, "sha256").hexdigest()
         sampled = hashlib.sha256(str(size).encode())

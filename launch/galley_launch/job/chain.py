@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from galley.files import number, open_regular, read_rows
 from galley.rundir import RunDir, read_json, write_atomic
 from galley_launch.job import slurm
 
 DEFAULT_S = 300
 """What a stop before the time limit takes, in seconds, until it has been measured."""
 _ROWS = 2000
+_JOB, _NODE = re.compile(r"[0-9][0-9_]{0,30}", re.ASCII), re.compile(r"[\w.-]{1,200}", re.ASCII)
 
 
 def cluster(run: RunDir) -> dict[str, Any]:
@@ -54,17 +57,8 @@ def note(run: RunDir, stage: str, job: str) -> None:
 
 def submitted(run: RunDir) -> list[dict[str, Any]]:
     """Every job of the run, oldest first: ``{"job", "stage", "time"}``."""
-    try:
-        lines = run.submitted.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # torn by a power cut
-            continue
-    return [each for each in found if isinstance(each, dict) and "job" in each]
+    rows = [{"stage": "", **row} for row in read_rows(run.submitted)]
+    return [row for row in rows if _JOB.fullmatch(str(row.get("job"))) and isinstance(row["stage"], str)]
 
 
 def state_of(job: str) -> str:
@@ -93,14 +87,15 @@ def live(run: RunDir, stages: Sequence[str] = ("prepare", "train", "export")) ->
 
 def recent(run: RunDir) -> int:
     """How many of the jobs that were submitted last may wait or run."""
-    return int(cluster(run).get("attempts", 0)) + 6 if is_beforehand(run) else 6
+    return int(number(cluster(run).get("attempts"))) + 6 if is_beforehand(run) else 6
 
 
 def excluded(run: RunDir, now: float | None = None) -> dict[str, str]:
     """Node to why it is avoided, of those whose time is not over."""
     moment = time.time() if now is None else now
     known = read_json(run.excluded) or {}
-    return {node: str(each.get("why", "")) for node, each in known.items() if float(each.get("until", 0)) > moment}
+    sound = {node: each for node, each in known.items() if isinstance(each, dict) and _NODE.fullmatch(node)}
+    return {node: str(each.get("why", "")) for node, each in sound.items() if number(each.get("until")) > moment}
 
 
 def exclude(run: RunDir, nodes: Sequence[str], why: str, hours: float) -> None:
@@ -122,7 +117,7 @@ class Measures:
 
     def _read(self) -> None:
         try:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 if file.seek(0, os.SEEK_END) < self._position:  # rows after a checkpoint were dropped
                     self._position, self._torn = 0, b""
                     self._rows.clear()

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from galley.files import number
 from galley.rundir import Attempt, RunDir, read_json
 from galley_launch.job.classify import Failure, classify
 from galley_launch.job.evidence import being_ended, collect
@@ -88,7 +89,7 @@ def _failed(run: RunDir, attempt: Attempt, failure: Failure, step: int | None) -
 
 def _start(attempt: Attempt) -> int:
     """Step that ``attempt`` resumed from."""
-    return int((read_json(attempt.job) or {}).get("checkpoint", 0))
+    return int(number((read_json(attempt.job) or {}).get("checkpoint")))
 
 
 def _before(run: RunDir, attempt: Attempt) -> dict[str, Any]:
@@ -118,6 +119,6 @@ def used_hours(run: RunDir, until: float | None = None) -> float:
     for attempt in run.attempts():
         facts, end = read_json(attempt.job) or {}, read_json(attempt.exit) or {}
         if "started" in facts:
-            ended = end.get("ended") or until or time.time()
-            total += max(0.0, float(ended) - float(facts["started"])) / 3600 * int(facts.get("ranks", 1))
+            ended = number(end.get("ended")) or until or time.time()
+            total += max(0.0, ended - number(facts["started"], ended)) / 3600 * int(number(facts.get("ranks"), 1))
     return total

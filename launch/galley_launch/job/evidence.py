@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from galley.files import open_regular
 from galley.rundir import Attempt, RunDir, read_json
 from galley.text import plain
 
@@ -50,7 +51,7 @@ class Evidence:
 def tail(path: Path, size: int = TAIL) -> str:
     """The last ``size`` bytes of ``path``, from a line's beginning; nothing where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = file.seek(0, os.SEEK_END)
             file.seek(max(0, length - size))
             data = file.read(size)
@@ -82,11 +83,12 @@ def _errors(attempt: Attempt) -> list[dict[str, Any]]:
 
 
 def _hang(attempt: Attempt) -> dict[str, Any] | None:
-    found = sorted(attempt.root.glob("hang-*.json"), key=_written)
+    found = sorted(attempt.root.glob("hang-*.json"), key=written)
     return next(iter(_objects(found)), None)
 
 
-def _written(path: Path) -> float:
+def written(path: Path) -> float:
+    """When a file was last written to; endlessly late where that cannot be known."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -106,7 +108,7 @@ def last_step(run: RunDir) -> int | None:
 def slurm_log(run: RunDir, job: object, stage: str) -> dict[str, str]:
     """What Slurm wrote of a job besides the job's own log: why it ended it."""
     path = run.jobs / "logs" / f"{stage}-{job}.out"
-    text = tail(path) if job else ""
+    text = tail(path) if job and re.fullmatch(r"[0-9_]{1,30}", str(job), re.ASCII) else ""
     return {str(path.relative_to(run.root)): text} if text.strip() else {}
 
 

@@ -1,0 +1,122 @@
+"""What data, logs, names and recipes hold never acts on a terminal; refusals are one line of at most 500 characters."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from galley.rundir import RunDir
+from galley.text import LONGEST, Plain, one_line, plain
+from galley_launch import cli, devices
+from launch import fakes
+
+EVIL = "a\x1b[31mred\x1b[0m\x1b]0;title\x07b\x1b]52;c;cm0gLXJm\x1b\\c\u202egpj.exe\u2066x\x9b2Jd\x08\x7f\u200fz\u2028"
+RAW = ("\x1b", "\x07", "\x9b", "\x08", "\x7f", "\u202e", "\u2066", "\u200f", "\u2028", "\r")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text, näïve, 日本 🙂", "plain text, näïve, 日本 🙂"),
+        ("two\nlines\tand tabs", "two\nlines\tand tabs"),
+        ("\x1b[1;31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07after", "after"),
+        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1bPq#0\x1b\\sixel", "sixel"),
+        ("\x1b]52;c;never ended\nnext", "\nnext"),
+        ("over\rwritten", "over?written"),
+        ("windows\r\n", "windows\n"),
+        ("\u202egpj.exe\u2066", "?gpj.exe?"),
+        ("half \ud800 character", "half ? character"),
+        ("c1 \x9b2J", "c1 ?2J"),
+    ],
+)
+def test_only_text_is_left(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+@given(st.text(st.characters(exclude_categories=())), st.integers(200, 600))
+def test_a_refusal_is_one_line(text: str, limit: int) -> None:
+    line = one_line(text * 3, limit)
+    assert len(line) <= limit
+    assert not any(mark in line for mark in (*RAW, "\n", "\t"))
+
+
+def test_the_end_of_a_long_refusal_is_kept() -> None:
+    line = one_line(f"recipe: {'x' * 10**7} is not a number; write lr=1e-4")
+    assert line.startswith("recipe: xxx")
+    assert line.endswith("x is not a number; write lr=1e-4")
+    assert len(line) <= LONGEST
+
+
+def test_a_guarded_stream_is_the_stream_otherwise() -> None:
+    stream = io.StringIO()
+    guard = Plain(stream)
+    print(EVIL, file=guard)  # type: ignore[arg-type]
+    assert not any(mark in stream.getvalue() for mark in RAW)
+    assert not guard.isatty()
+
+
+@pytest.fixture
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run, a recipe, a profile and a model whose every text is hostile."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "visible", list)
+    made = RunDir(tmp_path / "runs" / "evil")
+    spec = fakes.spec(made.root)
+    attempt = made.attempt(1)
+    for folder in (attempt.logs, attempt.root / "errors"):
+        folder.mkdir(parents=True)
+    origin = spec.origin.model_copy(update={"recipe": EVIL, "overrides": [f"name={EVIL}"]})
+    model = spec.task.model.model_copy(update={"path": f"org/{EVIL}"})
+    task = spec.task.model_copy(update={"model": model})
+    made.spec.write_text(spec.model_copy(update={"origin": origin, "task": task}).to_json())
+    end = {"verdict": "failed", "reason": EVIL, "message": f"rank 0: {EVIL}", "status": 1}
+    attempt.exit.write_text(json.dumps(end))
+    attempt.error("rank-0").write_text(json.dumps({"who": "rank-0", "status": 1, "message": EVIL, "time": 1.0}))
+    for name in ("prepare", "rank-0"):
+        attempt.log(name).write_text(f"{EVIL}\n10%\r20%\r30%\nRuntimeError: {EVIL}\n")
+    made.metrics.write_text(json.dumps({"step": 1, "steps": 9, "loss": EVIL, EVIL: 1}) + "\n")
+    (tmp_path / "recipes").mkdir()
+    text = json.dumps({"about": EVIL, "model": {"path": "org/m"}, "data": {"path": f"org/d{EVIL}"}})
+    body = f"# {EVIL}\n".replace("\u2028", "").replace("\x07", "").replace("\x1b", "").replace("\x08", "")
+    (tmp_path / "recipes" / "evil.yaml").write_text(f"{body.replace(chr(127), '')}{text}\n", encoding="utf-8")
+    return made
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["status", "status evil", "logs evil", "why evil", "report evil", "stop evil", "recipes", "show evil",
+     "copy evil x", "plan runs/evil device=cpu", "plan evil device=cpu ranks=1", "plan recipes/evil.yaml", "clusters"],
+)  # fmt: skip
+def test_no_verb_prints_what_acts_on_a_terminal(evil: RunDir, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(words.split())
+    out, err = capsys.readouterr()
+    assert out or err
+    found = {mark for mark in RAW if mark in out + err}
+    assert not found
+    refusals = [line for line in err.splitlines() if line.startswith("galley: ")]
+    assert all(len(line) <= 500 for line in refusals)
+
+
+def test_logs_show_what_is_left_of_them(evil: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["logs", "evil"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("aredbc?gpj.exe?x?2Jd")
+    assert lines[1] == "30%", "of a progress bar, what it drew last"
+
+
+@pytest.mark.parametrize(
+    "word", [f"lr={EVIL}", f"{EVIL}=1", EVIL, f"--{EVIL}", "lr=" + "9" * 5000, "x" * 3000, "lr=a\nb"]
+)
+def test_words_of_the_command_line(evil: RunDir, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "evil", word]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("galley: ")
+    assert len(line) <= 500
+    assert not any(mark in line for mark in RAW)
