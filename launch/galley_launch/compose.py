@@ -75,7 +75,7 @@ def read_spec(run: RunDir) -> RunSpec:
 
 def _unreadable(run: RunDir, why: str) -> UserError:
     todo = "it was damaged, written by another version, or changed by hand; start a new run"
-    return UserError(str(run.spec), f"cannot be read ({why.removeprefix(': ')})", todo)
+    return UserError(str(run.spec), f"cannot be read: {why.removeprefix(': ')}", todo)
 
 
 def earlier(run: RunDir) -> RunSpec | None:
