@@ -74,7 +74,7 @@ def read_spec(run: RunDir) -> RunSpec:
 
 
 def _unreadable(run: RunDir, why: str) -> UserError:
-    todo = "it was damaged, written by another version, or changed by hand; start a new run"
+    todo = "it was written by another version, changed by hand or damaged; start a new run"
     return UserError(str(run.spec), f"cannot be read: {why.removeprefix(': ')}", todo)
 
 
