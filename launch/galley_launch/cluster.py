@@ -6,37 +6,19 @@ import os
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from galley.sensitive import is_secret_name
-from galley_launch.arguments import is_text
+from galley_launch import options
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)|(\d+)-(\d+)(?::([0-5]\d))?|(\d+)", re.ASCII)
 _SIZE = re.compile(r"[1-9]\d*[MGT]", re.ASCII)
-# What the script says itself, or what would contradict it: a second word would win or be lost without notice.
-_OURS_TEXT = """
-account array batch begin chdir clusters constraint cores-per-socket cpus-per-gpu cpus-per-task dependency error exclude
-exclusive export export-file get-user-env gid gpu-bind gpus gpus-per-node gpus-per-socket gpus-per-task gres hold input
-job-name kill-on-invalid-dep mem mem-per-cpu mem-per-gpu no-kill no-requeue nodefile nodelist nodes ntasks
-ntasks-per-core ntasks-per-gpu ntasks-per-node ntasks-per-socket open-mode output overcommit oversubscribe parsable
-partition qos quiet requeue reservation share signal test-only time tres-bind tres-per-task uid wait wrap
-"""
-_OURS = frozenset(_OURS_TEXT.split())
 # Names that mean something to bash, or that the job's scripts give to things of their own.
 _TAKEN_TEXT = """
 BASHOPTS BASH_VERSINFO EUID IFS POSIXLY_CORRECT PPID SHELLOPTS UID
 clock facts hang host host_python init local node process ranks run scratch stage status watch
 """
 _TAKEN = frozenset(_TAKEN_TEXT.split())
-
-
-def _line(value: str) -> str:
-    if _CONTROL.search(value):
-        raise ValueError("holds a newline or another control character")
-    if not is_text(value):
-        raise ValueError("is not UTF-8")
-    return value
 
 
 def _time(value: str) -> str:
@@ -51,19 +33,6 @@ def _size(value: str) -> str:
     return value
 
 
-def _option(value: str) -> str:
-    """A value that stands in an ``#SBATCH`` line: there a backslash takes the next character away, quoted or not."""
-    if "\\" in value:
-        raise ValueError("holds a backslash, which sbatch would take out")
-    return _line(value)
-
-
-def _gpu_type(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.+-]*", value):
-        raise ValueError("is not a type such as h100")
-    return value
-
-
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError("is not a variable's name")
@@ -74,7 +43,7 @@ def _variable(name: str) -> str:
 
 def _expanded(value: str) -> str:
     """``value`` with ``~`` and the submitter's own variables put in, so that jobs need not know them."""
-    return _line(os.path.expandvars(os.path.expanduser(_line(value))))  # noqa: PTH111 - Path would drop a trailing dot
+    return options.line(os.path.expandvars(os.path.expanduser(options.line(value))))  # noqa: PTH111 - Path would drop a trailing dot
 
 
 def _absolute(value: str) -> str:
@@ -88,7 +57,7 @@ def _found(value: str) -> str:
     """A name that is looked up there, or else an absolute path: one with ``/`` in it."""
     if not value:
         raise ValueError("is empty")
-    return _absolute(value) if value.startswith(("~", "$", ".")) or "/" in value else _line(value)
+    return _absolute(value) if value.startswith(("~", "$", ".")) or "/" in value else options.line(value)
 
 
 def _program(value: str) -> str:
@@ -103,7 +72,7 @@ def _image(value: str) -> str:
     """A file, or a name with a scheme or of a registry (``docker://…``, ``nvcr.io#nvidia/pytorch:25.01-py3``)."""
     if not value:
         raise ValueError("is empty")
-    return _absolute(value) if value.startswith(("~", "$", ".", "/")) else _line(value)
+    return _absolute(value) if value.startswith(("~", "$", ".", "/")) else options.line(value)
 
 
 def _mount(value: str) -> str:
@@ -112,17 +81,6 @@ def _mount(value: str) -> str:
     if not path.startswith("/") or "," in path:
         raise ValueError("is not a mount such as /here:/there")
     return path
-
-
-def _directive(value: str) -> str:
-    found = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:=.*)?", _option(value))
-    if not found:
-        raise ValueError("is not an option such as --mail-type=END")
-    # sbatch takes the beginning of an option's name for the option.
-    ours = sorted(name for name in _OURS if name.startswith(found[1]))
-    if ours:
-        raise ValueError(f"sets {found[1] if found[1] in ours else ours[0]}, which the job script sets itself")
-    return value
 
 
 def seconds(time: str) -> int:
@@ -139,8 +97,8 @@ def megabytes(size: str) -> int:
     return int(size[:-1]) * {"M": 1, "G": 1024, "T": 1024**2}[size[-1]]
 
 
-Line = Annotated[str, AfterValidator(_line)]
-Option = Annotated[str, AfterValidator(_option)]
+Line = Annotated[str, AfterValidator(options.line)]
+Option = Annotated[str, AfterValidator(options.option)]
 Time = Annotated[str, AfterValidator(_time)]
 Size = Annotated[str, AfterValidator(_size)]
 Place = Annotated[str, AfterValidator(_absolute)]
@@ -172,6 +130,14 @@ class Side(Section):
 
     partition: Option | None = None
     """None: the partition of training."""
+    account: Option | None = None
+    """None: that of training."""
+    qos: Option | None = None
+    """None: that of training, in its partition; in another one the site's default."""
+    constraint: Option | None = None
+    """Never that of training, which names its GPUs."""
+    reservation: Option | None = None
+    """None: that of training, in its partition."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """Some partitions take no job without a GPU."""
     cores: Count = 8
@@ -207,18 +173,24 @@ class Cluster(Section):
     reservation: Option | None = None
     time: Time = "24:00:00"
     """Wall time of one attempt; a run may take several."""
-    device: Literal["cuda", "cpu"] = "cuda"
+    clusters: Annotated[str, AfterValidator(options.cluster_name)] | None = None
+    """The cluster of a federation, or of several that one login node serves, that jobs go to."""
+    device: Annotated[Literal["cuda", "cpu"], BeforeValidator(options.device)] = "cuda"
     gpus_per_node: Count = 8
     """GPUs of a whole node; 1 rank each."""
-    gpu_type: Annotated[str, AfterValidator(_gpu_type)] | None = None
+    gpu_type: Annotated[str, AfterValidator(options.gpu_type)] | None = None
     """As the site calls it (``h100``), where it must be named."""
-    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
-    """How GPUs are asked for: ``--gpus-per-node=8`` or ``--gres=gpu:8``."""
+    gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
+    """How GPUs are asked for: ``--gpus-per-node=8``, ``--gres=gpu:8``, or not at all, where they are no GRES."""
     ranks_per_node: Count | None = None
     """Ranks on each node; None: one for each GPU, on CPU clusters one. With fewer than its GPUs a node is shared."""
     cores_per_rank: Count = 8
     memory_per_rank: Size | None = None
     """Where a job takes part of a node. Whole nodes are taken with all their memory. None: the site's default."""
+    memory_request: Literal["mem", "mem-per-cpu", "none"] = "mem"
+    """How memory is asked for; ``none`` where a site takes no such request."""
+    ntasks: bool = False
+    """Also say ``--ntasks``, where a site demands it."""
     whole_nodes: bool = True
     """Take nodes alone where every GPU of them is used."""
     modules: list[Line] = []
@@ -261,7 +233,9 @@ class Cluster(Section):
     """Let Slurm requeue a pre-empted job under its own number. Off: its successor takes over, two minutes sooner."""
     side: Side = Side()
     patience: Patience = Patience()
-    directives: list[Annotated[str, AfterValidator(_directive)]] = []
+    srun: list[Annotated[str, AfterValidator(options.step)]] = []
+    """Further options of every ``srun``: ``--mpi=none``."""
+    directives: list[Annotated[str, AfterValidator(options.directive)]] = []
     """Further ``#SBATCH`` options: ``--mail-type=END``."""
 
     @model_validator(mode="before")

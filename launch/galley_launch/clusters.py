@@ -10,7 +10,7 @@ from galley.errors import UserError
 from galley_launch import profiles, view
 from galley_launch.cluster import Cluster, megabytes, seconds
 from galley_launch.job import slurm
-from galley_launch.submission import describe
+from galley_launch.refusals import describe
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Wish:
 def _wishes(cluster: Cluster) -> tuple[_Wish, _Wish]:
     """Of training, and of the jobs beside it."""
     ranks, side = cluster.ranks, cluster.side
-    gpus = (ranks, side.gpus) if cluster.device == "cuda" else (0, 0)
+    gpus = (ranks, side.gpus) if cluster.device == "cuda" and cluster.gpu_request != "none" else (0, 0)
     memory = megabytes(cluster.memory_per_rank) * ranks if cluster.memory_per_rank else 0
     partition, kind = cluster.partition or "", cluster.gpu_type
     return (
@@ -110,6 +110,6 @@ def details(name: str, settings: Sequence[str]) -> tuple[str, list[str]]:
     _, cluster = profiles.find(name, settings)
     text = yaml.safe_dump(cluster.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     try:
-        return text, check(cluster, slurm.partitions())
+        return text, check(cluster, slurm.partitions(cluster.clusters or ""))
     except slurm.SlurmError as error:
         return text, [f"not checked: {error}"]

@@ -288,4 +288,13 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
     typed = {resolve_key(split(setting)[0]) for setting in settings if not is_ours(setting)}
     typed |= {line.partition(" ")[0] for line in taken}
     notes = cautions.of_rate(recipe, source, typed, facts.of_model(placement.paths.model))
-    return Composed(spec, run, (*where.notes, *settled.notes, *notes), cluster, at, (*source.changes, *taken))
+    notes = [*settled.notes, *_habits(cluster), *notes]
+    return Composed(spec, run, (*where.notes, *notes), cluster, at, (*source.changes, *taken))
+
+
+def _habits(cluster: Cluster | None) -> list[str]:
+    if cluster is None:
+        return []
+    from galley_launch import habits
+
+    return habits.notes(cluster)

@@ -17,6 +17,7 @@ from galley.spec import RunSpec
 from galley_launch import assets, guard
 from galley_launch.arguments import is_text
 from galley_launch.cluster import Cluster, Container, megabytes, seconds
+from galley_launch.options import MIG
 from galley_launch.places import expanded
 from galley_launch.plan import common_environment, without_user_packages
 
@@ -60,7 +61,8 @@ def secrets_file(run: RunDir) -> Path:
     return base.absolute() / "galley" / "secrets" / f"{job_name(run)}.env"
 
 
-def _python(cluster: Cluster) -> str:
+def python(cluster: Cluster) -> str:
+    """The Python that jobs run, in its environment."""
     if cluster.venv:
         return f"{cluster.venv}/bin/python"
     return "python" if cluster.conda or cluster.container else sys.executable
@@ -75,7 +77,7 @@ def host_python(cluster: Cluster) -> str:
 
     The system's is 3.6 on RHEL 8 and SLES 15.
     """
-    return cluster.host_python or ("python3" if cluster.container else _python(cluster))
+    return cluster.host_python or ("python3" if cluster.container else python(cluster))
 
 
 def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[str, str]:
@@ -87,7 +89,7 @@ def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dic
         # An environment that the profile names is whole: what lies in ~/.local must not shadow its packages.
         **({"PYTHONNOUSERSITE": "1"} if _names_environment(cluster) else without_user_packages()),
         "GALLEY_RUN": str(run.root.absolute()),
-        "GALLEY_PYTHON": _python(cluster),
+        "GALLEY_PYTHON": python(cluster),
         "GALLEY_NODES": str(1 if alone else place.nodes),
         "GALLEY_RANKS": str(place.ranks_per_node),
         "GALLEY_GPUS": str(gpus),
@@ -107,7 +109,7 @@ def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dic
 
 
 def _installation(cluster: Cluster) -> str:
-    where = cluster.container.image if cluster.container else cluster.conda or _python(cluster)
+    where = cluster.container.image if cluster.container else cluster.conda or python(cluster)
     return hashlib.sha256(where.encode()).hexdigest()[:12]
 
 
@@ -157,40 +159,71 @@ def _container(spec: RunSpec, run: RunDir, cluster: Cluster, variables: dict[str
 _JOB_NAMES = [f"GALLEY_{name}" for name in ("ATTEMPT", "ATTEMPT_DIR", "HEAD", "PORT", "RENDEZVOUS", "EXPORT_STEP")]
 
 
-def _size(spec: RunSpec, cluster: Cluster, stage: str) -> dict[str, Any]:
-    """How much of how many nodes a job of ``stage`` takes."""
+def _aside(spec: RunSpec, cluster: Cluster) -> dict[str, Any]:
+    """How much of one node the jobs beside training take."""
+    side, gpus = cluster.side, 0 if spec.placement.device == "cpu" else cluster.side.gpus
+    size: dict[str, Any] = {"nodes": 1, "gpus": gpus, "cores": side.cores, "whole_nodes": False, "time": side.time}
+    return size | _memory(cluster, megabytes(side.memory), side.cores, side.memory)
+
+
+def _size(spec: RunSpec, cluster: Cluster) -> dict[str, Any]:
+    """How much of how many nodes training takes."""
     place = spec.placement
-    if stage != "train":
-        side, gpus = cluster.side, 0 if place.device == "cpu" else cluster.side.gpus
-        size = {"nodes": 1, "gpus": gpus, "cores": side.cores, "memory": side.memory, "whole_nodes": False}
-        return size | {"time": side.time, "partition": side.partition or cluster.partition}
     ranks, each = place.ranks_per_node, cluster.memory_per_rank
     whole = cluster.takes_whole_nodes and (place.device == "cpu" or ranks == cluster.gpus_per_node)
-    return {
-        "nodes": place.nodes,
-        "gpus": 0 if place.device == "cpu" else ranks,
-        "cores": cluster.cores_per_rank * ranks,
-        "memory": f"{megabytes(each) * ranks}M" if each else None,
-        "whole_nodes": whole,
-        "time": cluster.time,
-        "partition": cluster.partition,
-    }
+    cores, needed = cluster.cores_per_rank * ranks, megabytes(each) * ranks if each else 0
+    size: dict[str, Any] = {"nodes": place.nodes, "gpus": 0 if place.device == "cpu" else ranks, "cores": cores}
+    size |= {"whole_nodes": whole, "time": cluster.time}
+    if whole and cluster.memory_request == "mem":
+        return size | {"memory": "0", "memory_request": "mem"}
+    return size | _memory(cluster, needed, cores, f"{needed}M")
+
+
+def _memory(cluster: Cluster, needed: int, cores: int, text: str) -> dict[str, Any]:
+    """``needed`` MiB of a node, in the site's way."""
+    if cluster.memory_request == "none" or not needed:
+        return {"memory": None, "memory_request": "none"}
+    if cluster.memory_request == "mem-per-cpu":
+        return {"memory": f"{-(-needed // cores)}M", "memory_request": "mem-per-cpu"}
+    return {"memory": text, "memory_request": "mem"}
+
+
+def _where(cluster: Cluster, stage: str) -> list[tuple[str, str]]:
+    """Options that say where a job of ``stage`` goes, and for whom."""
+    side, names = cluster.side, ("partition", "account", "qos", "constraint", "reservation")
+    found = {name: getattr(cluster, name) for name in names}
+    if stage != "train":
+        own = {name: getattr(side, name) for name in names}
+        elsewhere = side.partition not in (None, cluster.partition)
+        # A constraint of training's names its GPUs; its QOS and reservation belong to its partition.
+        lost = ("constraint", "qos", "reservation") if elsewhere else ("constraint",)
+        found = {name: found[name] if value is None and name not in lost else value for name, value in own.items()}
+    return [(name, value) for name, value in found.items() if value]
+
+
+def _check_slices(spec: RunSpec, cluster: Cluster) -> None:
+    """Raise ``UserError`` for several ranks on slices of GPUs: CUDA shows a process one slice, and NCCL joins none."""
+    place = spec.placement
+    if place.device == "cuda" and cluster.gpu_type and MIG.fullmatch(cluster.gpu_type) and place.ranks_per_node > 1:
+        what = f"{cluster.gpu_type!r} is a slice of a GPU (MIG): a process sees one, and {place.ranks_per_node} ranks"
+        raise UserError(
+            "cluster.gpu_type", f"{what} of a node cannot share their slices", "write ranks=1, or whole GPUs"
+        )
 
 
 def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[str, Any]:
-    size = _size(spec, cluster, stage)
-    names = ("account", "qos", "constraint", "reservation")
-    where = [("partition", size.pop("partition")), *((name, getattr(cluster, name)) for name in names)]
+    _check_slices(spec, cluster)
     variables = environment(spec, run, cluster, stage)
     srun, launcher = _container(spec, run, cluster, variables)
-    return size | {
+    return (_size(spec, cluster) if stage == "train" else _aside(spec, cluster)) | {
         "stage": stage,
         "name": spec.name,
         "version": spec.origin.version,
         "job_name": job_name(run),
         "gpu_request": cluster.gpu_request,
         "gpu_type": cluster.gpu_type,
-        "where": [(option, value) for option, value in where if value],
+        "ntasks": cluster.ntasks,
+        "where": _where(cluster, stage),
         "requeue": cluster.requeue or stage != "train",
         "lead": max(1, min(300, seconds(cluster.time) // 2)),
         "log": _log(run, stage),
@@ -202,7 +235,7 @@ def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[s
         "conda": cluster.conda,
         "secrets": str(secrets_file(run)),
         "environment": list(variables.items()),
-        "srun": srun,
+        "srun": [*cluster.srun, *srun],
         "launcher": launcher,
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from galley.errors import UserError
-from galley_launch import guard
+from galley_launch import guard, habits
 from galley_launch.arguments import nearest, split
 from galley_launch.cluster import Cluster, Container, Patience, Side
 from galley_launch.profile_files import every, folders, path_of
@@ -42,7 +42,7 @@ def _chosen(name: str | None) -> tuple[str, Path]:
 def load(path: Path, settings: Sequence[str] = ()) -> Cluster:
     """The profile in ``path`` with ``cluster.key=value`` words applied. Raises ``UserError``."""
     text = read_source(path)
-    tree = _override(read_yaml(text, str(path)), settings)
+    tree = habits.added(_override(read_yaml(text, str(path)), settings))
     try:
         cluster = Cluster.model_validate(tree)
     except ValidationError as error:

@@ -47,11 +47,20 @@ def is_submitted(run: RunDir) -> bool:
 
 
 def look(runs: Sequence[RunDir]) -> dict[Path, Queue]:
-    """The queue of each submitted run, by root: one question to Slurm for all of them."""
+    """The queue of each submitted run, by root: one question for all runs of a cluster."""
     ours = {run.root: chain.submitted(run)[-chain.recent(run) :] for run in runs if is_submitted(run)}
+    there = {run.root: chain.federated(run) for run in runs if run.root in ours}
+    return {
+        root: queue
+        for name in set(there.values())
+        for root, queue in _look({r: ours[r] for r in ours if there[r] == name}, name).items()
+    }
+
+
+def _look(ours: dict[Path, list[dict[str, str]]], cluster: str) -> dict[Path, Queue]:
     ids = [str(each["job"]) for found in ours.values() for each in found]
     try:
-        known = {job: each for job, each in slurm.jobs(ids).items() if not each.is_over()} if ids else {}
+        known = {job: each for job, each in slurm.jobs(ids, cluster).items() if not each.is_over()} if ids else {}
     except slurm.SlurmError as error:
         return {root: Queue(problem=str(error)) for root in ours}
     return {root: _queue(found, known) for root, found in ours.items()}
@@ -164,12 +173,12 @@ def stop(run: RunDir) -> str:
     queue = _live(run)
     _ask_end(run, "stop")
     running = queue.running
-    slurm.cancel([job.id for job in queue.jobs if job is not running])
+    slurm.cancel([job.id for job in queue.jobs if job is not running], chain.federated(run))
     if running is None:
         return f"took {run.root.name} out of the queue (job {', '.join(job.id for job in queue.jobs)})"
     stage = queue.stage_of(running)
     if stage != "train":
-        slurm.cancel([running.id])
+        slurm.cancel([running.id], chain.federated(run))
         return f"ended job {running.id}, which did not train yet" if stage == "prepare" else f"ended job {running.id}"
     attempts = [each for each in run.attempts() if each.number > 0]
     if attempts and not attempts[-1].exit.exists():
@@ -184,7 +193,7 @@ def cancel(run: RunDir) -> str:
     attempts = [each for each in run.attempts() if each.number > 0]
     if queue.running and attempts and not attempts[-1].exit.exists():
         attempts[-1].request_stop("cancel")
-    slurm.cancel([job.id for job in queue.jobs])
+    slurm.cancel([job.id for job in queue.jobs], chain.federated(run))
     return f"cancelled job {', '.join(job.id for job in queue.jobs)} of {run.root.name}"
 
 

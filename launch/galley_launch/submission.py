@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ import galley
 from galley.errors import UserError
 from galley.rundir import RunDir, fsync_path, write_atomic
 from galley.spec import RunSpec
-from galley_launch import assets, jobs, locks, resume
+from galley_launch import assets, clusters, environments, jobs, locks, refusals, resume
 from galley_launch.cluster import Cluster, seconds
 from galley_launch.display import say
 from galley_launch.job import chain, slurm
@@ -51,12 +51,13 @@ def make(spec: RunSpec, run: RunDir, old: RunSpec | None, name: str, cluster: Cl
     if outlook.what == "train":
         aside = _needs_preparing(run, old, spec) and cluster.side.prepare == "job"
         stages = ["prepare", "train"] if aside else ["train"]
-    options = chain.options(run, seconds(cluster.time), None)
-    commands = [_command(run, stage, options if stage == "train" else []) for stage in stages]
+    there = _federated(cluster)
+    options = [*there, *chain.options(run, seconds(cluster.time), None)]
+    commands = [_command(run, stage, options if stage == "train" else there) for stage in stages]
     if cluster.chain == "login" and outlook.what == "train":
         after = f"--dependency=afterany:{PREVIOUS}"
         commands += [_command(run, "train", [after, *options]) for _ in range(1, cluster.attempts)]
-        commands.append(_command(run, "export", [after]))
+        commands.append(_command(run, "export", [after, *there]))
     return Plan(files | {"run.json": spec.to_json()}, tuple(commands))
 
 
@@ -68,76 +69,51 @@ def _command(run: RunDir, stage: str, options: Sequence[str]) -> Stage:
     return Stage(stage, ("sbatch", "--parsable", *options, str(run.jobs.absolute() / f"{stage}.sbatch")), {})
 
 
+def _federated(cluster: Cluster) -> list[str]:
+    """Not in the script: a job's successor is submitted where the job runs."""
+    return [f"--clusters={cluster.clusters}"] if cluster.clusters else []
+
+
 def _follows(stage: Stage) -> bool:
     """Whether ``stage`` waits for the job that was submitted before it."""
     return any(word.endswith(f":{PREVIOUS}") for word in stage.argv)
 
 
-def check(run: RunDir, cluster: Cluster, todo: Plan) -> float | None:
-    """Raise ``UserError`` for what can be known before anything is queued; returns the expected start."""
+def check(run: RunDir, cluster: Cluster, todo: Plan) -> list[str]:
+    """Raise ``UserError`` for what can be known before anything is queued; returns what may go wrong, a line each."""
     refuse_if_queued(run)
     if locks.is_live(run):
         raise locks.in_use(run)
-    _check_environment(cluster)
-    with tempfile.TemporaryDirectory() as folder:
-        paths, stages = [], [stage for stage in todo.stages if not _follows(stage)]
+    told = environments.check(cluster)
+    stages = [stage for stage in todo.stages if not _follows(stage)]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        tests = []
         for stage in stages:
             path = Path(folder) / f"{stage.name}.sbatch"
             path.write_text(todo.files[f"jobs/{stage.name}.sbatch"], encoding="utf-8")
-            paths.append((path, stage.argv[2:-1]))
-        with ThreadPoolExecutor() as pool:
-            tests = [pool.submit(slurm.test_only, path, options) for path, options in paths]
-        start = None
+            tests.append(pool.submit(slurm.test_only, path, stage.argv[2:-1]))
         for stage, test in zip(stages, tests, strict=True):
             try:
-                start = test.result()
+                test.result()
             except slurm.SlurmError as error:
-                raise _refused(cluster, stage, todo.files[f"jobs/{stage.name}.sbatch"], error) from None
-    return start
+                script = todo.files[f"jobs/{stage.name}.sbatch"]
+                raise refusals.refusal(stage, script, error, cluster.clusters or "") from None
+    return [*told, *_against_sinfo(cluster, [stage.name for stage in todo.stages])]
 
 
-_ASKED = re.compile(r"--(nodes|gpus-per-node|gres|cpus-per-task|mem|partition|constraint|reservation|exclude)=\S+")
-
-
-def _refused(cluster: Cluster, stage: Stage, script: str, error: slurm.SlurmError) -> UserError:
-    """Slurm's refusal, with what was asked for and what is there: Slurm itself does not say what was too much."""
+def _against_sinfo(cluster: Cluster, stages: Sequence[str]) -> list[str]:
+    """What sbatch takes, but sinfo says cannot run: raises ``UserError`` for a time that no partition allows."""
     try:
-        found = slurm.partitions()
+        partitions = slurm.partitions(cluster.clusters or "")
     except slurm.SlurmError:
-        raise UserError("slurm", str(error), "see that Slurm answers here: sinfo") from None
-    known = {each.name: each for each in found}
-    head = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
-    asked = [word for word in [*head, *stage.argv[2:-1]] if _ASKED.fullmatch(word)]
-    named = [word.partition("=")[2] for word in asked if word.startswith("--partition=")]
-    name = next(iter(named), next((each.name for each in found if each.is_default), ""))
-    unknown = next((each for each in name.split(",") if each not in known), None)
-    if unknown is not None:
-        key = "cluster.side.partition" if stage.name != "train" and cluster.side.partition else "cluster.partition"
-        what = f"no partition {unknown!r}" if unknown else "none is named, and Slurm has no default"
-        return UserError(key, f"{what} ({error})", f"there are {', '.join(known)}")
-    each = known[name.partition(",")[0]]
-    have = f"partition {name} is {each.state.lower()} and has {describe(each)}"
-    have += f", {each.away} of them drained or down (sinfo -R)" if each.away else ""
-    what = f"refuses the {stage.name} job ({' '.join(asked)}): {error}"
-    return UserError("slurm", what, f"{have}; ask for what there is (galley clusters)")
-
-
-def describe(each: slurm.Partition) -> str:
-    """``3 nodes of 8 cores, 62 GB, 4 h100 GPUs``."""
-    gpus = f"{each.gpus} {each.gpu_type} GPUs".replace("  ", " ") if each.gpus else "no GPUs"
-    return f"{each.nodes} nodes of {each.cores} cores, {each.memory_mb // 1024} GB, {gpus}"
-
-
-def _check_environment(cluster: Cluster) -> None:
-    """A missing interpreter is found here rather than on every node: the disk is shared."""
-    if cluster.venv and not os.access(f"{cluster.venv}/bin/python", os.X_OK):
-        todo = "make it (python3 -m venv), or name another: cluster.venv=PATH"
-        raise UserError("cluster.venv", f"no Python at {cluster.venv}/bin/python", todo)
-    image = cluster.container.image if cluster.container else ""
-    if image.startswith("/") and not Path(image).exists():
-        raise UserError("cluster.container.image", f"no file {image}", "build it, or name another")
-    if cluster.setup and not Path(cluster.setup).is_file():
-        raise UserError("cluster.setup", f"no file {cluster.setup}", "write it, or leave setup out")
+        return []
+    if not partitions:
+        return []
+    for key, what in refusals.too_long(cluster, stages, partitions):
+        if not cluster.qos:  # which may allow more
+            limit = what.rpartition(" ")[2]
+            raise UserError(key, f"{what}: the job would wait for ever", f"write {key}={limit}, or another partition")
+    return [f"against sinfo: {each}" for each in clusters.check(cluster, partitions)]
 
 
 def refuse_if_queued(run: RunDir) -> None:
@@ -211,7 +187,7 @@ def keep_secrets(run: RunDir, names: Sequence[str]) -> list[str]:
     return given
 
 
-def submit(run: RunDir, todo: Plan) -> list[tuple[str, str]]:
+def submit(run: RunDir, todo: Plan, cluster: str = "") -> list[tuple[str, str]]:
     """Submit each stage; returns (job, stage) of each. Raises ``UserError``; what was queued by then is cancelled."""
     found: list[tuple[str, str]] = []
     run = RunDir(run.root.absolute())
@@ -221,14 +197,17 @@ def submit(run: RunDir, todo: Plan) -> list[tuple[str, str]]:
         try:
             found.append((chain.submit(run, stage.name, options), stage.name))
         except slurm.SlurmError as error:
-            raise UserError("slurm", str(error), _take_back([job for job, _ in found])) from None
+            script = todo.files.get(f"jobs/{stage.name}.sbatch", "")
+            left = _take_back([job for job, _ in found], cluster)
+            refusal = refusals.refusal(stage, script, error, cluster)
+            raise UserError(refusal.where, refusal.what, f"{refusal.todo}; {left}") from None
     return found
 
 
-def _take_back(ids: list[str]) -> str:
+def _take_back(ids: list[str], cluster: str) -> str:
     """Cancel jobs; returns what is left to do."""
     try:
-        slurm.cancel(ids)
+        slurm.cancel(ids, cluster)
     except slurm.SlurmError:
         return f"end what was queued before it: scancel {' '.join(ids)}"
     return "nothing is left in the queue"
@@ -248,15 +227,16 @@ def _prepare_here(spec: RunSpec, run: RunDir, cluster: Cluster) -> None:
 def export(spec: RunSpec, run: RunDir, name: str, cluster: Cluster, step: str) -> int:
     """Submit a job that exports the checkpoint of ``step``. Returns the exit status."""
     refuse_if_queued(run)
-    _check_environment(cluster)
+    environments.check(cluster)
     script = jobs.scripts(spec, run, cluster)["jobs/export.sbatch"]
     files = {"jobs/export.sbatch": script, "cluster.json": jobs.facts(run, name, cluster, len(run.attempts()) + 1)}
     write(Plan(files, ()), run, jobs.shared(spec, jobs.environment(spec, run, cluster, "export")))
     keep_secrets(run, cluster.secrets)
     try:
-        job = chain.submit(RunDir(run.root.absolute()), "export", arguments=[step])
+        stage = _command(run, "export", _federated(cluster))
+        job = chain.submit(RunDir(run.root.absolute()), "export", stage.argv[2:-1], [step])
     except slurm.SlurmError as error:
-        raise UserError("slurm", str(error), "see that Slurm answers here: sinfo") from None
+        raise refusals.refusal(stage, script, error, cluster.clusters or "") from None
     say(f"submitted the export of run {run.root.name}, step {step}: job {job}")
     return 0
 
@@ -267,12 +247,14 @@ def _count(number: int, what: str) -> str:
 
 def start(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> int:
     """Check, write and submit. Returns the exit status."""
-    check(run, cluster, todo)
+    notes = check(run, cluster, todo)
     write(todo, run, jobs.shared(spec, jobs.environment(spec, run, cluster, "train")))
     keep_secrets(run, cluster.secrets)
+    for each in notes:
+        print(f"galley: note: {each}", file=sys.stderr, flush=True)
     if cluster.side.prepare == "here" and todo.stages[0].name == "train":
         _prepare_here(spec, run, cluster)
-    found = submit(run, todo)
+    found = submit(run, todo, cluster.clusters or "")
     place = spec.placement
     ids = ", then ".join(f"{job} ({stage})" for job, stage in found)
     kind = "CPU rank" if place.device == "cpu" else "GPU"

@@ -177,7 +177,8 @@ def check_calls(seen: shims.Seen, cluster: Cluster, run: RunDir) -> None:
     for call in seen.calls["srun"]:
         assert call[-3:-1] == ["bash", f"{run.code}/node.sh"]
         assert f"--output={logs}/{call[-1]}-%N.log" in call
-        check_container(call[9:-3], cluster, run)
+        assert call[9 : 9 + len(cluster.srun)] == cluster.srun
+        check_container(call[9 + len(cluster.srun) : -3], cluster, run)
 
 
 def check_container(words: list[str], cluster: Cluster, run: RunDir) -> None:

@@ -83,9 +83,9 @@ def test_everything_is_there_before_a_job_is(
         (
             ["nodes=9"],
             "Requested node configuration is not available",
-            "slurm: refuses the train job (--nodes=9 --gpus-per-node=8 --cpus-per-task=96 --mem=0): sbatch: allocation "
-            "failure: Requested node configuration is not available; partition gpu is up and has 3 nodes of 96 cores, "
-            "1006 GB, 8 h100 GPUs; ask for what there is (galley clusters)",
+            "nodes: Slurm refuses the train job (--nodes=9 --gpus-per-node=8 --cpus-per-task=96 --mem=0): sbatch: "
+            "allocation failure: Requested node configuration is not available; partition gpu is up and has 3 nodes of "
+            "96 cores, 1006 GB, 8 h100 GPUs; ask for what there is (galley clusters)",
         ),
     ],
 )
@@ -160,7 +160,9 @@ def test_a_job_that_is_refused_takes_the_ones_before_it_along(
     fakes.set(refuses="Job violates accounting/QOS policy", accepts=1)
     status, _, err = galley(capsys, "submit", *WORDS)
     line = (
-        "slurm: sbatch: Batch job submission failed: Job violates accounting/QOS policy; nothing is left in the queue"
+        "cluster.qos: Slurm refuses the train job (no --qos is given): sbatch: Batch job submission failed: Job "
+        "violates accounting/QOS policy; write cluster.qos=…: another one, or a shorter cluster.time, or fewer nodes; "
+        "nothing is left in the queue"
     )
     assert (status, err) == (2, f"galley: {line}\n")
     assert [call["argv"] for call in fakes.calls("scancel")] == [["--quiet", "102"]]

@@ -82,7 +82,12 @@ def ended(job: str) -> float | None:
 def live(run: RunDir, stages: Sequence[str] = ("prepare", "train", "export")) -> list[slurm.Job]:
     """The run's jobs that wait or run. Raises SlurmError where Slurm does not answer."""
     ids = [str(each["job"]) for each in submitted(run) if each.get("stage") in stages]
-    return [job for job in slurm.jobs(ids[-max(20, recent(run)) :]).values() if not job.is_over()]
+    return [job for job in slurm.jobs(ids[-max(20, recent(run)) :], federated(run)).values() if not job.is_over()]
+
+
+def federated(run: RunDir) -> str:
+    """The cluster to ask for the run's jobs, where that is not this host's own; a job's nodes belong to its cluster."""
+    return "" if "SLURM_JOB_ID" in os.environ else str(cluster(run).get("clusters") or "")
 
 
 def recent(run: RunDir) -> int:

@@ -107,29 +107,34 @@ def _run(command: Sequence[str], environ: Mapping[str, str], timeout: float) -> 
         raise SlurmError(f"{command[0]}: no answer from Slurm within {timeout:g} s") from None
 
 
-def _ask(command: Sequence[str]) -> str:
-    done = _run(command, environment(), _ASK_S)
+def _there(cluster: str) -> dict[str, str]:
+    """The environment of a command that asks another cluster of a federation than this host's own."""
+    return {**environment(), "SLURM_CLUSTERS": cluster} if cluster else environment()
+
+
+def _ask(command: Sequence[str], cluster: str = "") -> str:
+    done = _run(command, _there(cluster), _ASK_S)
     if done.returncode:
         raise SlurmError(_complaint(command[0], done.stderr, done.returncode))
     return done.stdout
 
 
-def _queue(ids: Sequence[str]) -> dict[str, Job]:
+def _queue(ids: Sequence[str], cluster: str) -> dict[str, Job]:
     """What the controller still knows: jobs that wait or run, and those that ended a few minutes ago (MinJobAge)."""
     # ":|" sets no width, so nothing is cut, and ends the column with "|".
     fields = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
-    done = _run(["squeue", "-h", "-a", "-t", "all", "-j", ",".join(ids), "-O", fields], environment(), _ASK_S)
+    done = _run(["squeue", "-h", "-a", "-t", "all", "-j", ",".join(ids), "-O", fields], _there(cluster), _ASK_S)
     # One unknown id among several is passed over in silence; alone it is an error.
     if done.returncode and "Invalid job id" not in done.stderr:
         raise SlurmError(_complaint("squeue", done.stderr, done.returncode))
     return jobs_from_squeue(done.stdout)
 
 
-def _accounted(ids: Sequence[str]) -> dict[str, Job]:
+def _accounted(ids: Sequence[str], cluster: str) -> dict[str, Job]:
     """What accounting knows; nothing where a site has none."""
     command = ["sacct", "-n", "-X", "--parsable2", "-j", ",".join(ids), "-o", ",".join(SACCT_FIELDS)]
     try:
-        text = _ask(command)
+        text = _ask(command, cluster)
     except SlurmError as error:
         if re.search(r"storage is disabled|no such command", str(error)):
             return {}
@@ -137,7 +142,7 @@ def _accounted(ids: Sequence[str]) -> dict[str, Job]:
     return jobs_from_sacct(text)
 
 
-def jobs(ids: Sequence[str]) -> dict[str, Job]:
+def jobs(ids: Sequence[str], cluster: str = "") -> dict[str, Job]:
     """The jobs that Slurm knows, by id: one call of squeue, and one of sacct for those that squeue has forgotten.
 
     Raises:
@@ -146,10 +151,10 @@ def jobs(ids: Sequence[str]) -> dict[str, Job]:
     wanted = list(dict.fromkeys(ids))
     if not wanted:
         return {}
-    found = _queue(wanted)
+    found = _queue(wanted, cluster)
     missing = [each for each in wanted if each not in found]
     if missing:
-        found.update(_accounted(missing))
+        found.update(_accounted(missing, cluster))
     return {each: found[each] for each in wanted if each in found}
 
 
@@ -198,8 +203,8 @@ def test_only(script: Path, options: Sequence[str] = ()) -> float | None:  # noq
     return start_from_test(done.stderr + done.stdout)
 
 
-def _scancel(options: Sequence[str], ids: Sequence[str]) -> None:
-    done = _run(["scancel", *options, *ids], environment(), _CHANGE_S)
+def _scancel(options: Sequence[str], ids: Sequence[str], cluster: str = "") -> None:
+    done = _run(["scancel", *options, *ids], _there(cluster), _CHANGE_S)
     lines = [line for line in done.stderr.splitlines() if "error" in line]
     # A job that has ended, or that nobody knows any more, is as cancelled as can be.
     bad = [line for line in lines if not re.search(r"Invalid job id|already complet", line)]
@@ -207,14 +212,14 @@ def _scancel(options: Sequence[str], ids: Sequence[str]) -> None:
         raise SlurmError(_complaint("scancel", "\n".join(bad) or done.stderr, done.returncode))
 
 
-def cancel(ids: Sequence[str]) -> None:
+def cancel(ids: Sequence[str], cluster: str = "") -> None:
     """Cancel jobs: waiting ones vanish, running ones get TERM and, after the site's KillWait, KILL.
 
     Raises:
         SlurmError: refused (another user's job), or no answer. Jobs that are over already are no error.
     """
     if ids:
-        _scancel(("--quiet",), ids)
+        _scancel(("--quiet",), ids, cluster)
 
 
 def signal(job_id: str, name: str, batch: bool) -> None:
@@ -234,9 +239,9 @@ def update(job_id: str, **fields: str) -> None:
         raise SlurmError(_complaint("scontrol", done.stderr, done.returncode))
 
 
-def partitions() -> list[Partition]:
+def partitions(cluster: str = "") -> list[Partition]:
     """The partitions that this user can see, in Slurm's order. Raises SlurmError where there is no answer."""
-    return partitions_from_sinfo(_ask(["sinfo", "-h", "-e", "--noconvert", "-o", "|".join(SINFO_FIELDS)]))
+    return partitions_from_sinfo(_ask(["sinfo", "-h", "-e", "--noconvert", "-o", "|".join(SINFO_FIELDS)], cluster))
 
 
 def node_states(nodes: Sequence[str]) -> dict[str, str]:

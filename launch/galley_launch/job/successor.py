@@ -149,8 +149,9 @@ def at_end(run: RunDir, attempt: Attempt, facts: dict[str, Any]) -> str:
             return ""
         return queue(run, here)
 
+    known = before or chain.is_beforehand(run)  # then only somebody else may have taken it away
     try:
-        job = insist(ask, 0.0 if before or chain.is_beforehand(run) else END_S)
+        job = insist(ask, BEGIN_S if known else END_S)
     except slurm.SlurmError as error:
         # One that was queued is still there, as far as anybody knows.
         why = "" if before and error.passes else str(error)
