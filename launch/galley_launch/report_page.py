@@ -51,6 +51,8 @@ def summary(spec: RunSpec, run: RunDir) -> list[tuple[str, str]]:
     count = model.get("parameters")
     lines = view.summary(spec, Facts(parameters=count if isinstance(count, int) else None), _WIDTH)
     found = [(line[:_WIDTH].strip(), line[_WIDTH:]) for line in lines]
+    if isinstance(share := model.get("quantised_share"), float):
+        found.append(("quantised", f"{share:.1%} of the weights"))
     cluster = read_json(run.cluster) or {}
     if cluster:
         partition = f", partition {cluster['partition']}" if cluster.get("partition") else ""

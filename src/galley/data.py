@@ -122,6 +122,8 @@ class ModelFacts(Part):
     """Tokens that end an answer, the template's end of turn first."""
     attends_by_document: bool = False
     """Whether attention over each packed document by itself computes what a mask over all of them does."""
+    quantised_share: float | None = None
+    """Share of the weights that the method quantises; None where it quantises nothing."""
 
 
 class Manifest(Part):

@@ -39,6 +39,8 @@ class Fetched:
     """Commit, for a hub model."""
     fingerprint: str
     """Of configuration and weights; see :func:`galley.weights.fingerprint`."""
+    quantised_share: float | None = None
+    """Share of the weights that the method quantises; None where it quantises nothing."""
 
 
 def fetch_model(spec: RunSpec, cache: Path, commit: str | None = None) -> Fetched:
@@ -61,19 +63,20 @@ def fetch_model(spec: RunSpec, cache: Path, commit: str | None = None) -> Fetche
         raise UserError("model.path", what, "give a model's folder, a .gguf file or a hub id")
     check_folder("model.path", folder)
     check_architecture(folder, spec.task.model.trust_remote_code)
-    _check_weights(spec, folder)
-    return Fetched(folder, revision, fingerprint(folder))
+    return Fetched(folder, revision, fingerprint(folder), _check_weights(spec, folder))
 
 
-def _check_weights(spec: RunSpec, folder: Path) -> None:
+def _check_weights(spec: RunSpec, folder: Path) -> float | None:
+    """The share of the weights that the method quantises. Raises ``UserError`` for what they lack."""
     from galley.loading import check_loading
     from galley.positions import check_positions
     from galley.quantised import check_quantisation
 
     report = check_loading(folder, spec.task.model.trust_remote_code)
-    if report is not None:
-        check_positions(report.model, spec.task.data.max_length)
-        check_quantisation(spec.task.method.kind, report.model)
+    if report is None:
+        return None
+    check_positions(report.model, spec.task.data.max_length)
+    return check_quantisation(spec.task.method.kind, report.model)
 
 
 def _download(spec: RunSpec, commit: str | None) -> tuple[Path, str]:

@@ -81,6 +81,11 @@ def _remembered(config: Any, attention: str, packed: str, trust: bool, cache: Pa
 
 def _verdict(config: Any, attention: str, packed: str, trust: bool) -> dict[str, Any]:
     """``{error, reason}`` of the narrow twin, or of a wide one where an architecture cannot be made narrow."""
+    from galley.towers import sees
+
+    if sees(config.model_type) and getattr(config.get_text_config(decoder=True), "is_encoder_decoder", False):
+        what = f"a {config.model_type} model has an encoder for its text: it is no causal language model"
+        raise UserError("model.path", what, "give a model that writes text")
     reason = ""
     for narrow in (True, False):
         try:
@@ -97,6 +102,11 @@ def _verdict(config: Any, attention: str, packed: str, trust: bool) -> dict[str,
                 what = f"a {config.model_type} model has no {attention} attention"
                 raise UserError("model.attention", what, "say model.attention=eager") from None
             reason = f"its architecture could not be checked ({_line(failure)})"
+            if sees(config.model_type) and not isinstance(failure, TooLarge):
+                what = (
+                    f"a {config.model_type} model does not run on text alone, as a small twin shows ({_line(failure)})"
+                )
+                raise UserError("model.path", what, "give a model that writes text") from None
             continue
         reason = f"packed and separate documents differ by {error:.0e} in a {config.model_type} model"
         return {"error": error, "reason": reason if error > TOLERANCE else None}
@@ -225,7 +235,7 @@ def measure(config: Any, attention: str, trust: bool, together: str | None = Non
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in build().parameters())
     if size > LARGEST:
-        raise ValueError(f"its shrunken twin still has {size:,} parameters")
+        raise TooLarge(f"its shrunken twin still has {size:,} parameters")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = build().eval()
@@ -239,6 +249,10 @@ def measure(config: Any, attention: str, trust: bool, together: str | None = Non
     alone = _both_orders(apart)
     difference = (packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-12)
     return float(difference.max())
+
+
+class TooLarge(ValueError):
+    """An architecture cannot be made small."""
 
 
 class LooksAhead(Exception):

@@ -31,6 +31,7 @@ def describe_model(spec: RunSpec, fetched: Fetched, tokens: Tokens, cache: Path)
         added_tokens=tokens.added,
         added_token_ids=tokens.added_ids,
         eos_ids=eos_ids(tokens, fetched.folder),
+        quantised_share=fetched.quantised_share,
     )
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -15,9 +15,12 @@ from transformers.models.auto.modeling_auto import (
 
 def auto_class(config: Any) -> Any:
     """transformers' factory for a model of ``config`` that writes text; one that also sees where there is no other."""
-    kind, known = config.model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    sees = kind not in known and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return AutoModelForImageTextToText if sees(config.model_type) else AutoModelForCausalLM
+
+
+def sees(kind: str) -> bool:
+    """Whether transformers has a model of this type that sees and writes text, and none that only writes."""
+    return kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def unused_by_text(model: Any) -> list[str]:
@@ -50,12 +53,12 @@ def _text_model(model: Any) -> Any:
         return None
     kind = type(model.config.get_text_config(decoder=True))
     wanted = model.get_input_embeddings()
-    holding = [
+    holding = (
         module for module in model.modules()
-        if type(getattr(module, "config", None)) is kind and module is not model
+        if isinstance(module, PreTrainedModel) and type(module.config) is kind and module is not model
         and any(part is wanted for part in module.modules())
-    ]  # fmt: skip
-    return holding[-1] if holding else None
+    )  # fmt: skip
+    return next(holding, None)
 
 
 def freeze_unused(model: Any) -> str | None:

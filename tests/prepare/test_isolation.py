@@ -1,6 +1,7 @@
 """Which architectures are packed: those whose packed and separate logits agree."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,20 @@ def test_a_model_that_looks_ahead_is_refused(kind: str, tmp_path: Path) -> None:
         packing_refused(tmp_path / "model", Model(path="x"), tmp_path)
     CONFIG_MAPPING[kind](is_decoder=True).save_pretrained(tmp_path / "model")
     packing_refused(tmp_path / "model", Model(path="x"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("florence2", "has an encoder for its text: it is no causal language model"),
+        ("pix2struct", "has an encoder for its text"),
+        ("blip-2", "does not run on text alone, as a small twin shows (TypeError: "),
+        ("paligemma", "is bidirectional"),
+    ],
+)
+def test_a_model_that_sees_and_cannot_write_alone_is_refused(kind: str, reason: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"model.path: a {kind} model {reason}")):
+        _verdict(CONFIG_MAPPING[kind](), "sdpa", "sdpa", trust=False)
 
 
 def test_an_answer_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

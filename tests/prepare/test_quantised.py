@@ -79,3 +79,17 @@ def test_the_share_is_what_bitsandbytes_makes_of_the_model(tmp_path: Any) -> Non
         loaded = load_quantised(str(tmp_path / kind), Model(path="x"), "qlora", torch.device("cpu"))
         packed = [each for each in loaded.parameters() if hasattr(each, "quant_state")]
         assert sum(each.quant_state.shape.numel() for each in packed) == share(plain).quantised, kind
+
+
+def test_the_share_reaches_the_report(make_run: Any, model_folder: Any, tmp_path: Any) -> None:
+    from prepare.conftest import rows, write_jsonl
+
+    from galley.data import read_manifest
+    from galley.prepare import work
+    from galley_launch.report_page import summary
+
+    spec, run = make_run(model_folder, write_jsonl(tmp_path / "rows.jsonl", rows(8)), method={"kind": "qlora"})
+    work(spec, run, run.attempt(1))
+    share = read_manifest(run).model.quantised_share
+    assert share is not None
+    assert dict(summary(spec, run))["quantised"] == f"{share:.1%} of the weights"
