@@ -10,6 +10,7 @@ from galley_launch.recipe import Recipe
 
 Config = dict[str, Any]
 
+_MOST = 4096  # Micro-batches up to this size are tried.
 # DeepSpeed's names of the dtypes (runtime.config.DtypeEnum), by the recipe's.
 _DTYPES = {
     "float32": ("fp32", "float32", "float", "torch.float32"),
@@ -39,7 +40,7 @@ def accumulation(recipe: Recipe, ranks: int) -> int:
     unit, factor = ("samples", 1) if recipe.batch.samples else ("tokens", recipe.data.max_length)
     below, above = samples // step * step * factor, -(-samples // step) * step * factor
     near = [f"batch.{unit}={value}" for value in (below, above) if value]
-    fits = [size for size in range(1, recipe.micro_batch) if samples % (size * ranks) == 0]
+    fits = [size for size in range(1, min(recipe.micro_batch, _MOST)) if samples % (size * ranks) == 0]
     near += [f"micro_batch={fits[-1]}"] if fits else []
     what = (
         f"{samples} samples a step / (micro_batch {recipe.micro_batch} x ranks {ranks}) = {samples / step:.4g}, "
@@ -57,7 +58,9 @@ def batch(config: Config, recipe: Recipe, ranks: int, found: Findings) -> None:
         at(config, "gradient_accumulation_steps"),
     )
     unit = f"batch.samples {samples}" if recipe.batch.samples else f"batch.tokens {recipe.batch.tokens}"
-    fits = small or next((size for size in range(micro, 0, -1) if (whole or 0) % (size * ranks) == 0), micro)
+    fits = small or next(
+        (size for size in range(min(micro, _MOST), 0, -1) if (whole or 0) % (size * ranks) == 0), micro
+    )
     if whole not in (None, samples):
         smaller = [f"micro_batch={fits}"] if small is None and fits != micro else []
         because = f"{unit} makes it {samples}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from galley_launch.ds_batch import at
-from galley_launch.ds_keys import table
+from galley_launch.ds_keys import is_comment, table
 from galley_launch.ds_problems import Claim, Findings, Problem, clip, closest, shown
 from galley_launch.recipe import Recipe
 
@@ -68,7 +68,7 @@ def _known_optimizer(kind: Any, same: str | None, found: Findings) -> bool:
 def _params(block: Config, name: str, found: Findings) -> Config:
     params = at(block, "params")
     if isinstance(params, dict) or params is None:
-        return params or {}
+        return {key: value for key, value in (params or {}).items() if not is_comment(key)}
     keys = "lr, betas, eps, weight_decay" if name == "optimizer" else "warmup_max_lr, warmup_num_steps, total_num_steps"
     found.problems.append(Problem(f"{name}: params {shown(params)} is not an object", f"its keys: {keys}"))
     return {}
@@ -117,7 +117,7 @@ def _parameter(name: str, value: Any, config: Config, recipe: Recipe, found: Fin
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < 1e300
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < 1e18
 
 
 def _without_quotes(value: Any) -> str:

@@ -79,16 +79,22 @@ def _take_out_removed(read: Read) -> None:
             read.off[path] = Problem(what, todo, brief=brief)
 
 
+def is_comment(key: str) -> bool:
+    """Whether a key is one of the names by which people put comments into JSON."""
+    return key.startswith(("_", "//", "#")) or "comment" in key.lower()
+
+
 def _take_out_comments(block: Config, allowed: dict[str, Any], read: Read) -> None:
     for key in list(block):
         bare = key.strip("_/# ").lower()
-        if key not in allowed and (key.startswith(("_", "//", "#")) or "comment" in bare) and bare not in allowed:
+        if key not in allowed and is_comment(key) and bare not in allowed:
             del block[key]
         elif isinstance(block[key], dict) and isinstance(allowed.get(key), dict):
             _take_out_comments(block[key], allowed[key], read)
 
 
 def _rename(read: Read) -> None:
+    renamed: list[str] = []
     for path, new in (table()["other_names"] | _OLD_NAMES).items():
         block, _, old = path.rpartition(".")
         inside = read.config.get(block) if block else read.config
@@ -102,7 +108,9 @@ def _rename(read: Read) -> None:
             read.problems.append(Problem(what + ("block" if not block else "setting"), f"keep {new}"))
         else:
             inside[new] = value
-            read.notes.append(f"{path} is read as {new}")
+            renamed.append(f"{path} as {new}")
+    if renamed:
+        read.notes.append(f"read under today's names: {', '.join(renamed)}")
 
 
 def _offload(zero: Config, old: str, value: Any, new: str, read: Read) -> None:
@@ -130,6 +138,8 @@ def _block(block: Config, allowed: dict[str, Any], prefix: str, read: Read) -> C
             continue
         if isinstance(spec, dict) and isinstance(value, dict):
             kept[key] = _block(value, spec, f"{path}.", read)
+        elif value == "auto" and path in (_ZERO, f"{_ZERO}.stage"):
+            read.problems.append(Problem(f'{path} "auto" is no stage: DeepSpeed takes it for 0', "choose 0, 1, 2 or 3"))
         elif value == "auto" or (isinstance(spec, dict) and value is None) or _is_never(path, value):
             kept |= {key: value} if value == "auto" else {}
         elif isinstance(spec, dict):

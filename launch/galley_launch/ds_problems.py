@@ -138,23 +138,24 @@ def _remedy(claims: Sequence[Claim], more: str) -> str:
 
 
 def _differences(claims: Sequence[Claim], level: int, more: str) -> str:
-    """``level``: 0 says everything, 1 leaves out the recipe's values, 2 the words too, 3 counts what comes last."""
+    """``level``: 0 says everything, 1 leaves out the recipe's values, 2 the file's paths too, 3 the words instead."""
     if len(claims) == 1:
         return f"{claims[0].line()}; {_remedy(claims, more)}"
-    texts = [f"{each.path} {shown(each.said)}" if level else each.line() for each in claims]
+    texts = [each.line() if level == 0 else f"{each.path} {shown(each.said)}" for each in claims]
     if level == _LEVELS - 1 and len(texts) > _SOME:
         texts[_SOME:] = [f"{len(texts) - _SOME} more"]
+    named = "" if level == 2 else f": {', '.join(texts)}"
     stuck = [each.path for each in claims if not each.words and not each.minor]
     if stuck:
         end = f"no setting takes {', '.join(stuck)}: take=recipe, or change the file"
     else:
         end = _taking(claims, level, more)
-    return f"{len(claims)} values differ from the recipe's: {', '.join(texts)}; {end}"
+    return f"{len(claims)} values differ from the recipe's{named}; {end}"
 
 
 def _taking(claims: Sequence[Claim], level: int, more: str) -> str:
     words = " ".join(words_of(claims))
-    take = ("take=deepspeed takes them" if level > 1 else f"take=deepspeed sets {words}") if words else ""
+    take = ("take=deepspeed takes them" if level == _LEVELS - 1 else f"take=deepspeed sets {words}") if words else ""
     left = [each.path for each in claims if not each.words]
     take += f" (but cannot take {', '.join(left)})" if left else ""
     take += f" (and also: {more})" if more else ""

@@ -15,6 +15,7 @@ from galley_launch.ds_problems import Problem, closest, shown
 Spec = list[Any]
 """``[type, limits]``; see ``tests/launch/deepspeed_keys.py``."""
 
+_LARGEST = 2**63 - 1
 _BOUNDS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 _KINDS = {
     "int": "a whole number",
@@ -39,6 +40,8 @@ def check(path: str, value: Any, spec: Spec) -> tuple[Any, Problem | None]:
         return value, _wrong(path, value, spec)
     if isinstance(value, float) and kind == "int" and value.is_integer():
         value = int(value)
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return value, Problem(f"{path} {shown(value)} is more than any count", "write a smaller one")
     try:
         return SchemaValidator(_schema(kind, limits)).validate_python(value), None
     except ValidationError:

@@ -76,6 +76,7 @@ def run(recipe: str, *settings: str) -> Todo:
       device=cpu ranks=2   on the CPU, which has to be asked for
       deepspeed=zero3      a DeepSpeed JSON, or a preset: zero0 zero1 zero2 zero3 zero3_hpz zero3_offload_cpu
                            zero3_offload_nvme
+      take=deepspeed       where a JSON of yours and the recipe differ, the JSON's values; take=recipe: the recipe's
       name=x runs=d        the run's name (the recipe's by default) and the directory of runs (./runs)
       init_from=RUN        start from the exported model of a finished run
     Ctrl-C once saves and stops, twice ends at once. A dropped ssh does not end it.
