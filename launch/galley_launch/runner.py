@@ -28,6 +28,11 @@ MakePlan = Callable[[int], Plan]
 _LOG = 16 << 20
 """Bytes of torchrun's log that are looked through, from its end."""
 _RANK_EXIT = re.compile(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-\d+)", re.MULTILINE)
+_CAUSE = "Root Cause (first observed failure):"
+# What a rank says when another is gone.
+_GONE = re.compile(
+    r"(?i)connection|reset by peer|broken pipe|closed|gloo|nccl|DistBackendError|could not reach each other"
+)
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,19 @@ def check_installed() -> None:
         raise UserError("environment", "torch is not installed here, so nothing can be trained", todo)
 
 
-def _killed_rank(log: Path) -> str | None:
-    """``rank 1 was killed by signal 9`` where torchrun's log says so. It ends the others with 15 itself."""
-    for rank, code in _RANK_EXIT.findall(tail(log, _LOG)):
+def _killed_rank(log: Path, errors: list[dict[str, object]]) -> str | None:
+    """``rank 1 was killed by signal 9`` where torchrun's log says so.
+
+    It ends the others with 15 itself: that is the cause only where it is the first failure, and what other ranks
+    recorded is no more than that this one was gone.
+    """
+    text = tail(log, _LOG)
+    for rank, code in _RANK_EXIT.findall(text):
         if code != "-15":
             return f"rank {rank} was killed by signal {code[1:]}"
+    cause = _RANK_EXIT.search(text.partition(_CAUSE)[2])
+    if cause and all(_GONE.search(str(error.get("message"))) for error in errors):
+        return f"rank {cause[1]} was ended by signal 15 (SIGTERM), which neither galley nor torchrun sent"
     return None
 
 
@@ -67,7 +80,7 @@ def _outcome(stage: Stage, code: int, attempt: Attempt, now: bool) -> Outcome:
     users = [error for error in errors if error.get("status") == 2]
     if users:
         return Outcome(stage.name, 2, str(users[0].get("message")))
-    killed = _killed_rank(attempt.log(stage.name))
+    killed = _killed_rank(attempt.log(stage.name), errors)
     if killed is None and code < 0:
         killed = f"{stage.name} was killed by signal {-code} ({Signals(-code).name})"
     if killed:

@@ -7,9 +7,11 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from galley import sums
 from galley.cache import digest, entry
 from galley.data import FORMAT, HELD_OUT, I64, TOKENIZER, TRAIN, SourceFacts, SplitFacts
 from galley.encode import KEPT, OVERLONG, Documents, Limits, encode, write_split
@@ -59,7 +61,30 @@ def versions() -> dict[str, str]:
 def prepare_arrays(job: Job, cache: Path) -> Path:
     """The cache entry with ``train``, ``held_out`` where asked for, ``tokenizer`` and ``facts.json``."""
     paths = job.spec.placement.paths
-    return entry(cache, "data", job.key, lambda folder: _build(job, folder), f"data: preparing {paths.data}")
+    arguments = (cache, "data", job.key, lambda folder: _build(job, folder), f"data: preparing {paths.data}")
+    folder = entry(*arguments)
+    if problem := _damage(folder):
+        print(f"data: {folder}: {problem}; preparing again", flush=True)
+        shutil.rmtree(folder)
+        folder = entry(*arguments)
+    return folder
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        read_facts(folder)
+        if sums.is_intact(facts):
+            return sums.damage(folder, [(name, value, None) for name, value in facts.get("checksums", {}).items()])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    return f"{FACTS} is not as it was written"
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """CRC-32 of each file of a cache entry, by its path in it; none in those of earlier versions."""
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return {str(name): str(value) for name, value in facts.get("checksums", {}).items()}
 
 
 def read_facts(folder: Path) -> tuple[SplitFacts, SplitFacts | None]:
@@ -86,7 +111,9 @@ def _build(job: Job, folder: Path) -> None:
     shutil.rmtree(flat)
     check_sources(job.sources, job.spec)  # it may have been written to while it was read
     job.tokens.tokenizer.save_pretrained(folder / TOKENIZER)
-    facts = {TRAIN: train.model_dump(), HELD_OUT: held_out and held_out.model_dump()}
+    facts: dict[str, Any] = {TRAIN: train.model_dump(), HELD_OUT: held_out and held_out.model_dump()}
+    facts["checksums"] = sums.of_folder(folder)
+    facts[sums.SEAL] = sums.seal(facts)
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,6 @@ def best_checkpoint(run: RunDir) -> Checkpoint | None:
     losses = [(files.number(each.get("held_out_loss"), math.inf), at) for each, at in scored]
     measured = [(loss, at) for loss, at in losses if math.isfinite(loss)]
     return min(measured, key=lambda pair: (pair[0], pair[1].step))[1] if measured else None
-
-
-def manifest_text(files: dict[str, int], state: State, made_by: dict[str, Any]) -> str:
-    """The manifest of a checkpoint; ``made_by`` has the world size and ZeRO stage that wrote it."""
-    manifest = {
-        "step": state.step,
-        "world": made_by["world"],
-        "zero_stage": made_by["zero_stage"],
-        "held_out_loss": state.held_out_loss if state.held_out_step == state.step else None,
-        "state": asdict(state),
-        "files": files,
-    }
-    return json.dumps(manifest, indent=1)
 
 
 def remove(path: Path) -> None:

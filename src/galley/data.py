@@ -21,6 +21,7 @@ also its number of loss terms after the shift.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -29,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from galley import sums
 from galley.files import read_text
 from galley.rundir import RunDir
 from galley.spec import Part
@@ -150,6 +152,10 @@ class Manifest(Part):
     """SHA-256 of the chat template."""
     versions: dict[str, str]
     """Of the libraries that rendered and tokenised."""
+    checksums: dict[str, str] = Field(default_factory=dict)
+    """CRC-32 of each file in ``data/``, by its path there; none where an earlier version prepared them."""
+    crc32: str | None = None
+    """Of all the rest of this manifest."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +242,20 @@ def _open(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
 
 
 def read_manifest(run: RunDir) -> Manifest:
-    """What prepare made for ``run``. Raises ``OSError`` where it has not, ``ValidationError`` for another format."""
-    return Manifest.model_validate_json(read_text(run.data_manifest))
+    """What prepare made for ``run``. Raises ``OSError`` where it has not, ``ValueError`` for another format and for a
+    manifest that is not as it was written.
+    """
+    text = read_text(run.data_manifest)
+    manifest = Manifest.model_validate_json(text)
+    if not sums.is_intact(json.loads(text)):
+        raise ValueError(f"{run.data_manifest} is not as it was written (CRC-32)")
+    return manifest
+
+
+def damage(run: RunDir, manifest: Manifest, share: slice = slice(None)) -> str | None:
+    """What is wrong with the prepared files, if something is; those in ``share`` are read."""
+    files = [(name, checksum, None) for name, checksum in sorted(manifest.checksums.items())]
+    return sums.damage(run.data, files[share])
 
 
 def open_split(run: RunDir, name: str = TRAIN) -> Split:

@@ -20,7 +20,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
-from galley import card, checkpoint, consolidate, evaluate, model, pissa, prepare
+from galley import card, checkpoint, consolidate, evaluate, model, pissa, prepare, whole
 from galley.batches import Batch
 from galley.checkpoint import Reader
 from galley.data import Manifest, tokenizer_folder
@@ -50,17 +50,17 @@ class Check:
 
 def choose(run: RunDir, which: str) -> Checkpoint:
     """The checkpoint of a step, ``best`` or ``last``. Raises ``UserError`` where there is none."""
-    standing = run.checkpoints()
-    if not standing:
-        raise UserError(str(run.root), "has no checkpoint to export", "train first: galley run")
     if which == "last":
-        return standing[-1]
+        return whole.last(run)
+    standing = run.checkpoints()
     found = checkpoint.best_checkpoint(run) if which == "best" else None
     if which.isdigit():
         found = next((each for each in standing if each.step == int(which)), None)
     if found is None:
         steps = ", ".join(str(each.step) for each in standing)
         raise UserError("step", f"no checkpoint is {which!r}", f"use last, or one of {steps}")
+    if problem := whole.damage(found):
+        raise UserError(str(found.root), f"is damaged: {problem}", "use step=last, which takes the newest whole one")
     return found
 
 

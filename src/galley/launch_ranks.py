@@ -31,10 +31,12 @@ from torch.distributed.elastic.rendezvous import (
 from galley.errors import UserError
 from galley.rundir import Attempt
 from galley.stage import record_error
-from galley.store import STORE, create, meet_nodes, private
+from galley.store import LAUNCHER, STORE, create, meet_nodes, private
 
 BACKEND = "file"
 _PATIENCE_S = 300.0
+_OWN = "own"
+"""Stands for a directory of this node's own: without any endpoint torchrun warns of options that nobody gave."""
 
 
 class FileRendezvous(RendezvousHandler):
@@ -43,7 +45,7 @@ class FileRendezvous(RendezvousHandler):
     def __init__(self, parameters: RendezvousParameters) -> None:
         self.run_id, self.nodes = parameters.run_id, parameters.max_nodes
         self.rank = int(parameters.get("rank", 0))
-        self.shared = parameters.endpoint
+        self.shared = "" if parameters.endpoint == _OWN else parameters.endpoint
         self.own: Path | None = None
         if self.nodes > 1 and not self.shared:
             raise ValueError("several nodes need --rdzv-endpoint DIRECTORY, which they all see")
@@ -116,8 +118,9 @@ def main(argv: list[str]) -> int:
     """Run torchrun's command line, with ``--rdzv-backend file`` among its choices. Returns the exit status."""
     rendezvous_handler_registry.register(BACKEND, FileRendezvous)
     os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # as many ranks on each node: no exchange to number them
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
-        torchrun.main(argv)
+        torchrun.main([*(() if "--rdzv-endpoint" in argv else ("--rdzv-endpoint", _OWN)), *argv])
     except UserError as error:
         print(f"galley: {error}", file=sys.stderr, flush=True)
         if folder := os.environ.get("GALLEY_ATTEMPT_DIR"):

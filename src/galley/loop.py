@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from galley import batches, checkpoint, engine, evaluate, heartbeat, metrics, model
+from galley import batches, checkpoint, engine, evaluate, heartbeat, metrics, model, whole
 from galley.checkpoint import State
 from galley.data import HELD_OUT, TRAIN, Manifest, open_split
 from galley.errors import UserError
@@ -87,14 +87,13 @@ class Loop:
         )
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint, as rank 0 sees them: a disk may show another rank fewer."""
-        standing = self.run.checkpoints() if self.world.is_first else []
-        step = self.world.gather(standing[-1].step if standing else 0)[0]
-        if step:
-            self.state = checkpoint.load(self.run.checkpoint(step), self.engine)
+        """Go on from the newest checkpoint that is whole."""
+        self.world.fence(self.attempt)  # damaged ones are moved out of the way
+        if found := whole.newest(self.run, self.world):
+            self.state = checkpoint.load(found, self.engine)
             self._say(f"resuming after step {self.state.step}")
             task = self.spec.task
-            if note := note_longer(self.run, task.schedule, task.optimizer.lr, step, self.order.steps):
+            if note := note_longer(self.run, task.schedule, task.optimizer.lr, found.step, self.order.steps):
                 self._say(note)
 
     def _recorder(self) -> metrics.Recorder | None:

@@ -7,6 +7,7 @@ process: ranks never tokenise and never reach a hub. Doing it again costs nothin
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -14,10 +15,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from galley import kernels, pace, trackers
+from galley import kernels, pace, sums, trackers
 from galley.cache import digest, link_tree
 from galley.convert import is_made
-from galley.data import DTYPES, FORMAT, HELD_OUT, TOKENIZER, TRAIN, Manifest, ModelFacts, SplitFacts, read_manifest
+from galley.data import (
+    DTYPES,
+    FORMAT,
+    HELD_OUT,
+    TOKENIZER,
+    TRAIN,
+    Manifest,
+    ModelFacts,
+    SplitFacts,
+    damage,
+    read_manifest,
+)
 from galley.errors import UserError
 from galley.operators import build_operators
 from galley.rundir import Attempt, RunDir, fsync_path, write_atomic
@@ -72,6 +84,9 @@ def ready(run: RunDir, key: str) -> Manifest | None:
     splits = [TRAIN] + [HELD_OUT] * (manifest.held_out is not None)
     files = [run.data / split / f"{name}.npy" for split in splits for name in DTYPES]
     whole = manifest.key == key and all(file.is_file() for file in files) and (run.data / manifest.tokenizer).is_dir()
+    if whole and (problem := damage(run, manifest)):
+        print(f"data: {run.data}: {problem}; preparing again", flush=True)
+        return None
     return manifest if whole else None
 
 
@@ -155,7 +170,7 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
 
 def describe_job(job: Job, folder: Path, model: ModelFacts, reason: str | None) -> Manifest:
     """The manifest of the arrays in ``folder``; ``reason``: why they are not packed though the task asks for it."""
-    from galley.arrays import read_facts, versions
+    from galley.arrays import read_checksums, read_facts, versions
 
     train, held_out = read_facts(folder)
     return Manifest(
@@ -171,6 +186,7 @@ def describe_job(job: Job, folder: Path, model: ModelFacts, reason: str | None) 
         model=model,
         template_hash=job.tokens.template_hash,
         versions=versions(),
+        checksums=read_checksums(folder),
     )
 
 
@@ -189,7 +205,8 @@ def install(folder: Path, run: RunDir, manifest: Manifest) -> None:
 
 def write_manifest(manifest: Manifest, run: RunDir) -> None:
     """Write ``data/manifest.json``: from now on the data exists."""
-    write_atomic(run.data_manifest, manifest.model_dump_json(by_alias=True, indent=2) + "\n")
+    value = json.loads(manifest.model_copy(update={"crc32": None}).model_dump_json(by_alias=True))
+    write_atomic(run.data_manifest, json.dumps(value | {sums.SEAL: sums.seal(value)}, indent=2) + "\n")
 
 
 def describe(manifest: Manifest) -> str:

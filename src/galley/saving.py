@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from galley import swap
-from galley.checkpoint import State, best_checkpoint, manifest_text, remove
+from galley import swap, whole
+from galley.checkpoint import State, best_checkpoint, remove
 from galley.engine import Engine, base_optimizer, fragments
 from galley.errors import UserError
 from galley.flats import Layout, by_flat, pack
@@ -149,7 +149,7 @@ class Writer:
         self._fence()
         manifest = read_json(checkpoint.manifest)
         if manifest and manifest["state"] != asdict(state):
-            write_atomic(checkpoint.manifest, manifest_text(manifest["files"], state, manifest))
+            write_atomic(checkpoint.manifest, whole.manifest_text(state, manifest))
 
     def _fence(self) -> None:
         if self.attempt.is_superseded():
@@ -249,9 +249,11 @@ class Writer:
         save_file(pending.probes, staging / "probes.safetensors")
         fsync_path(staging / "probes.safetensors")
         fsync_path(staging)
-        files = {path.name: path.stat().st_size for path in sorted(staging.iterdir())}
+        checksums = whole.collect(staging)
+        files = {name: (staging / name).stat().st_size for name in checksums}
         made_by = {"world": self.world.size, "zero_stage": self.engine.zero_optimization_stage()}
-        write_atomic(Checkpoint(staging).manifest, manifest_text(files, pending.state, made_by))
+        made_by |= {"files": files, "checksums": checksums}
+        write_atomic(Checkpoint(staging).manifest, whole.manifest_text(pending.state, made_by))
         self._fence()
         if checkpoint.verifies():  # an earlier attempt's ranks were still at it, and quicker
             remove(staging)
@@ -287,3 +289,4 @@ def _problem(work: Any, *arguments: Any) -> str | None:
 def _write_file(path: Path, tensors: dict[str, torch.Tensor], layout: Layout) -> None:
     save_file(tensors, path, metadata={"fragments": json.dumps(layout)})
     fsync_path(path)
+    whole.note(path)

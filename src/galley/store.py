@@ -14,6 +14,8 @@ from torch._C._distributed_c10d import Store
 
 STORE = "GALLEY_STORE"
 """The environment variable that names the file to the ranks."""
+LAUNCHER = "GALLEY_LAUNCHER"
+"""The environment variable that tells ranks the process id of torchrun."""
 
 
 def private(folder: Path) -> Path:

@@ -8,21 +8,27 @@ from galley import heartbeat  # isort: skip
 if __name__ == "__main__":
     heartbeat.begin()  # before the libraries: from a cold shared disk their import takes minutes
 
+import ctypes
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 
 from galley import engine, model, pace
-from galley.data import read_manifest
+from galley.data import Manifest, damage, read_manifest
+from galley.errors import UserError
 from galley.loop import Loop
 from galley.progress import Progress
 from galley.rundir import Attempt, RunDir, read_json, write_atomic
 from galley.spec import RunSpec
 from galley.stage import current_attempt, run_stage
-from galley.world import hold_run, join, redirect_output
+from galley.store import LAUNCHER
+from galley.world import World, hold_run, join, redirect_output
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
@@ -34,7 +40,7 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     heartbeat.beat("join")
     world = join(spec.placement)
     heartbeat.beat("load")
-    manifest = read_manifest(run)
+    manifest = _checked_data(run, world)
     progress = Progress(world.is_first)
     if world.is_first:
         print(f"loading {spec.task.model.path} on {_ranks(world.size)}", flush=True)
@@ -67,12 +73,37 @@ def warn(*texts: str) -> None:
         print(f"warning: {text}", flush=True)
 
 
+def _checked_data(run: RunDir, world: World) -> Manifest:
+    """The manifest of data that are as prepare wrote them; each rank reads a share (collective)."""
+    todo = f"remove {run.data} and run again: the same data are prepared anew"
+    try:
+        manifest = read_manifest(run)
+    except ValueError:
+        raise UserError(str(run.data_manifest), "is damaged, or from another version", todo) from None
+    problems = world.gather(damage(run, manifest, slice(world.rank, None, world.size)))
+    if problem := next((each for each in problems if each), None):
+        raise UserError(str(run.data), problem, todo)
+    return manifest
+
+
+def end_with_launcher() -> None:
+    """Have the kernel end this rank when torchrun is killed: it would train on, and nobody could resume the run.
+
+    prctl(2), ``PR_SET_PDEATHSIG``. Only for ranks that torchrun started, from its main thread, as it does.
+    """
+    if launcher := os.environ.get(LAUNCHER):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(launcher):  # it was killed before we could ask
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(argv: list[str]) -> int:
     """Run this rank on the ``run.json`` that ``argv`` names; its output goes to ``logs/rank-N.log``."""
     rank = int(os.environ.get("RANK", "0"))
     if len(argv) == 1:
         attempt = current_attempt(RunDir(Path(argv[0]).absolute().parent))
         redirect_output(attempt.log(f"rank-{rank}"))
+    end_with_launcher()
     heartbeat.begin()
     return run_stage(f"rank-{rank}", work, argv)
 

@@ -126,6 +126,26 @@ def test_a_killed_rank_is_named(run: RunDir) -> None:
     )
 
 
+TERMINATED = (
+    "  rank      : 1 (local_rank: 1)\\n  exitcode  : 1 (pid: 8)\\n"
+    "Root Cause (first observed failure):\\n  rank      : 0 (local_rank: 0)\\n  exitcode  : -15 (pid: 7)"
+)
+
+
+def test_a_rank_that_somebody_sent_sigterm_is_named(run: RunDir) -> None:
+    gone = "RuntimeError: [/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:43"
+    launcher = fakes.launch(run.root, train=f"print('{TERMINATED}'); fail('rank-1', 1, '{gone}')")
+    _, err = launcher.communicate(timeout=60)
+    what = "rank 0 was ended by signal 15 (SIGTERM), which neither galley nor torchrun sent"
+    assert (launcher.returncode, err) == (1, f"galley: run x: {what}; run the same command again to resume\n")
+
+
+def test_a_rank_that_torchrun_ended_is_not_blamed(run: RunDir) -> None:
+    launcher = fakes.launch(run.root, train=f"print('{TERMINATED}'); fail('rank-1', 1, 'ValueError: no')")
+    _, err = launcher.communicate(timeout=60)
+    assert "train failed in rank-1: ValueError: no" in err
+
+
 def test_a_killed_stage_is_named(run: RunDir) -> None:
     launcher = fakes.launch(run.root, train="os.kill(os.getpid(), signal.SIGKILL)")
     _, err = launcher.communicate(timeout=60)

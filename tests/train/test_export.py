@@ -115,6 +115,7 @@ def test_an_export_that_differs_is_not_claimed(tmp_path: Path, llama: Path, rank
     probes = load_file(path)
     probes["logits"] = probes["logits"].roll(1, dims=-1)
     save_file(probes, path)
+    toy.reseal(run.checkpoints()[-1])
     assert export(ranks, run) == 2
     assert "does not compute what was trained" in run.attempt(1).errors()[0]["message"]
     assert not run.export.exists()

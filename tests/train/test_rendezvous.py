@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, Rendezvou
 from galley import launch_ranks
 from galley.rundir import RunDir, read_json
 from galley.store import STORE, meet_nodes, private
-from galley_launch import plan, supervise
+from galley_launch import locks, plan, supervise
 
 SAMPLES = [[document] for document in toy.make_documents(64)]
 ROOT = Path(__file__).parents[2]
@@ -83,6 +85,34 @@ def test_a_live_run_listens_nowhere_that_others_reach(tmp_path: Path, llama: Pat
     assert (read_json(attempt.exit) or {})["verdict"] == "stopped"
 
 
+@pytest.mark.slow
+def test_ranks_end_with_a_torchrun_that_is_killed(tmp_path: Path, llama: Path) -> None:
+    """Else they would train on, and the run, which its user was told to resume, would be refused as in use."""
+    run = RunDir(tmp_path / "run")
+    spec = toy.make_spec(run, llama, world=2, steps=100_000)
+    toy.write_data(run, llama, SAMPLES, None, packed=False)
+    attempt = run.attempt(1)
+    process = supervise.start(plan.make(spec, run, 1, PYTHONPATH).stages[1], attempt.log("train"), None)
+    family = [process.pid]
+    try:
+        until(lambda: run.metrics.exists() and run.metrics.read_text(), 90, toy.rank_logs(run))
+        family = supervise.descendants(process.pid)
+        assert len(family) >= 3
+        process.kill()
+        process.wait(10)
+        until(lambda: not any(map(alive, family)), 10, "ranks outlive torchrun")
+        assert not locks.is_live(run)
+    finally:
+        for pid in filter(alive, family):
+            os.kill(pid, signal.SIGKILL)
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    return False
+
+
 def handler(nodes: int, rank: int, folder: Path | str) -> launch_ranks.FileRendezvous:
     return launch_ranks.FileRendezvous(RendezvousParameters("file", str(folder), "7.0", nodes, nodes, rank=str(rank)))
 
@@ -121,6 +151,7 @@ def test_a_file_system_without_locks_is_refused_in_one_line(
 
     monkeypatch.setattr(fcntl, "flock", none)
     monkeypatch.setenv("TORCH_ELASTIC_WORKER_IDENTICAL", "")
+    monkeypatch.setenv("GALLEY_LAUNCHER", "")
     monkeypatch.setenv("GALLEY_ATTEMPT_DIR", str(tmp_path / "attempts" / "0001"))
     where = ["--rdzv-endpoint", str(tmp_path / "store"), "--rdzv-conf", "rank=0", "--rdzv-id", "7.0"]
     assert launch_ranks.main(["--rdzv-backend", "file", "--nnodes", "2", *where, "--no-python", "true"]) == 2
