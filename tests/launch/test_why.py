@@ -164,3 +164,14 @@ def test_a_large_job_is_judged_in_seconds(tmp_path: Path) -> None:
     began = time.process_time()
     classify(Evidence(1, "RUNNING", [], logs, [], [], None, 7))
     assert time.process_time() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("names", "stage"),
+    [(["prepare"], "prepare"), (["prepare", "train", "rank-0"], "train"), (["prepare", "train", "export"], "export")],
+)
+def test_a_stage_that_was_killed_is_the_last_that_began(names: list[str], stage: str) -> None:
+    """On one box each stage leaves its log, and the launcher knows the signal."""
+    found = classify(Evidence(128 + 9, "", [], dict.fromkeys(names, "step 3/9  loss 0.5\n"), [], [], None, 3))
+    assert (found.who, found.retry) == (stage, True)
+    assert found.lines == (f"{stage} was ended by signal 9",)

@@ -133,7 +133,7 @@ def _signal(case: Case) -> Failure | None:
         return _killed(-(voice.code or 0), voice.who(case.job), case)
     # On one box a stage's own status. A job's is the highest of all its steps', most of which srun itself killed.
     number = 0 if case.job else (case.evidence.status or 0) - 128
-    stages = [name for name in ("export", "prepare") if name in case.evidence.logs]
+    stages = [name for name in ("export", "train", "prepare") if name in case.evidence.logs]  # the latest that began
     return _killed(number, stages[0] if stages else "", case) if number in SIGNALS else None
 
 
