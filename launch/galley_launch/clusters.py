@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galley.errors import UserError
-from galley_launch import profiles, view
+from galley_launch import explained, profile_files, profiles, view
 from galley_launch.cluster import Cluster, megabytes, seconds
 from galley_launch.job import slurm
 from galley_launch.refusals import describe
+
+_FILE, _COPY = "file:", "your own copy of it: galley copy cluster"
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,13 @@ def _whose(path: Path) -> str:
 
 
 def details(name: str, settings: Sequence[str]) -> tuple[str, list[str]]:
-    """A profile with every default, as YAML; and what the site does not have of it."""
-    import yaml
-
+    """A profile: its header and file, then every key with its default, as YAML; and what the site lacks of it."""
     _, cluster = profiles.find(name, settings)
-    text = yaml.safe_dump(cluster.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    path = profile_files.path_of(name)
+    header = profile_files.header(path.read_text(encoding="utf-8")).splitlines()
+    said = [line for line in header if not line.startswith((_FILE, _COPY))]  # as this verb printed it, once
+    above = [*said, *([""] if said and said[-1] else []), f"{_FILE} {path.absolute()}", f"{_COPY} {name} NEW"]
+    text = "".join(f"# {line}".rstrip() + "\n" for line in above) + f"\n{explained.text(cluster)}"
     try:
         return text, check(cluster, slurm.partitions(cluster.clusters or ""))
     except slurm.SlurmError as error:

@@ -1,4 +1,4 @@
-"""A whole recipe as YAML, with what each setting means in a comment above it."""
+"""A whole recipe, or a profile, as YAML, with what each setting means in a comment above it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from galley_launch.recipe import Recipe
-
 _WIDTH = 80
 
 
-def text(recipe: Recipe) -> str:
-    """The YAML of ``recipe``, every default filled in; it reads back as the same recipe."""
-    return "\n".join(_section(recipe, "")) + "\n"
+def text(whole: BaseModel) -> str:
+    """The YAML of a recipe or a profile, every default filled in; it reads back as the same."""
+    return "\n".join(_section(whole, "")).lstrip("\n") + "\n"
 
 
 def _section(part: BaseModel, indent: str) -> Iterator[str]:
@@ -25,7 +23,7 @@ def _section(part: BaseModel, indent: str) -> Iterator[str]:
         described = field.description or (type(value).__doc__ if isinstance(value, BaseModel) else "") or ""
         description = " ".join(described.split()).replace("``", "").replace("None:", "null:")
         width = _WIDTH - len(indent) - 2
-        if not indent and name != "model":
+        if not indent:
             yield ""
         yield from (f"{indent}# {line}" for line in textwrap.wrap(description, width, break_on_hyphens=False))
         if isinstance(value, BaseModel):
@@ -37,6 +35,6 @@ def _section(part: BaseModel, indent: str) -> Iterator[str]:
 
 def _setting(name: str, value: Any) -> str:
     plain = list(value) if isinstance(value, tuple) else value
-    flow = isinstance(plain, list)  # [a, b] on one line
+    flow = isinstance(plain, list | dict)  # [a, b] on one line
     text = yaml.safe_dump(plain, default_flow_style=flow, allow_unicode=True, width=10_000)
     return f"{name}: {text.removesuffix('...' + chr(10)).strip()}"

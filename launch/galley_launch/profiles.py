@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from galley.errors import UserError
 from galley_launch import guard, habits
-from galley_launch.arguments import nearest, split
-from galley_launch.cluster import Cluster, Container, Patience, Side
+from galley_launch.arguments import split
+from galley_launch.cluster import Cluster
 from galley_launch.profile_files import every, folders, path_of
+from galley_launch.profile_words import plain, refused
 from galley_launch.strings import Tree, read_source, read_value, read_yaml
 
 __all__ = ["every", "find", "folders", "load"]
-
-_SECTIONS: dict[str, type[BaseModel]] = {"container": Container, "side": Side, "patience": Patience}
 
 
 def _chosen(name: str | None) -> tuple[str, Path]:
@@ -42,11 +41,11 @@ def _chosen(name: str | None) -> tuple[str, Path]:
 def load(path: Path, settings: Sequence[str] = ()) -> Cluster:
     """The profile in ``path`` with ``cluster.key=value`` words applied. Raises ``UserError``."""
     text = read_source(path)
-    tree = habits.added(_override(read_yaml(text, str(path)), settings))
+    tree = habits.added(plain(_override(plain(read_yaml(text, str(path))), settings)))
     try:
         cluster = Cluster.model_validate(tree)
     except ValidationError as error:
-        raise _refused(error, str(path), {_key(setting) for setting in settings}) from None
+        raise refused(error, str(path), {_key(setting) for setting in settings}) from None
     guard.check_profile(cluster, str(path))
     return cluster
 
@@ -72,21 +71,3 @@ def _override(tree: Tree, settings: Sequence[str]) -> Tree:
         part = dict(part or {}) | {leaf: read_value(*split(setting))}
         result = result | {section: part} if section else part
     return result
-
-
-def _refused(error: ValidationError, file: str, given: Collection[str]) -> UserError:
-    first = error.errors()[0]
-    parts = [str(part) for part in first["loc"] if part != "[key]"]
-    place = ".".join(parts)
-    typed = any(f"{key}.".startswith(f"{place}.") or f"{place}.".startswith(f"{key}.") for key in given)
-    where = "command line: cluster" if typed else file
-    if first["type"] == "extra_forbidden":
-        known = _SECTIONS.get(parts[0], Cluster).model_fields
-        return UserError(where, f"no such key: {place!r}", nearest(parts[-1], known))
-    at = f"{where}{'.' if typed else ': '}{place}" if place else where
-    if first["type"] == "missing":
-        return UserError(at, "is missing", "write it, or leave the section out")
-    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    what, _, todo = message.rpartition("; ")
-    shown = "" if first["loc"] == () else f"{first['input']!r} "
-    return UserError(at, shown + (what or message), todo if what else "change it")

@@ -189,7 +189,8 @@ def _description(path: str) -> str:
     return " ".join((field.description or "").split()).removesuffix(".") if field else ""
 
 
-def _sentence(error: ErrorDetails, others: Sequence[ErrorDetails]) -> str:
+def sentence(error: ErrorDetails, others: Sequence[ErrorDetails]) -> str:
+    """What is wrong with a value, in plain words."""
     value = error["input"]
     match error["type"]:
         case "missing":
@@ -216,7 +217,7 @@ def _as_user_error(error: ValidationError, where: str, wrote: Mapping[str, str])
         what, _, todo = str(first["ctx"]["error"]).rpartition("; ")
         return UserError(f"{source}: {place}".removesuffix(": "), what or todo, todo if what else "keep one of them")
     meaning = f"its keys: {_leaves(place)}" if place in _SECTIONS else f"it means: {_description(place)}"
-    return UserError(f"{source}: {place}", _sentence(first, others), meaning)
+    return UserError(f"{source}: {place}", sentence(first, others), meaning)
 
 
 def _not_finite(value: Any, path: str = "") -> Iterator[str]:

@@ -154,6 +154,11 @@ def answer(key: str) -> str:
     return f"write {' or '.join(words)}" if words else f"leave it out: {reasons[0]}" if reasons else ""
 
 
+def cluster_key(key: str) -> str:
+    """The key of a profile (``cluster.partition``) that Slurm's ``key`` is; empty where there is none."""
+    return _table().cluster.get(key, "")
+
+
 def verb(word: str) -> str:
     """Galley's own verb for ``word``; empty where there is none, or several."""
     return _table().verbs.get(word, "")

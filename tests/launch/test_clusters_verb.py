@@ -8,7 +8,7 @@ from launch.submitting import here, profile
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley_launch import cli, clusters
+from galley_launch import assets, cli, clusters
 from galley_launch.cluster import Cluster
 from galley_launch.job.slurm_parse import partitions_from_sinfo
 from galley_launch.view import _width
@@ -99,8 +99,19 @@ def test_a_profile_in_full(here: Path, fakes: Scenario, capsys: pytest.CaptureFi
     body = yaml.safe_load("\n".join(lines[:-2]))
     assert list(body) == list(Cluster.model_fields)
     assert (body["partition"], body["side"]["partition"], body["container"]["runtime"]) == ("gpu", "login", "pyxis")
+    shipped = assets.folder("slurm") / "clusters" / "pyxis.yaml"
+    assert f"# file: {shipped}" in lines
+    assert lines[0] == shipped.read_text().splitlines()[0]  # the header, which says how to use it
     profile("copied", "\n".join(lines[:-2]))
-    assert screen(capsys, "copied") == lines
+    again = screen(capsys, "copied")
+    named = [number for number, line in enumerate(again) if line.startswith(("# file:", "# your own copy"))]
+    assert [again[number] for number in named] == [
+        f"# file: {here}/clusters/copied.yaml",
+        "# your own copy of it: galley copy cluster copied NEW",
+    ]
+    assert [line for number, line in enumerate(again) if number not in named] == [
+        line for number, line in enumerate(lines) if number not in named
+    ]
     fakes.remove("sinfo")
     assert screen(capsys, "venv")[-1] == "! galley: note: not checked: sinfo: no such command here"
 
