@@ -189,7 +189,7 @@ def test_files_that_are_no_profiles(here: Path) -> None:
     profile("torn", "partition: [gpu\n")
     assert refusal("cluster=torn").startswith("clusters/torn.yaml:2: not readable as YAML")
     Path("clusters/bytes.yaml").write_bytes(b"about: \xff\n")
-    assert refusal("cluster=bytes").startswith("clusters/bytes.yaml: cannot be read: ")
+    assert refusal("cluster=bytes").startswith("clusters/bytes.yaml: cannot be read (")
     profile("twice", "time: 1-0\ntime: 2-0\n")
     assert refusal("cluster=twice").startswith("clusters/twice.yaml:2: not readable as YAML: 'time' is given twice")
 
