@@ -24,9 +24,10 @@ from galley_launch.report_rows import Curves, number, read_curves
 
 NAME = "report.html"
 _LIVE = ("live", "stopping")
+_TRAINED = ("done", "unverified", "unexported")
 _TONES = {
     "done": "good", "failed": "bad", "lost": "bad", "stopped": "warn", "stopping": "warn", "live": "live",
-    "exporting": "live", "preparing": "live",
+    "exporting": "live", "preparing": "live", "unverified": "bad", "unexported": "bad",
 }  # fmt: skip
 
 _HIDDEN = "(hidden)"
@@ -70,7 +71,7 @@ def render(run: RunDir, jobs: queue.Queue | None, now: float) -> str:
     """The page. ``jobs``: what Slurm says, where the run was submitted; ``now``: seconds since the epoch."""
     spec, curves = compose.read_spec(run), read_curves(run.metrics)
     state = _state(run, jobs)
-    found = report_history.tries(run, curves, state.state in _LIVE, state.state in ("done", "unknown"), now)
+    found = report_history.tries(run, curves, state.state in _LIVE, state.state in (*_TRAINED, "unknown"), now)
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -115,7 +116,7 @@ def _state(run: RunDir, jobs: queue.Queue | None) -> runs.State:
     if state.state != "unknown":
         return state
     settled = runs.state(run, None)
-    final = settled.state in ("done", "failed", "stopped") and not _goes_on(run)
+    final = settled.state in (*_TRAINED, "failed", "stopped") and not _goes_on(run)
     return settled if final else state
 
 
@@ -135,7 +136,7 @@ def _progress(state: runs.State) -> Progress | None:
 
 def _why(run: RunDir, state: runs.State) -> tuple[str, list[tuple[str, str]]] | None:
     """What ``galley why`` says of the newest failure, where the run ended with one."""
-    if state.state not in ("failed", "lost"):
+    if state.state not in ("failed", "lost", "unverified", "unexported"):
         return None
     from galley_launch import why
 

@@ -207,12 +207,14 @@ def checkpoints(run: RunDir) -> Table | None:
 
 def export(run: RunDir, found: Sequence[Try]) -> tuple[str, Table | None]:
     """A sentence about the export, and its checks."""
-    facts = read_json(run.export / "export.json")
-    if facts is None:
-        end = found[-1].end if found else {}
-        failed = end.get("exported") is False and end.get("verdict") == "done"
+    end = found[-1].end if found else {}
+    failed = end.get("exported") is False and end.get("verdict") == "done"
+    unverified = failed and bool(end.get("unverified"))
+    facts = read_json((run.unverified if unverified else run.export) / "export.json")
+    if facts is None or (failed and not unverified):
         return (f"The export failed: {end.get('export_error') or 'see galley why'}" if failed else ""), None
-    parts = [f"{name} in {run.export / name}" for name in ("model", "adapter") if (run.export / name).is_dir()]
+    places = [place / name for place in (run.export, run.unverified)[: 1 + unverified] for name in ("model", "adapter")]
+    parts = [f"{path.name} in {path}" for path in places if path.is_dir()]
     rows = [row for each in objects(facts, "checks") for row in [_check(each)]]
     columns = ("what", "", "#logits differ by", "#at most", "#same likeliest token", "compared with")
     step = f"Step {facts['step']}" if "step" in facts else "A model"
@@ -222,9 +224,10 @@ def export(run: RunDir, found: Sequence[Try]) -> tuple[str, Table | None]:
 def _check(each: dict[str, Any]) -> tuple[str, ...]:
     difference, most, same = (number(each.get(key)) for key in ("difference", "tolerance", "same_top"))
     known = difference is not None and most is not None
+    passed = bool(each.get("verified", (difference or 0.0) <= (most or 0.0)))
     return (
         str(each.get("what", "")),
-        "" if not known else "passed" if (difference or 0.0) <= (most or 0.0) else "FAILED",
+        "" if not known else "passed" if passed else "FAILED",
         "" if difference is None else f"{difference:.2e}",
         "" if most is None else f"{most:.0e}",
         "" if same is None else f"{same:.0%}",

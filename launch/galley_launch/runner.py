@@ -13,7 +13,7 @@ from pathlib import Path
 from signal import Signals
 
 from galley.errors import UserError
-from galley.rundir import Attempt, RunDir, read_json, write_atomic
+from galley.rundir import UNVERIFIED, Attempt, RunDir, read_json, write_atomic
 from galley.spec import RunSpec
 from galley.text import one_line
 from galley_launch import compose, display, locks, plan, resume, supervise
@@ -41,7 +41,7 @@ class Outcome:
 
     stage: str
     status: int
-    """0: done. 2: the user's to mend. Anything else: failed."""
+    """0: done. 2: the user's to fix. 3: exported, but not verified. Anything else: failed."""
     message: str = ""
     stopped: bool = False
 
@@ -77,9 +77,9 @@ def _outcome(stage: Stage, code: int, attempt: Attempt, now: bool) -> Outcome:
     errors = attempt.errors()
     if attempt.stop.exists() and (now or not errors):
         return Outcome(stage.name, 1, f"{stage.name} was ended before it was done", stopped=True)
-    users = [error for error in errors if error.get("status") == 2]
-    if users:
-        return Outcome(stage.name, 2, str(users[0].get("message")))
+    told = [error for error in errors if error.get("status") in (2, UNVERIFIED)]
+    if told:
+        return Outcome(stage.name, 2 if told[0]["status"] == 2 else UNVERIFIED, str(told[0].get("message")))
     killed = _killed_rank(attempt.log(stage.name), errors)
     if killed is None and code < 0:
         killed = f"{stage.name} was killed by signal {-code} ({Signals(-code).name})"
@@ -136,6 +136,10 @@ def _write(todo: Plan, run: RunDir, attempt: Attempt) -> None:
 def _record(attempt: Attempt, verdict: str, outcome: Outcome) -> None:
     """Leave ``exit.json`` where the ranks did not; a verdict of theirs stands, unless training itself failed."""
     before = read_json(attempt.exit)
+    if before and outcome.stage == "export":
+        failed = {"exported": False, "export_error": outcome.message, "unverified": outcome.status == UNVERIFIED}
+        with contextlib.suppress(OSError):
+            write_atomic(attempt.exit, json.dumps(before | failed))
     if before and (before.get("verdict") == verdict or outcome.stage == "export"):
         return
     reason = (read_json(attempt.stop) or {}).get("reason") if outcome.stopped else outcome.stage
@@ -160,6 +164,8 @@ def attempt_stages(todo: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
                 return _leave(run, attempt, outcome)
     trained = any(stage.name == "train" for stage in todo.stages)
     ending = read_json(attempt.exit) or {"verdict": "done" if trained else "lost"}
+    for key in ("export_error", "unverified"):
+        ending.pop(key, None)
     write_atomic(attempt.exit, json.dumps(ending | {"exported": True}))
     say(f"run {run.root.name} is {'done' if trained else 'exported'}: {_where(run)}")
     return 0
@@ -176,6 +182,8 @@ def _leave(run: RunDir, attempt: Attempt, outcome: Outcome) -> int:
         return 0 if outcome.status == 0 else 130
     _record(attempt, "failed", outcome)
     prefix = "" if outcome.status == 2 else f"run {run.root.name}: "
+    if outcome.status == UNVERIFIED:
+        prefix = f"run {run.root.name} is trained, but not verified: "
     print(f"galley: {one_line(prefix + outcome.message)}", file=sys.stderr, flush=True)
     return 2 if outcome.status == 2 else 1
 

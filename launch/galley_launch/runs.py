@@ -26,9 +26,10 @@ class State:
 
     name: str
     state: str
-    """``live``, ``stopping``, ``done``, ``stopped``, ``failed``, ``lost`` (ended without a word), ``new`` or
-    ``damaged`` (its records cannot be read); of a submitted run also ``queued``, ``preparing``,
-    ``exporting`` or ``unknown`` (Slurm does not answer)."""
+    """``live``, ``stopping``, ``done``, ``unverified`` (trained, but the export's check failed), ``unexported``
+    (trained, but the export failed), ``stopped``, ``failed``, ``lost`` (ended without a word), ``new`` or ``damaged``
+    (its records cannot be read); of a submitted run also ``queued``, ``preparing``, ``exporting`` or ``unknown`` (Slurm
+    does not answer)."""
     row: dict[str, Any]
     """The newest metrics, evaluation included."""
     attempt: int
@@ -66,7 +67,7 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     """How ``run`` is now; ``jobs``: what Slurm says, where it was submitted."""
     attempts, checkpoints = run.attempts(), run.checkpoints()
     end = (read_json(attempts[-1].exit) or {}) if attempts else {}
-    word = str(end.get("verdict", "lost")) if attempts else "new"
+    word = _word(end) if attempts else "new"
     if jobs and jobs.problem and end.get("again") is False:
         jobs = None  # Nothing can be in the queue any more: a copy of the run far from its cluster says so, too.
     now = (queue.word(jobs) if jobs else "") or ("live" if locks.is_live(run) else "")
@@ -79,7 +80,7 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     if damaged and not now:
         word = "damaged"
     told = [early] if word == "failed" else [damaged] if damaged else []
-    told += [str(end.get("message") or "") if word in ("failed", "stopped") else ""]
+    told.append(_message(end, word))
     told.append(queue.nothing_follows(run, jobs) if jobs else "")
     return State(
         name=run.root.absolute().name,
@@ -116,6 +117,20 @@ def _damage(run: RunDir, attempts: list[Attempt]) -> str:
     """Which record of ``run`` is there and cannot be read; empty where there is none such."""
     records = [run.spec, *([attempts[-1].exit] if attempts else [])]
     return next((f"{path} cannot be read" for path in records if os.path.lexists(path) and read_json(path) is None), "")
+
+
+def _word(end: dict[str, Any]) -> str:
+    """How the newest attempt ended; trained is not done where its export failed."""
+    word = str(end.get("verdict", "lost"))
+    if word == "done" and end.get("exported") is False:
+        return "unverified" if end.get("unverified") else "unexported"
+    return word
+
+
+def _message(end: dict[str, Any], word: str) -> str:
+    if word in ("unverified", "unexported"):
+        return str(end.get("export_error") or "")
+    return str(end.get("message") or "") if word in ("failed", "stopped") else ""
 
 
 def log_paths(run: RunDir, rank: int | None, number: int | None, since: int = 0) -> list[Path]:

@@ -148,4 +148,6 @@ def details(each: State, spec: RunSpec, root: Path) -> list[str]:
         lines.append(f"{'held-out':<11}{each.row['held_out_loss']:.4f}")
     if (root / "export" / "export.json").is_file():
         lines.append(f"{'export':<11}{root / 'export'}")
+    if each.state == "unverified":
+        lines.append(f"{'unverified':<11}{root / 'export.unverified'}")
     return [*summary(spec, Facts(), 11), *lines]

@@ -11,7 +11,7 @@ from typing import Any
 from galley.rundir import Attempt, RunDir, read_json
 from galley_launch import locks, queue, runs
 from galley_launch.job import patterns
-from galley_launch.job.advice import WORDS
+from galley_launch.job.advice import UNVERIFIED, WORDS
 from galley_launch.job.classify import Failure, classify
 from galley_launch.job.evidence import Evidence, collect, last_step, tail, written
 from galley_launch.job.findings import cut
@@ -100,7 +100,7 @@ def _fall(run: RunDir, attempt: Attempt, newest: bool, live: bool) -> _Fall | No
         return None
     end = end or {}
     if end.get("verdict") == "done" and newest and not live and _export_failed(run, attempt, end):
-        return _Fall(attempt, {}, _of_export(run, attempt), None, "export")
+        return _Fall(attempt, {}, _unverified(end) or _of_export(run, attempt), None, "export")
     if end.get("verdict", "lost") not in ("failed", "lost"):
         return None
     known = end.get("last_step", end.get("step"))
@@ -112,7 +112,16 @@ def _fall(run: RunDir, attempt: Attempt, newest: bool, live: bool) -> _Fall | No
 
 def _export_failed(run: RunDir, attempt: Attempt, end: dict[str, Any]) -> bool:
     tried = attempt.log("export").exists()
+    if end.get("exported") is False:
+        return True
     return end.get("exported") is not True and tried and not (run.export / "export.json").is_file()
+
+
+def _unverified(end: dict[str, Any]) -> Failure | None:
+    """An export that was written, but whose check failed: its own words say what differs and where it is."""
+    if not end.get("unverified"):
+        return None
+    return Failure("unverified", "export", (cut(str(end.get("export_error") or "")),), UNVERIFIED, False, ())
 
 
 def _of_export(run: RunDir, attempt: Attempt) -> Failure:

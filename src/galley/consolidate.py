@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig
+from transformers.core_model_loading import build_glob_alternation
 
 from galley.checkpoint import Reader
+from galley.generation import save_model
 from galley.model import DTYPES, load_plain, parameter_names, stored_as_named
 from galley.spec import Model
+from galley.towers import auto_class
 from galley.weights import weight_files
 
 
 def write_full(folder: str, model: Model, reader: Reader, out: Path) -> None:
-    """Write the trained weights to ``out`` in the base model's own files, with its index, in the task's dtype.
+    """Write the trained weights to ``out`` in the base model's own files, with its index, in the task's dtype, or in
+    fp32 what transformers keeps in that.
 
     Memory: the largest of the base model's files, and one parameter in fp32. A model whose files have other names
     than its parameters is loaded whole, and saved by transformers, which knows how to name them back.
@@ -27,7 +32,7 @@ def write_full(folder: str, model: Model, reader: Reader, out: Path) -> None:
         _write_through_model(folder, model, reader, out)
         return
     files, known = weight_files(folder), parameter_names(folder, model)
-    trained = set(reader.names())
+    trained, dtype_of = set(reader.names()), dtypes(folder, model)
     for path in sorted(set(files.values())):
         tensors: dict[str, torch.Tensor] = {}
         with safe_open(path, "pt") as file:
@@ -35,9 +40,20 @@ def write_full(folder: str, model: Model, reader: Reader, out: Path) -> None:
                 base = file.get_tensor(name)
                 source = known.get(name, name)
                 value = reader.whole(source).view(base.shape) if source in trained else base
-                tensors[name] = value.to(DTYPES[model.dtype]) if value.is_floating_point() else value
+                tensors[name] = value.to(dtype_of(name)) if value.is_floating_point() else value
         save_file(tensors, out / path.name, metadata={"format": "pt"})
     _copy_index(Path(folder), out)
+
+
+def dtypes(folder: str, model: Model) -> Callable[[str], torch.dtype]:
+    """The dtype that transformers loads each tensor in, by its name in the model, when asked for the task's."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    dtype = DTYPES[model.dtype]
+    with torch.device("meta"):
+        empty = auto_class(config).from_config(config, trust_remote_code=model.trust_remote_code)
+    kept = list(empty._get_dtype_plan(dtype))
+    pattern = build_glob_alternation(kept)[0] if kept else None
+    return lambda name: torch.float32 if pattern and pattern.search(name) else dtype
 
 
 def _write_through_model(folder: str, model: Model, reader: Reader, out: Path) -> None:
@@ -45,7 +61,7 @@ def _write_through_model(folder: str, model: Model, reader: Reader, out: Path) -
     parameters = dict(loaded.named_parameters())
     for name in reader.names():
         parameters[name].data.copy_(reader.whole(name).view(parameters[name].shape))
-    loaded.save_pretrained(str(out), max_shard_size="4GB")
+    save_model(loaded, out, max_shard_size="4GB")
 
 
 def _copy_index(folder: Path, out: Path) -> None:

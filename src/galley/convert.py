@@ -82,6 +82,7 @@ def _grow(source: Path, folder: Path, rows: int, trust: bool) -> None:
     import torch
     from transformers import AutoConfig
 
+    from galley.generation import FILE, carry_over, save_model
     from galley.towers import auto_class
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
@@ -93,4 +94,6 @@ def _grow(source: Path, folder: Path, rows: int, trust: bool) -> None:
     with torch.no_grad():
         for parameter in {id(each): each for each in parameters}.values():  # tied weights are one
             parameter[before:] = parameter[:before].double().mean(dim=0).to(parameter.dtype)
-    model.save_pretrained(folder)
+    save_model(model, folder)
+    if (source / FILE).exists():
+        carry_over(source, folder)

@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import galley.quiet  # noqa: F401  # isort: skip
-import json
 import os
 import shutil
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,34 +19,23 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer
 
-from galley import card, checkpoint, consolidate, evaluate, model, pissa, prepare, whole
+from galley import card, checkpoint, consolidate, evaluate, lowrank, model, pissa, prepare, weightcheck, whole
+from galley.bases import name_base, write_name
 from galley.batches import Batch
 from galley.checkpoint import Reader
+from galley.checks import Check, conclude, problem
 from galley.data import Manifest, tokenizer_folder
 from galley.errors import UserError
-from galley.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, write_atomic
+from galley.generation import carry_over, save_model
+from galley.logitcheck import Agreement, agreement, in_float32, relative_differences
+from galley.merged import Merged
+from galley.publish import publish
+from galley.rundir import Attempt, Checkpoint, RunDir, read_json
 from galley.spec import RunSpec
-from galley.stage import Superseded, run_stage
-
-TOLERANCE = {
-    ("float32", False): 1e-4, ("float32", True): 1e-4, ("float16", False): 5e-3, ("float16", True): 1e-2,
-    ("bfloat16", False): 2e-2, ("bfloat16", True): 5e-2,
-}  # fmt: skip
-"""Largest relative difference of centred logits, by dtype and by whether an adapter was merged (which rounds)."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison of logits on the probes."""
-
-    what: str
-    against: str
-    difference: float
-    tolerance: float
-    same_top: float
-    """Share of probes whose likeliest next token is the same."""
+from galley.stage import Superseded, Unverified, run_stage
+from galley.weights import weight_files
 
 
 def choose(run: RunDir, which: str) -> Checkpoint:
@@ -64,12 +54,6 @@ def choose(run: RunDir, which: str) -> Checkpoint:
     return found
 
 
-def relative_difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-    """‖a − b‖ / ‖b‖ over logits [probes, vocabulary], each row centred: an offset of all logits means nothing."""
-    a, b = (each - each.mean(dim=-1, keepdim=True) for each in (mine, theirs))
-    return float((a - b).norm() / b.norm())
-
-
 def _device(spec: RunSpec, manifest: Manifest) -> str:
     """A GPU where two copies of the unquantised model fit (the merged one is checked), else the CPU."""
     if spec.placement.device == "cpu" or not torch.cuda.is_available():  # a job of its own may have no GPU
@@ -79,9 +63,12 @@ def _device(spec: RunSpec, manifest: Manifest) -> str:
     return "cuda:0" if 2.2 * width * manifest.model.parameters < free else "cpu"
 
 
+TRAINED = "the trained model"
+
+
 @dataclass
 class Exporter:
-    """Builds the export of one checkpoint in a folder of its own, then checks it."""
+    """Builds the export of one checkpoint in a folder of its own, and checks it."""
 
     spec: RunSpec
     run: RunDir
@@ -95,21 +82,34 @@ class Exporter:
         self.device = _device(self.spec, self.manifest)
         self.dtype = model.DTYPES[self.spec.task.model.dtype]
         self.folder = self.manifest.model.path
-        self.checks: list[Check] = []
+        self.stage = int((read_json(self.checkpoint.manifest) or {})["zero_stage"])
+        self.base_name = name_base(self.spec, self.manifest, self.run)
+        self.checks: dict[str, Check] = {}
+        self.failures: dict[str, str] = {}
 
     def build(self) -> None:
-        """Write ``model/`` and, for an adapter, ``adapter/``; fill ``checks``."""
-        target = self.out / "model"
-        target.mkdir(parents=True)
+        """Write ``model/`` and, for an adapter, ``adapter/``; fill ``checks`` and ``failures``."""
         kind = self.spec.task.method.kind
         if kind == "full":
+            target = self._target("model")
             consolidate.write_full(self.folder, self.spec.task.model, self.reader, target)
-        else:
-            self._write_adapter(self._attach(self._quantised() if kind in model.QUANTISED else self._base()))
-            self._write_merged(self._base(), target)
-        consolidate.copy_companions(self.folder, self.spec.task.model, target)
-        self._write_tokenizer(target)
-        self._check_model(target, kind)
+            self._add_companions(target)
+            self._try("model", lambda: self.check_model(target, {}, TRAINED, self.probes["logits"]))
+            return
+        self._write_adapter(self._attach(self._quantised() if kind in model.QUANTISED else self._base()))
+        self._try("merged model", lambda: self._write_merged(self._base()))
+
+    def _try(self, what: str, work: Callable[[], None]) -> None:
+        """Do ``work``; what goes wrong is kept in ``failures``, so that what was written is not lost with it."""
+        try:
+            work()
+        except Exception as error:
+            traceback.print_exc()
+            self.failures[what] = f"{type(error).__name__}: {error}".splitlines()[0]
+
+    def _target(self, part: str) -> Path:
+        (self.out / part).mkdir(parents=True)
+        return self.out / part
 
     def _quantised(self) -> Any:
         task = self.spec.task
@@ -121,92 +121,117 @@ class Exporter:
             return self._quantised().dequantize(dtype=self.dtype)
         return model.load_plain(self.folder, self.spec.task.model, self.dtype, self.device)
 
-    def _attach(self, base: Any) -> Any:
-        """The adapter with the checkpoint's weights, in the precision that the forward pass used.
+    def as_trained(self, name: str) -> torch.Tensor:
+        """A trained parameter, flattened, in the precision that the forward pass used.
 
         Under ZeRO-0 peft's own layers compute in fp32; modules that are trained in full go through autocast.
         """
+        rounded = self.stage > 0 or ".modules_to_save." in name
+        return self.reader.whole(name).to(self.dtype if rounded else torch.float32)
+
+    def _attach(self, base: Any) -> Any:
+        """The adapter with the checkpoint's weights, in the precision that the forward pass used."""
         wrapped = model.begun_adapter(base, self.spec, self.manifest, self.run)
-        stage = int((read_json(self.checkpoint.manifest) or {})["zero_stage"])
         for name, parameter in model.trained(wrapped).items():
-            dtype = self.dtype if stage > 0 or ".modules_to_save." in name else torch.float32
-            parameter.data = self.reader.whole(name).view(parameter.shape).to(parameter.device, dtype)
+            parameter.data = self.as_trained(name).view(parameter.shape).to(parameter.device)
         return wrapped
 
     def _write_adapter(self, wrapped: Any) -> None:
+        folder, method = self.out / "adapter", self.spec.task.method
         # peft would add whole embeddings where the base that it finds has fewer rows, and complain of one on a hub.
-        wrapped.save_pretrained(str(self.out / "adapter"), save_embedding_layers=False)
-        self._write_tokenizer(self.out / "adapter")
+        wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+        want = {name: parameter.data.cpu() for name, parameter in model.trained(wrapped).items()}
+        scales = {name: lowrank.scale(layer, method) for name, layer in lowrank.layers(wrapped).items()}
         base = wrapped.unload()
-        if self.spec.task.method.init == "pissa":
-            pissa.as_lora(self.out / "adapter", self.run.adapter_init, self.spec.task.method, self.dtype)
+        if method.init == "pissa":
+            pissa.as_lora(folder, self.run.adapter_init, method, self.dtype)
+            want = pissa.doubled(want, self.run.adapter_init, self.dtype)
             base = self._base()
-        again = PeftModel.from_pretrained(base, str(self.out / "adapter"), autocast_adapter_dtype=False)
-        self._compare("adapter", "the trained model", self._logits(again), self.probes["logits"], self._rounds_again())
+        write_name(self.base_name, folder)
+        self._try("adapter", lambda: self.check_adapter(folder, base, want, scales))
 
-    def _rounds_again(self) -> bool:
-        """LLM.int8 rounds activations to 256 steps: what else differs a little then differs more, as in merging."""
-        return self.spec.task.method.kind == "lora_int8"
+    def check_adapter(self, folder: Path, base: Any, want: dict[str, torch.Tensor], scales: dict[str, float]) -> None:
+        """Load the adapter in ``folder`` with peft on ``base``, and compare it with what was trained."""
+        again = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
+        stored = load_file(folder / "adapter_model.safetensors")
+        weights = weightcheck.compare_adapter(stored, dict(again.named_parameters()), want)
+        weightcheck.compare_scales(lowrank.scales(again), scales, weights)
+        logits = self._agreement(again, self.probes["logits"])
+        self.checks["adapter"] = conclude("adapter", TRAINED, weights, logits)
 
-    def _write_merged(self, base: Any, target: Path) -> None:
+    def _write_merged(self, base: Any) -> None:
         wrapped = self._attach(base)
-        self.unmerged = self._logits(wrapped)
-        for parameter in model.trained(wrapped).values():
-            parameter.data = parameter.data.float()  # so that the sum is rounded once, not its parts
-        merged = wrapped.merge_and_unload()
-        merged.to(self.dtype).save_pretrained(str(target), max_shard_size="4GB")
+        layers = lowrank.layers(wrapped)
+        against, theirs = TRAINED, self.probes["logits"]
+        if self.spec.task.method.kind in model.QUANTISED:
+            against, theirs = "the dequantised base with the adapter", self._logits(wrapped)
+            drift = float(relative_differences(theirs, self.probes["logits"]).median())
+            print(f"dequantised, the model differs from the one that was trained by {drift:.2e} (relative, logits)")
+        target = self._target("model")
+        save_model(lowrank.merge(wrapped), target, max_shard_size="4GB")
+        del wrapped, base
+        self._add_companions(target)
+        self.check_model(target, layers, against, theirs)
 
-    def _check_model(self, target: Path, kind: str) -> None:
+    def _add_companions(self, target: Path) -> None:
+        consolidate.copy_companions(self.folder, self.spec.task.model, target)
+        carry_over(Path(self.folder), target, self.manifest.model.eos_ids)
+
+    def check_model(self, target: Path, layers: dict[str, lowrank.Layer], against: str, theirs: torch.Tensor) -> None:
+        """Load the model in ``target`` as anybody would, and compare it with what was trained.
+
+        ``layers``: those of the adapter that was merged; none where all weights were trained. ``theirs``: logits.
+        """
         loaded = model.load_plain(str(target), self.spec.task.model, self.dtype, self.device)
-        logits = self._logits(loaded)
-        if kind in model.QUANTISED:
-            against = "the dequantised base with the adapter"
-            self._compare("model (merged)", against, logits, self.unmerged, merged=True)
-            drift = relative_difference(logits, self.probes["logits"])
-            print(f"the merged model differs from the quantised one that was trained by {drift:.2e} (relative, logits)")
-        else:
-            merged = kind == "lora"
-            name = "model (merged)" if merged else "model"
-            self._compare(name, "the trained model", logits, self.probes["logits"], merged)
+        weights = Merged(self, layers).compare(loaded)
+        weights.wrong += weightcheck.compare_configuration(self.folder, target, self.spec.task.model)
+        logits = self._agreement(loaded, theirs)
+        what = "model" if self.spec.task.method.kind == "full" else "model (merged)"
+        self.checks["model"] = conclude(what, against, weights, logits)
+
+    def base_tensors(self) -> tuple[lowrank.Tensors, list[str]]:
+        """Reads the base's tensors by name, one at a time where files have them so; and the names of its buffers."""
+        task = self.spec.task
+        if task.method.kind in model.QUANTISED or not model.stored_as_named(self.folder, task.model):
+            base = self._base()
+            held = dict(base.named_parameters()) | dict(base.named_buffers())
+            return lambda name: held[name].data, [name for name, _ in base.named_buffers()]
+        return weightcheck.tensors_of(self.folder), list(weight_files(self.folder))
+
+    def _agreement(self, loaded: Any, theirs: torch.Tensor) -> Agreement:
+        ours = self._logits(loaded)
+        if self.dtype == torch.float32:
+            return agreement(theirs, ours, ours, self.spec.task.model.dtype)
+        with in_float32(loaded):
+            exact = self._logits(loaded)
+        return agreement(theirs, ours, exact, self.spec.task.model.dtype)
 
     def _logits(self, loaded: Any) -> torch.Tensor:
         tokens, targets = (self.probes[name].to(self.device) for name in ("tokens", "targets"))
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
         return evaluate.probe_logits(loaded, Batch([], tokens, positions, targets, tokens.numel()))
 
-    def _compare(self, what: str, against: str, mine: torch.Tensor, theirs: torch.Tensor, merged: bool) -> None:
-        tolerance = TOLERANCE[(self.spec.task.model.dtype, merged)]
-        same = float((mine.argmax(-1) == theirs.argmax(-1)).float().mean())
-        check = Check(what, against, relative_difference(mine, theirs), tolerance, same)
-        self.checks.append(check)
-        print(
-            f"{what}: logits differ from {against} by {check.difference:.2e} (relative; at most {tolerance:.0e}), "
-            f"likeliest token the same in {same:.0%} of {len(mine)} probes",
-            flush=True,
-        )
-        if not check.difference <= tolerance:
-            raise UserError(
-                "export",
-                f"{what} does not compute what was trained: logits differ by {check.difference:.2e}, more than "
-                f"{tolerance:.0e}",
-                f"nothing was exported; what was built is in {self.out}",
-            )
-
-    def _write_tokenizer(self, target: Path) -> None:
+    def write_cards(self) -> dict[str, bool]:
+        """Give each part its tokenizer and its card. Returns which parts are verified, by their folders' names."""
         tokenizer = AutoTokenizer.from_pretrained(
             tokenizer_folder(self.run), trust_remote_code=self.spec.task.model.trust_remote_code
         )
-        tokenizer.save_pretrained(str(target))
-        settings = Path(self.folder) / "generation_config.json"
-        generation = GenerationConfig.from_pretrained(self.folder) if settings.exists() else GenerationConfig()
-        if self.manifest.model.eos_ids:
-            generation.eos_token_id = list(self.manifest.model.eos_ids)
-        generation.save_pretrained(str(target))
-        (target / "README.md").write_text(card.render(self.spec, self.manifest, self.checkpoint), encoding="utf-8")
+        verified = {}
+        for part in ("adapter", "model"):
+            folder, check = self.out / part, self.checks.get(part)
+            if folder.is_dir():
+                verified[part] = check is not None and check.verified
+                tokenizer.save_pretrained(str(folder))
+                carry_over(Path(self.folder), folder, self.manifest.model.eos_ids)
+                place = (self.run.export if verified[part] else self.run.unverified).absolute() / part
+                described = card.Part(part, place, check, bool(tokenizer.chat_template))
+                text = card.render(self.spec, self.manifest, self.checkpoint, described, self.base_name)
+                (folder / "README.md").write_text(text, encoding="utf-8")
+        return verified
 
 
 def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
-    """Export one checkpoint, replacing an earlier export."""
+    """Export one checkpoint, replacing an earlier export. Raises ``Unverified`` where a part of it failed its check."""
     chosen = choose(run, os.environ.get("GALLEY_EXPORT_STEP", "last"))
     torch.set_num_threads(spec.placement.threads * spec.placement.ranks_per_node)
     print(f"exporting step {chosen.step}", flush=True)
@@ -214,25 +239,17 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     shutil.rmtree(building, ignore_errors=True)
     exporter = Exporter(spec, run, prepare.model_folder(spec, run), chosen, building)
     exporter.build()
-    facts = {"step": chosen.step, "method": spec.task.method.kind, "checks": [asdict(each) for each in exporter.checks]}
-    write_atomic(building / "export.json", json.dumps(facts, indent=1))
+    verified, checks = exporter.write_cards(), list(exporter.checks.values())
+    facts = {"step": chosen.step, "method": spec.task.method.kind, "checks": [asdict(check) for check in checks]}
     if attempt.is_superseded():
         raise Superseded(attempt)
-    _swap_in(building, run)
-    print(f"exported to {run.export}", flush=True)
-
-
-def _swap_in(building: Path, run: RunDir) -> None:
-    """Put what was built in the place of an earlier export, which is there until then."""
-    for path in [*building.rglob("*"), building]:
-        fsync_path(path)
-    before = run.root / ".export.before"
-    shutil.rmtree(before, ignore_errors=True)
-    if run.export.exists():
-        run.export.rename(before)
-    building.rename(run.export)
-    fsync_path(run.root)
-    shutil.rmtree(before, ignore_errors=True)
+    publish(building, run, verified, facts | {"failures": exporter.failures})
+    places = [run.export] * any(verified.values()) + [run.unverified] * (not all(verified.values()))
+    print(f"exported to {' and '.join(map(str, places))}", flush=True)
+    wrong = problem(checks, exporter.failures)
+    if wrong:
+        where = f"; it is in {run.unverified}, whose README says how to use it" if run.unverified.exists() else ""
+        raise Unverified(f"export: {wrong}{where}")
 
 
 def main(argv: list[str]) -> int:

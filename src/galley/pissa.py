@@ -76,6 +76,18 @@ def apply(wrapped: Any, path: Path, dtype: torch.dtype) -> None:
                 weight.data = (weight.data.float() - taken.to(weight.device)).to(weight.dtype)
 
 
+def doubled(tensors: dict[str, torch.Tensor], path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What :func:`as_lora` makes of an adapter's tensors (by their names in the trained model)."""
+    began = load_file(path)
+    found = dict(tensors)
+    for key, value in began.items():
+        name, _, which = key.rpartition(".")
+        place, first = f"{name}.lora_{which}.{_ADAPTER}.weight", value.to(dtype)
+        last = tensors[place]
+        found[place] = torch.cat([last, first.to(last.dtype) if which == "A" else -first.to(last.dtype)], which == "B")
+    return found
+
+
 def as_lora(folder: Path, path: Path, method: Method, dtype: torch.dtype) -> None:
     """Turn a saved adapter, which is one on what is left of the base, into one of twice the rank on the base itself."""
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"

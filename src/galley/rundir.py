@@ -14,7 +14,10 @@ from typing import Any
 
 from galley.files import fsync_path, number, read_json, write_atomic
 
-__all__ = ["Attempt", "Checkpoint", "RunDir", "fsync_path", "read_json", "write_atomic"]
+__all__ = ["UNVERIFIED", "Attempt", "Checkpoint", "RunDir", "fsync_path", "read_json", "write_atomic"]
+
+UNVERIFIED = 3
+"""Exit status of an export that was written, but whose check failed."""
 
 _NUMBER, _STEP = re.compile(r"[0-9]{4,9}"), re.compile(r"step-[0-9]{6,12}")
 """Names of attempts and checkpoints: what a half copied run has beside them is none."""
@@ -45,7 +48,8 @@ class Attempt:
     def exit(self) -> Path:
         """What happened: ``{"verdict": done|stopped|failed|lost, "reason", "step", "message", "status"}``.
 
-        In a job also ``kind`` (of failure) and ``again`` (whether another attempt follows).
+        After an export also ``exported``, and where that is false ``export_error`` and ``unverified`` (it was written,
+        but its check failed). In a job also ``kind`` (of failure) and ``again`` (whether another attempt follows).
         """
         return self.root / "exit.json"
 
@@ -186,6 +190,16 @@ class RunDir:
     def export(self) -> Path:
         """``model/`` (a full model, merged where there is an adapter), ``adapter/``, ``export.json``."""
         return self.root / "export"
+
+    @property
+    def unverified(self) -> Path:
+        """As ``export``: the parts of the newest export whose check failed."""
+        return self.root / "export.unverified"
+
+    @property
+    def base(self) -> Path:
+        """The model that the exported adapter is for, where it was converted from a GGUF file."""
+        return self.root / "base"
 
     @property
     def lock(self) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from galley.errors import UserError
 from galley.files import reason
-from galley.rundir import Attempt, RunDir, write_atomic
+from galley.rundir import UNVERIFIED, Attempt, RunDir, write_atomic
 from galley.sensitive import masked
 from galley.spec import RunSpec
 from galley.text import one_line
@@ -26,6 +26,10 @@ class Superseded(Exception):
 
     def __init__(self, attempt: Attempt) -> None:
         super().__init__(f"attempt {attempt.number} is superseded: a later one has taken over; nothing more is saved")
+
+
+class Unverified(Exception):
+    """An export was written, but its check failed. The message is for the user."""
 
 
 def current_attempt(run: RunDir) -> Attempt:
@@ -54,8 +58,8 @@ def record_error(attempt: Attempt, who: str, status: int, message: str) -> None:
 def run_stage(who: str, work: Work, argv: list[str]) -> int:
     """Run ``work`` on the ``run.json`` that ``argv`` names.
 
-    Returns the exit status: 0 (for a superseded attempt too), 2 for the user's mistakes (one line on stderr), 1 for
-    anything else (a traceback).
+    Returns the exit status: 0 (for a superseded attempt too), 2 for the user's mistakes (one line on stderr), 3 for an
+    export whose check failed (ditto), 1 for anything else (a traceback).
     """
     if len(argv) != 1:
         print(f"galley: usage: python -m galley.{who} RUN/run.json", file=sys.stderr)
@@ -75,6 +79,10 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
         print(f"galley: {one_line(str(error))}", file=sys.stderr, flush=True)
         record_error(attempt, who, 2, one_line(str(error)))
         return 2
+    except Unverified as notice:
+        print(f"galley: {one_line(str(notice))}", file=sys.stderr, flush=True)
+        record_error(attempt, who, UNVERIFIED, one_line(str(notice)))
+        return UNVERIFIED
     except Exception as error:
         traceback.print_exc()
         record_error(attempt, who, 1, one_line(f"{type(error).__name__}: {error}".splitlines()[0]))

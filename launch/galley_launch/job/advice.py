@@ -15,9 +15,14 @@ WORDS = {
     "configuration": "a setting or the environment is wrong",
     "code": "the code raised an error",
     "killed": "it was killed from outside",
+    "unverified": "the export could not be verified",
 }
 """Every kind of failure, in words."""
 
+UNVERIFIED = (
+    "Read the README in export.unverified/: what differs, and how to use it anyhow. The checkpoint is kept, so that "
+    "galley export makes and checks it again; if it does well on data that you know, please report the difference."
+)
 REPLACE = "Have this node looked at; Galley avoids it from now on (excluded.json), elsewhere say gpus=… without it."
 DRIVER = "The node's NVIDIA driver or its GPUs are not usable: have it looked at, or take a torch built for its driver."
 LESS = (

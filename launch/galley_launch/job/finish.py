@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from galley.rundir import Attempt, RunDir, read_json, write_atomic
+from galley.rundir import UNVERIFIED, Attempt, RunDir, read_json, write_atomic
 from galley_launch.job import chain, preflight, slurm, successor
 from galley_launch.job.classify import classify
 from galley_launch.job.ending import Ending, judge, newest_checkpoint
@@ -106,7 +106,9 @@ def end_aside(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
     if stage == "export":
         before = read_json(attempt.exit) or {}
         why = str(errors[0].get("message")) if errors else "" if status == 0 else f"exit status {status}"
-        write_atomic(attempt.exit, json.dumps({**before, "exported": status == 0, "export_error": why}))
+        unverified = any(each.get("status") == UNVERIFIED for each in errors)
+        ending = {"exported": status == 0, "export_error": why, "unverified": unverified}
+        write_atomic(attempt.exit, json.dumps({**before, **ending}))
         _forget_secrets(run)
         return status
     if status:
