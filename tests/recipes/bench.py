@@ -145,6 +145,7 @@ def check_export(run: RunDir, recipe: Recipe, twin: Row) -> str:
     checks = {each["what"]: each for each in facts["checks"]}
     assert list(checks) == (["model"] if kind == "full" else ["adapter", "model (merged)"])
     assert all(0 <= each["difference"] <= each["tolerance"] for each in checks.values())
+    assert all(each["verified"] and each["largest"] == 0 for each in checks.values())
     model = read_json(run.export / "model" / "config.json") or {}
     assert (model["model_type"], model["num_hidden_layers"]) == (twin["model_type"], twins.LAYERS)
     assert list((run.export / "model").glob("*.safetensors"))

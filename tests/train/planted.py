@@ -143,7 +143,8 @@ def write_checkpoint(spec: RunSpec, run: RunDir, manifest: Manifest, case: Case)
     for name, tensors in files.items():
         save_file(tensors, checkpoint.root / name, metadata={"fragments": json.dumps(layout)})
     sizes = {name: (checkpoint.root / name).stat().st_size for name in files}
-    checkpoint.manifest.write_text(json.dumps({"files": sizes, "step": 6, "world": 1, "zero_stage": case.stage}))
+    facts = {"files": sizes, "step": 6, "world": 1, "zero_stage": case.stage, "state": {"step": 6}}
+    checkpoint.manifest.write_text(json.dumps(facts))
 
 
 def run_model(spec: RunSpec) -> Path:

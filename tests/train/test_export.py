@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from toy import Train, make_documents, make_spec, write_data, write_tokenizer
 
 from galley.errors import UserError
 from galley.export import choose
-from galley.rundir import RunDir
+from galley.rundir import UNVERIFIED, RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,9 @@ def test_an_export_computes_what_was_trained(
     assert [check["what"] for check in facts["checks"]] == (
         ["model"] if method == "full" else ["adapter", "model (merged)"]
     )
-    assert all(check["difference"] <= check["tolerance"] for check in facts["checks"])
+    assert all(check["verified"] and check["difference"] <= check["tolerance"] for check in facts["checks"])
+    assert all(check["largest"] == 0 and check["tensors"] > 20 for check in facts["checks"])
+    assert not run.unverified.exists()
     model = AutoModelForCausalLM.from_pretrained(run.export / "model")
     base = AutoModelForCausalLM.from_pretrained(llama, dtype=model.dtype)
     assert str(model.dtype) == f"torch.{dtype}"
@@ -106,19 +109,73 @@ def test_steps_to_choose_from(tmp_path: Path, llama: Path, ranks: Ranks, train: 
     assert json.loads((run.export / "export.json").read_text())["step"] == 2
 
 
-def test_an_export_that_differs_is_not_claimed(tmp_path: Path, llama: Path, ranks: Ranks, train: Train) -> None:
+def test_an_export_that_differs_is_not_claimed_but_kept(
+    tmp_path: Path, llama: Path, ranks: Ranks, train: Train
+) -> None:
     """As if training had computed something else than what its checkpoint says."""
     from safetensors.torch import load_file, save_file
 
     run = trained_run(tmp_path, llama, train, method="lora")
+    assert export(ranks, run) == 0
     path = run.checkpoints()[-1].root / "probes.safetensors"
     probes = load_file(path)
     probes["logits"] = probes["logits"].roll(1, dims=-1)
     save_file(probes, path)
     toy.reseal(run.checkpoints()[-1])
-    assert export(ranks, run) == 2
-    assert "does not compute what was trained" in run.attempt(1).errors()[0]["message"]
-    assert not run.export.exists()
+    assert export(ranks, run) == UNVERIFIED
+    error = run.attempt(1).errors()[0]
+    assert error["status"] == UNVERIFIED
+    assert "its logits are not those of the trained model" in error["message"]
+    assert str(run.unverified) in error["message"]
+    assert (run.export / "model").exists(), "the earlier export, which was verified, stays"
+    for part in ("adapter", "model"):
+        card = (run.unverified / part / "README.md").read_text()
+        assert "**Not verified.**" in card
+        assert "its logits are not those of the trained model" in card
+        assert str(run.unverified / part) in card
+        execute(card)
+    probes["logits"] = probes["logits"].roll(-1, dims=-1)
+    save_file(probes, path)
+    toy.reseal(run.checkpoints()[-1])
+    assert export(ranks, run) == 0
+    assert not run.unverified.exists()
+
+
+def execute(card: str) -> dict[str, Any]:
+    """Run the lines that a card gives for loading and generating; returns what they define."""
+    (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(lines, "README.md", "exec"), names)
+    assert names["output"].shape[1] > names["inputs"]["input_ids"].shape[1]
+    return names
+
+
+def test_the_lines_of_both_cards_load_and_generate(tmp_path: Path, llama: Path, ranks: Ranks, train: Train) -> None:
+    run = trained_run(tmp_path, llama, train, method="lora")
+    assert export(ranks, run) == 0
+    adapter, merged = ((run.export / part / "README.md").read_text() for part in ("adapter", "model"))
+    assert "library_name: peft" in adapter
+    assert "the adapter alone" in adapter
+    assert "library_name: transformers" in merged
+    assert "it is no adapter" in merged
+    assert "base_model:" not in adapter + merged, "a path is no model on a hub"
+    first, second = execute(adapter), execute(merged)
+    assert type(first["model"]).__name__ == "PeftModelForCausalLM"
+    assert type(second["model"]).__name__ == "LlamaForCausalLM"
+    tokens = TOKENS[:, :4]
+    torch.testing.assert_close(first["model"](tokens).logits, second["model"](tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_full_models_card_says_how_to_use_it(tmp_path: Path, llama: Path, ranks: Ranks, train: Train) -> None:
+    run = trained_run(tmp_path, llama, train, method="full", dtype="bfloat16")
+    tokenizer = run.data / "tokenizer" / "tokenizer_config.json"
+    template = "{% for message in messages %}w7 {{ message.content }}{% endfor %}w8"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"chat_template": template}))
+    assert export(ranks, run) == 0
+    card = (run.export / "model" / "README.md").read_text()
+    assert "apply_chat_template" in card
+    assert "no adapter" not in card
+    assert execute(card)["model"].dtype == torch.bfloat16
 
 
 def test_an_export_onto_another_base_is_refused(tmp_path: Path, llama: Path, ranks: Ranks, train: Train) -> None:

@@ -1,0 +1,84 @@
+"""A run whose export was written but failed its check: the last line, the exit status, status, why and report agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from launch.attempts import attempted
+from slurm.conftest import fakes as slurm_fakes
+
+from galley.rundir import UNVERIFIED, RunDir, write_atomic
+from galley_launch import report_history, report_page, resume, runner, runs, view, why
+from galley_launch.job import finish
+from galley_launch.report_rows import read_curves
+from launch import fakes
+
+__all__ = ["slurm_fakes"]
+
+MESSAGE = "export: model is not verified: layer 1 differs; it is in x/export.unverified, whose README says how"
+EXPORT = (
+    "(run / 'export.unverified' / 'model').mkdir(parents=True);"
+    "(run / 'export.unverified' / 'export.json').write_text('{\"checks\": [], \"step\": 9}');"
+    f"fail('export', {UNVERIFIED}, {MESSAGE!r})"
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "x")
+
+
+def start(run: RunDir, **scripts: str) -> int:
+    made = fakes.spec(run.root)
+    return runner.start(made, run, fakes.make(made, run, **scripts))
+
+
+def test_all_say_that_the_export_is_not_verified(run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
+    assert start(run, export=EXPORT) == 1
+    assert capfd.readouterr().err == f"galley: run x is trained, but not verified: {MESSAGE}\n"
+    end = json.loads(run.attempt(1).exit.read_text())
+    assert (end["verdict"], end["exported"], end["unverified"], end["export_error"]) == ("done", False, True, MESSAGE)
+    state = runs.state(run)
+    assert (state.state, state.message) == ("unverified", MESSAGE)
+    told = view.details(state, fakes.spec(run.root), run.root)
+    assert any(line.split() == ["unverified", str(run.unverified)] for line in told)
+    lines = why.lines(run)
+    assert lines[0] == "run x failed in export: the export could not be verified"
+    assert any("layer 1 differs" in line for line in lines)
+    assert any("export.unverified" in line and "README" in line for line in lines)
+    assert not any("a setting" in line for line in lines)
+    text, _ = report_page.export(run, report_history.tries(run, read_curves(run.metrics), False, True, 0.0))
+    assert str(run.unverified / "model") in text
+
+
+def test_an_export_that_succeeds_later_ends_that(run: RunDir) -> None:
+    assert start(run, export=EXPORT) == 1
+    assert not resume.is_exported(run)
+    assert start(run, prepare="sys.exit(1)", train="sys.exit(1)") == 0
+    assert runs.state(run).state == "done"
+    assert why.lines(run) == ["run x did not fail: it is done"]
+    end = json.loads(run.attempt(1).exit.read_text())
+    assert end["exported"] is True
+    assert not {"unverified", "export_error"} & end.keys()
+
+
+def test_an_export_that_raised_is_no_done_run_either(run: RunDir) -> None:
+    assert start(run, export="fail('export', 1, 'ValueError: no')") == 1
+    state = runs.state(run)
+    assert state.state == "unexported"
+    assert "ValueError: no" in state.message
+    assert why.lines(run)[0].startswith("run x failed in export")
+
+
+def test_a_cluster_says_the_same(run: RunDir) -> None:
+    attempt = attempted(run, 1, said={"verdict": "done"})
+    error = {"who": "export", "status": UNVERIFIED, "message": MESSAGE, "time": 1.0}
+    attempt.error("export").parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(attempt.error("export"), json.dumps(error))
+    assert finish.end_aside(run, attempt, "export", UNVERIFIED) == UNVERIFIED
+    assert runs.state(run).state == "unverified"
+    assert runs.state(run).message == MESSAGE
+    assert finish.end_aside(run, attempt, "export", 0) == 0
+    assert runs.state(run).state == "done"
