@@ -110,6 +110,8 @@ def child(isa: str, names: Iterable[str]) -> list[Row]:
         assert process.stdout is not None
         rows = []
         for line in process.stdout:
+            if not line.startswith("{"):  # libraries print there, too
+                continue
             rows.append(json.loads(line))
             print(isa or "all", line, end="", flush=True)
     if process.returncode:
