@@ -63,11 +63,11 @@ def check_loading(folder: Path, trust: bool) -> Report | None:
     """
     headers = read_headers(folder)
     _check_types(folder, headers)
+    config, kind = _read_config(folder, trust)
     try:
-        report = load_dry(folder, headers, trust)
+        report = load_dry(config, kind or _class(config, trust), headers)
     except Exception as error:  # modelling code may raise anything
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
-        print(f"warning: model.path: whether its files hold every weight is seen only when it loads ({reason})")
+        print(f"warning: model.path: whether its files hold every weight is seen only when it loads ({_line(error)})")
         return None
     _check_task(folder, report)
     _check_missing(folder, report)
@@ -79,11 +79,38 @@ def check_loading(folder: Path, trust: bool) -> Report | None:
     return report
 
 
-def load_dry(folder: Path, headers: dict[str, Header], trust: bool) -> Report:
-    """transformers' report of loading tensors with ``headers``, without the tensors."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+def _line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)[:160]}"
+
+
+def _class(config: Any, trust: bool) -> Any:
+    """The class of the model of ``config``, of which one is built on the meta device."""
+    with torch.device("meta"), no_init_weights(), _quiet():
+        return type(auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=trust))
+
+
+def _read_config(folder: Path, trust: bool) -> tuple[Any, Any]:
+    """The configuration, which has the shapes that are asked for later, and its model's class.
+
+    The class is None for a repository's own code, which need not know the meta device.
+    """
+    config: Any = None
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        text = config.get_text_config()
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+            int(getattr(text, name))
+        return config, None if trust else _class(config, trust)
+    except Exception as error:  # its own validators, or modelling code, may raise anything
+        kind = getattr(config, "model_type", "model")
+        what = f"transformers makes no {kind} of '{folder}/config.json' ({_line(error)})"
+        raise UserError("model.path", what, "give a text model whose config.json is whole") from None
+
+
+def load_dry(config: Any, kind: Any, headers: dict[str, Header]) -> Report:
+    """transformers' report of loading tensors with ``headers``, without the tensors, into a model of class ``kind``."""
     with torch.device("meta"), no_init_weights(), _quiet() as lines:
-        kind = type(auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=trust))
         tensors = {name: torch.empty(each["shape"], dtype=TYPES[each["dtype"]]) for name, each in headers.items()}
         how: dict[str, Any] = {"device_map": {"": "meta"}, "dtype": "auto", "ignore_mismatched_sizes": True}
         try:

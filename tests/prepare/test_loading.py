@@ -248,3 +248,28 @@ def test_preparation_refuses_what_the_checkpoint_lacks(
     folder = changed(model_folder, tmp_path / "model", without(DOWN))
     line = refused(make_run(folder, write_jsonl(tmp_path / "rows.jsonl", rows(4)))[1])
     assert line.startswith(f"model.path: '{folder}' lacks 1 of the 21 tensors of a LlamaForCausalLM: {DOWN}")
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"num_attention_heads": 5}, "is not a multiple of the number of attention heads (5)"),
+        ({"hidden_size": "wide"}, "transformers makes no "),
+        ({"vocab_size": -4}, "transformers makes no "),
+        ({"hidden_act": "sillu"}, "KeyError"),
+        ({"rope_parameters": {"rope_type": "yarrn", "rope_theta": 1e4}}, "transformers makes no "),
+    ],
+)
+def test_a_configuration_of_which_no_model_can_be_built(llama: Path, tmp_path: Path, config: Any, named: str) -> None:
+    line = refusal(changed(llama, tmp_path / "model", same, **config))
+    assert line.startswith("model.path: transformers makes no ")
+    assert named in line
+    assert line.endswith("give a text model whose config.json is whole")
+
+
+def test_an_architecture_without_the_shapes_of_a_text_model(tmp_path: Path) -> None:
+    from transformers import BltConfig
+
+    BltConfig().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    assert "transformers makes no blt of" in refusal(tmp_path)
