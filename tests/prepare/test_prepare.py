@@ -23,7 +23,7 @@ import galley.prepare
 from galley.data import HELD_OUT, IGNORED, TRAIN, Split, open_split, read_manifest, tokenizer_folder
 from galley.errors import UserError
 from galley.prepare import model_folder as find_model
-from galley.prepare import work
+from galley.prepare import work, write_manifest
 from galley.rundir import RunDir
 from galley.spec import RunSpec
 
@@ -240,7 +240,7 @@ def test_another_model_in_its_place(
     prepare(spec, run)
     manifest = read_manifest(run)
     lost = manifest.model.model_copy(update={"path": "/nowhere"})
-    run.data_manifest.write_text(manifest.model_copy(update={"model": lost}).model_dump_json(by_alias=True))
+    write_manifest(manifest.model_copy(update={"model": lost}), run)
     with pytest.raises(Exception, match="is not the model that the run began with"):
         prepare(with_model_path(spec, base_folder), run)
 
