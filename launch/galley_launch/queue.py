@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from galley.errors import UserError
@@ -15,6 +15,8 @@ from galley_launch.job.evidence import clean, tail, written
 
 _POLL_S = 5.0
 """Slurm's controller answers everybody; nobody should ask it several times a second."""
+_SILENCE_S = 300.0
+"""Seconds without an answer from Slurm after which a run is followed no further."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class Watch:
     said: str = ""
     live: bool = True
     _next: float = 0.0
+    _answered: float = field(default_factory=time.monotonic)
 
     def is_live(self, show: Callable[[str], None]) -> bool:
         """Whether a job waits or runs. Shows a line when the word about a waiting job changes."""
@@ -154,13 +157,25 @@ class Watch:
             return self.live
         self._next = time.monotonic() + _POLL_S
         queue = look([self.run])[self.run.root]
-        self.live = bool(queue.jobs) or bool(queue.problem)
+        self._answered = self._answered if queue.problem else time.monotonic()
+        self.live = bool(queue.jobs) or (bool(queue.problem) and self._goes_on(queue.problem, show))
         job = None if queue.running else queue.waiting
         text = f"-- {_sentence(job, queue.stage_of(job))}" if job else f"-- {queue.problem}" if queue.problem else ""
         if text and text != self.said:
             show(text)
         self.said = text
         return self.live
+
+    def _goes_on(self, problem: str, show: Callable[[str], None]) -> bool:
+        """Whether a run of which Slurm says nothing is to be watched further; shows why where it is not."""
+        attempts = self.run.attempts()
+        end = read_json(attempts[-1].exit) or {} if attempts else {}
+        if self.run.end.exists() or end.get("again") is False or end.get("exported"):
+            return False
+        if not problem.endswith("no such command here") and time.monotonic() < self._answered + _SILENCE_S:
+            return True
+        show(f"-- {problem}: it cannot be told whether the run goes on; ask again later, or look at: galley status")
+        return False
 
 
 def _ask_end(run: RunDir, reason: str) -> None:
