@@ -25,6 +25,7 @@ CONTRACT = {
     "galley.headers",
     "galley.errors",
     "galley.sensitive",
+    "galley.formats",
 }
 
 
@@ -65,7 +66,7 @@ def test_what_runs_inside_a_job_needs_the_standard_library_only(path: Path) -> N
         ), module
 
 
-@pytest.mark.parametrize("name", ["spec", "task", "pace", "rundir", "files", "text", "headers", "errors"])
+@pytest.mark.parametrize("name", ["spec", "task", "pace", "rundir", "files", "text", "headers", "errors", "formats"])
 def test_the_contract_is_light(name: str) -> None:
     allowed = {"pydantic", "galley"} if name in ("spec", "task", "pace") else {"galley"}
     for module in imports(DATA / f"{name}.py"):

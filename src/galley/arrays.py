@@ -14,6 +14,7 @@ import numpy as np
 from galley import sums
 from galley.cache import digest, entry
 from galley.data import FORMAT, HELD_OUT, I64, TOKENIZER, TRAIN, SourceFacts, SplitFacts
+from galley.doubts import count_overlap, counts, warnings
 from galley.encode import KEPT, OVERLONG, Documents, Limits, encode, write_split
 from galley.errors import UserError
 from galley.packing import pack, pick_held_out, separate
@@ -22,7 +23,7 @@ from galley.spec import RunSpec
 from galley.tokens import Tokens
 
 # Raise it when the same inputs give other arrays, so that no run takes what an older Galley made.
-CODE_VERSION = 1
+CODE_VERSION = 2
 FACTS = "facts.json"
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy")
 
@@ -67,6 +68,8 @@ def prepare_arrays(job: Job, cache: Path) -> Path:
         print(f"data: {folder}: {problem}; preparing again", flush=True)
         shutil.rmtree(folder)
         folder = entry(*arguments)
+    for line in read_warnings(job, folder):
+        print(f"warning: {line}", flush=True)
     return folder
 
 
@@ -94,24 +97,32 @@ def read_facts(folder: Path) -> tuple[SplitFacts, SplitFacts | None]:
     return SplitFacts(**facts[TRAIN]), SplitFacts(**held_out) if held_out else None
 
 
+def read_warnings(job: Job, folder: Path) -> list[str]:
+    """What the user should know about a cache entry, one line each."""
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return warnings(job.sources, facts["found"], read_facts(folder)[1])
+
+
 def _build(job: Job, folder: Path) -> None:
     by_use = {source.what: source for source in job.sources}
     flat = folder / "flat"
     documents = _encode(job, by_use["data"], flat / "data")
     everything = np.arange(len(documents.fates))
-    held_out: SplitFacts | None
     if "held_out" in by_use:
         other = _encode(job, by_use["held_out"], flat / "held_out")
-        train = _write(job, folder / TRAIN, documents, everything)
-        held_out = _write(job, folder / HELD_OUT, other, np.arange(len(other.fates)))
+        chosen, kept_out = everything, np.arange(len(other.fates))
     else:
+        other = documents
         chosen, kept_out = _share(job, documents)
-        train = _write(job, folder / TRAIN, documents, chosen)
-        held_out = _write(job, folder / HELD_OUT, documents, kept_out) if len(kept_out) else None
+    train, held_out = _write(job, folder / TRAIN, documents, chosen), None
+    if len(kept_out):
+        held_out = _write(job, folder / HELD_OUT, other, kept_out)
+        held_out = held_out.model_copy(update={"overlap": count_overlap(documents, chosen, other, kept_out)})
     shutil.rmtree(flat)
     check_sources(job.sources, job.spec)  # it may have been written to while it was read
     job.tokens.tokenizer.save_pretrained(folder / TOKENIZER)
     facts: dict[str, Any] = {TRAIN: train.model_dump(), HELD_OUT: held_out and held_out.model_dump()}
+    facts["found"] = {"data": counts(documents)} | ({"held_out": counts(other)} if other is not documents else {})
     facts["checksums"] = sums.of_folder(folder)
     facts[sums.SEAL] = sums.seal(facts)
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -139,7 +150,7 @@ def _nothing_left(documents: Documents, source: SourceFacts, limits: Limits) -> 
         what = f"every token of every row of '{source.path}' is masked"
         return UserError(FIELDS[source.what], what, "check that the chat template writes what the assistant says")
     what = f"no row of '{source.path}' fits into {limits.max_length:,} tokens: the shortest has {overlong.min():,}"
-    todo = f"say data.max_length={overlong.max()} to keep all, or data.overlong=truncate"
+    todo = f"use data.max_length={overlong.max()} to keep all, or data.overlong=truncate"
     return UserError("data.max_length", what, todo)
 
 
@@ -151,7 +162,7 @@ def _share(job: Job, documents: Documents) -> tuple[I64, I64]:
     train, held_out = (np.flatnonzero(np.isin(row_of, each)) for each in (chosen, others))
     if not (documents.fates[train] == KEPT).any():
         what = f"{share:g} of {len(kept)} rows leaves none to train on"
-        raise UserError("data.held_out", what, "give more rows, or say data.held_out=0")
+        raise UserError("data.held_out", what, "give more rows, or use data.held_out=0")
     return train, held_out
 
 
@@ -171,11 +182,12 @@ def report(name: str, facts: SplitFacts, capacity: int | None) -> str:
         "longer than max_length dropped": facts.dropped_overlong,
         "cut to max_length": facts.truncated,
         "further pieces of longer rows": facts.pieces,
-        "with nothing to learn dropped": facts.dropped_unsupervised,
+        "with nothing to train on dropped": facts.dropped_unsupervised,
         "assistant turns masked": facts.turns_masked,
+        "assistant turns of weight 0": facts.turns_muted,
     }
     fill = [f"{facts.tokens / (facts.samples * capacity):.1%} full"] if capacity else []
     counts = [f"{facts.documents - facts.pieces:,} of {facts.rows:,} rows", f"{facts.samples:,} samples", *fill]
-    counts += [f"{facts.tokens:,} tokens", f"{facts.supervised / facts.tokens:.1%} of them learnt"]
+    counts += [f"{facts.tokens:,} tokens", f"{facts.supervised / facts.tokens:.1%} of them trained on"]
     counts += [f"{count:,} {what}" for what, count in lost.items() if count]
     return f"{name.replace('_', ' ')}: {', '.join(counts)}"

@@ -1,80 +1,40 @@
-"""From conversation to tokens and labels: what the model's chat template writes, and which of it is learnt.
+"""From conversation to tokens and labels: what the model's chat template writes, and which of it is trained on.
 
-Learnt is each assistant turn as rendered, through its end-of-turn token, and nothing else. Where a template marks its
-turns with ``{% generation %}`` the marks are used. Otherwise a turn is found by rendering prefixes of the
+Trained on is each assistant turn as rendered, through its end-of-turn token, and nothing else. Where a template marks
+its turns with ``{% generation %}`` the marks are used. Otherwise a turn is found by rendering prefixes of the
 conversation: it begins where ``messages[:i]`` with the generation prompt ends, and ends where ``messages[:i + 1]``
 ends. Both must be prefixes of the whole rendering, or the template writes the turn otherwise once the conversation
-goes on (Qwen3 drops earlier thinking): such a turn is masked and counted. Three things that templates do are allowed
-for, each found once by rendering a small conversation:
-
-- *overhang*: characters of the generation prompt that the finished turn lacks (DeepSeek-R1's ends in ``<think>\\n``,
-  which its history does not show); the turn then begins where the two part;
-- *tail*: what only the end of a whole conversation gets (Phi-3 writes ``<|endoftext|>`` there);
-- *closing*: what follows an answer; learnt up to its first special token, without the line break after it.
+goes on (Qwen3 drops earlier thinking): such a turn is masked and counted. A generation prompt may end in what the
+finished turn lacks (DeepSeek-R1's ends in ``<think>\\n``, which its history does not show): the turn then begins where
+the two part, but never before what the messages before it wrote.
 """
 
 from __future__ import annotations
 
 import bisect
-import itertools
-import operator
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jinja2
 import numpy as np
 
+from galley.calls import fit
 from galley.data import I32, IGNORED, U32
 from galley.errors import UserError
-from galley.rows import Message, Row
-
-Tools = list[dict[str, Any]] | None
-Span = tuple[int, int]
-
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ANSWER = "Galley's probe answers."
-# What a template may raise on messages that it was not written for: its own refusals, and Python's on its expressions.
-REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
-# Templates that print today's date (Llama 3.1) would make the same task give other data tomorrow.
-FROZEN_DATE = (
-    "{%- macro strftime_now(format) -%}"
-    "{{- format|replace('%d', '26')|replace('%b', 'Jul')|replace('%B', 'July')|replace('%m', '07')"
-    "|replace('%Y', '2024')|replace('%y', '24')|replace('%A', 'Friday')|replace('%a', 'Fri') -}}"
-    "{%- endmacro -%}"
-)
-
-
-@dataclass(frozen=True)
-class Template:
-    """A chat template and what :func:`study` found out about it."""
-
-    text: str
-    variables: dict[str, Any]
-    """``bos_token``, ``eos_token`` and so on, as the tokenizer gives them to templates."""
-    marked: bool = False
-    """It marks assistant turns itself."""
-    overhang: int = 0
-    """Characters at the end of the generation prompt that a finished turn lacks."""
-    tail: str = ""
-    """What only the end of a whole conversation gets."""
-    closing: str = ""
-    """What follows an assistant's answer, ``tail`` included."""
-    learnt: int = 0
-    """Characters of ``closing`` that are learnt."""
-    end_of_turn: str | None = None
-    """The special token that ends a turn; None where there is none, so that the model cannot learn to stop."""
+from galley.rows import Row
+from galley.template import ANSWER, REFUSALS, Span, Template, first_line, render, render_marked, shared
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, and the character ranges that are learnt."""
+    """A conversation as text, and the character ranges that are trained on."""
 
     text: str
     spans: list[Span]
     masked: int
-    """Assistant turns that are not learnt."""
+    """Assistant turns that cannot be trained on, for the template writes them otherwise when they come last."""
+    where: str = ""
+    """The row's, for an error line."""
 
 
 @dataclass(frozen=True)
@@ -85,135 +45,127 @@ class Document:
     labels: I32
 
 
-def render(template: Template, messages: Sequence[Message], tools: Tools = None, prompt: bool = False) -> str:
-    """What the template writes; with ``prompt`` also the beginning of the next answer. Raises any of ``REFUSALS``."""
-    return _render(template, messages, tools, prompt)[0]
-
-
-def _render(template: Template, messages: Sequence[Message], tools: Tools, prompt: bool) -> tuple[str, list[Span]]:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    texts, spans = render_jinja_template(
-        [list(messages)],
-        tools=tools,
-        chat_template=template.text,
-        add_generation_prompt=prompt,
-        return_assistant_tokens_mask=template.marked,
-        **template.variables,
-    )
-    return texts[0], [(start, end) for start, end in spans[0]] if template.marked else []
-
-
-def study(tokenizer: Any, text: str) -> Template:
-    """Find out how the template writes an assistant turn, by rendering a conversation of one answer, and of two.
-
-    Raises :class:`UserError` where it cannot render a question and an answer.
-    """
-    text = FROZEN_DATE + text if "strftime_now" in text else text
-    template = Template(text, dict(tokenizer.special_tokens_map), bool(GENERATION.search(text)))
-    question: Message = {"role": "user", "content": "Galley's probe asks."}
-    answer: Message = {"role": "assistant", "content": ANSWER}
-    try:
-        asked = render(template, [question], prompt=True)
-        one = render(template, [question, answer])
-        two = render(template, [question, answer, question, answer])
-    except REFUSALS as error:
-        raise UserError("model.chat_template", f"fails on a question and an answer ({error})", "mend it") from None
-    if ANSWER not in one:
-        raise UserError("model.chat_template", "leaves out what the assistant says", "use one that writes it")
-    end = one.index(ANSWER) + len(ANSWER)
-    specials = _specials(tokenizer, one, end)
-    first = specials[0] if specials else (end, len(one[end:].rstrip()) + end)
-    overhang = len(asked) - shared(asked, one[: end - len(ANSWER)])
-    return replace(
-        template,
-        overhang=overhang,
-        tail=_tail(one, two, end, [start for start, _ in specials]),
-        closing=one[end:],
-        learnt=first[1] - end,
-        end_of_turn=one[slice(*first)] if specials else None,
-    )
-
-
-def shared(one: str, two: str) -> int:
-    """Characters that both begin with."""
-    return sum(1 for _ in itertools.takewhile(bool, map(operator.eq, one, two)))
-
-
-def _specials(tokenizer: Any, text: str, start: int) -> list[Span]:
-    """Character ranges of the added tokens in ``text`` from ``start`` on."""
-    added = set(tokenizer.added_tokens_decoder)
-    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    pairs = zip(encoding.ids, encoding.offsets, strict=True)
-    return [span for token, span in pairs if token in added and span[0] >= start and text[slice(*span)].strip()]
-
-
-def _tail(one: str, two: str, end: int, starts: list[int]) -> str:
-    """What ``one`` has at its end and ``two``, which goes on, has only at its own end; cut between special tokens."""
-    parted = shared(one, two)
-    if parted == len(one) or parted < end:
-        return ""
-    cut = max((start for start in starts if start <= parted), default=parted)
-    return one[cut:] if two.endswith(one[cut:]) else ""
-
-
 def mark(template: Template, row: Row) -> Rendered:
-    """Render a conversation and find what is learnt. Raises :class:`UserError` where the template refuses it."""
+    """Render a conversation and find what is trained on. Raises :class:`UserError` where the template refuses it."""
+    row = replace(row, messages=fit(row.messages, template.arguments, row.where))
     try:
-        text, spans = _render(template, row.messages, row.tools, prompt=False)
+        text, marks = render_marked(template, row.messages, row.tools)
     except REFUSALS as error:
-        what = f"the chat template refuses this conversation: {error}"
-        raise UserError(row.where, what, "change the row, or say another model.chat_template") from None
+        raise _refusal(template, row, error) from None
     turns = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
     if template.marked:
-        return Rendered(text, spans, max(0, len(turns) - len(spans)))
-    found = [_turn(template, row, text, index) for index in turns]
+        return Rendered(text, _weighted(marks, turns, row), max(0, len(turns) - len(marks)), row.where)
+    wanted = [index for index in turns if index not in row.muted]
+    found = [_turn(template, row, text, index) for index in wanted]
     spans = [span for span in found if span is not None]
-    return Rendered(text, spans, len(turns) - len(spans))
+    return Rendered(text, spans, len(wanted) - len(spans), row.where)
+
+
+def _refusal(template: Template, row: Row, error: BaseException) -> UserError:
+    """Why the template does not take the row; names the system message where it takes the row without it."""
+    what, todo = f"the chat template refuses this conversation: {first_line(error)}", "change the row"
+    if template.arguments is None and any(message.get("tool_calls") for message in row.messages):
+        return UserError(row.where, f"{what} (and it writes no tool calls)", "use another model.chat_template")
+    others = [message for message in row.messages if message["role"] not in ("system", "developer")]
+    if len(others) < len(row.messages):
+        try:
+            render(template, others, row.tools)
+            todo = "move the system message's text into the first user message"
+        except REFUSALS:
+            pass
+    return UserError(row.where, what, f"{todo}, or use another model.chat_template")
+
+
+def _weighted(marks: list[Span], turns: list[int], row: Row) -> list[Span]:
+    """The marks of the turns that the row wants trained on."""
+    if not row.muted:
+        return marks
+    if len(marks) != len(turns):
+        what = f"gives an answer no weight, but the chat template marks {len(marks)} stretches of {len(turns)} answers"
+        raise UserError(row.where, what, "use a model.chat_template with one {% generation %} for an answer")
+    return [span for span, index in zip(marks, turns, strict=True) if index not in row.muted]
 
 
 def _turn(template: Template, row: Row, text: str, index: int) -> Span | None:
     """Where turn ``index`` stands in ``text``; None where the template writes it otherwise when it comes last."""
     last = index == len(row.messages) - 1
     try:
-        before = render(template, row.messages[:index], row.tools, prompt=True)
+        start = _start(template, row, text, index)
         through = text if last else render(template, row.messages[: index + 1], row.tools)
     except REFUSALS:
         return None
-    before = before[: len(before) - template.overhang]
     closing = template.closing
     if not text.startswith(through):
         through, closing = through.removesuffix(template.tail), closing.removesuffix(template.tail)
-    if not (text.startswith(through) and through.startswith(before)):
+    if start is None or not text.startswith(through):
         return None
     if closing and through.endswith(closing):
-        end = len(through) - len(closing) + min(template.learnt, len(closing))
+        end = len(through) - len(closing) + min(template.trained, len(closing))
     else:  # a turn that ends otherwise, such as a tool call
         end = len(through.rstrip())
-    return (len(before), end) if end > len(before) else None
+    return (start, end) if end > start else None
+
+
+def _start(template: Template, row: Row, text: str, index: int) -> int | None:
+    """Where turn ``index`` begins in ``text``: where the generation prompt after the messages before it ends."""
+    earlier = row.messages[:index]
+    asked = render(template, earlier, row.tools, prompt=True)
+    if text.startswith(asked):
+        return len(asked)
+    bare = render(template, earlier, row.tools)
+    bare = bare if asked.startswith(bare) else bare.removesuffix(template.tail)
+    answered = render(template, [*earlier, {"role": "assistant", "content": ANSWER}], row.tools)
+    if not (asked.startswith(bare) and answered.startswith(bare)):
+        return None
+    start = len(bare) + shared(asked[len(bare) :], answered[len(bare) :])
+    known = asked[start:] == template.overhang or answered.startswith(ANSWER, start)
+    return start if known and text.startswith(asked[:start]) else None
 
 
 def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Document]:
     """Tokens and labels of conversations, each text taken whole and once; no special token beside the template's."""
-    encodings = tokenizer.backend_tokenizer.encode_batch([each.text for each in rendered], add_special_tokens=False)
-    return [_label(encoding, each.spans) for encoding, each in zip(encodings, rendered, strict=True)]
+    encodings = encode_batch(tokenizer, [(text.where, text.text) for text in rendered], add_special_tokens=False)
+    return [_label(encoding, one) for encoding, one in zip(encodings, rendered, strict=True)]
 
 
-def _label(encoding: Any, spans: list[Span]) -> Document:
+def encode_batch(tokenizer: Any, texts: Sequence[tuple[str, str]], add_special_tokens: bool) -> list[Any]:
+    """Encodings of pairs of place and text. Raises :class:`UserError` for a text with half a surrogate pair."""
+    backend = tokenizer.backend_tokenizer
+    try:
+        encodings: list[Any] = backend.encode_batch([text for _, text in texts], add_special_tokens=add_special_tokens)
+    except (UnicodeEncodeError, TypeError):  # TypeError: what tokenizers makes of the former
+        for where, text in texts:
+            _check_characters(where, text)
+        raise
+    return encodings
+
+
+def _check_characters(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        what = f"holds {half}, half of a surrogate pair, which is no character"
+        raise UserError(where, what, "remove it, or write the whole character") from None
+
+
+def _label(encoding: Any, rendered: Rendered) -> Document:
     tokens = np.array(encoding.ids, np.uint32)
     labels = np.full(len(tokens), IGNORED, np.int32)
-    for span in spans:
-        first, last = token_range(encoding, span)
+    for span in rendered.spans:
+        first, last = token_range(encoding, span, rendered.text)
         labels[first:last] = tokens[first:last]
     labels[:1] = IGNORED  # nothing predicts the first token
     return Document(tokens, labels)
 
 
-def token_range(encoding: Any, span: Span) -> tuple[int, int]:
-    """First and one past the last token that lie wholly in the character range ``span``.
+def token_range(encoding: Any, span: Span, text: str) -> tuple[int, int]:
+    """First and one past the last token that lie in the character range ``span`` of ``text``.
 
-    A tokenizer may report offsets without the white space that a token begins with, and gives every piece of one
-    character that character's range. So a token is taken to begin no later than where the one before it ends.
+    A token that straddles an edge counts where what it has outside is white space: a prompt that ends in a space gives
+    its space to the answer's first word. A tokenizer may report offsets without the white space that a token begins
+    with, and gives every piece of one character that character's range. So a token is taken to begin no later than
+    where the one before it ends.
     """
 
     def start(token: int) -> int:
@@ -225,4 +177,9 @@ def token_range(encoding: Any, span: Span) -> tuple[int, int]:
 
     everything = range(len(encoding.ids))
     first = bisect.bisect_left(everything, span[0], key=start)
-    return first, max(first, bisect.bisect_right(everything, span[1], key=end))
+    last = max(first, bisect.bisect_right(everything, span[1], key=end))
+    if first and end(first - 1) > span[0] and text[start(first - 1) : span[0]].isspace():
+        first -= 1
+    if first <= last < len(everything) and start(last) < span[1] and text[span[1] : end(last)].isspace():
+        last += 1
+    return first, last

@@ -94,7 +94,11 @@ class SplitFacts(Part):
     dropped_unsupervised: int = 0
     """Conversations left out because no token of theirs is supervised."""
     turns_masked: int = 0
-    """Assistant turns not learnt from: the template renders them otherwise once the conversation goes on."""
+    """Assistant turns not trained on: the template renders them otherwise once the conversation goes on."""
+    turns_muted: int = 0
+    """Assistant turns not trained on: their ``weight``, ``train`` or ``loss`` is 0."""
+    overlap: int = 0
+    """Held-out documents that are training documents too, token for token."""
 
 
 class ModelFacts(Part):
@@ -156,6 +160,8 @@ class Manifest(Part):
     """CRC-32 of each file in ``data/``, by its path there; none where an earlier version prepared them."""
     crc32: str | None = None
     """Of all the rest of this manifest."""
+    warnings: list[str] = Field(default_factory=list)
+    """What the user should know about these data, one line each."""
 
 
 @dataclass(frozen=True)

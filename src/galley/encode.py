@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from galley.chat import Document, Template, mark, tokenize
+from galley.chat import Document, mark, tokenize
 from galley.data import DTYPES, I32, I64, IGNORED, U32, SplitFacts
 from galley.plain import tokenize_text
+from galley.reach import Reach, look
 from galley.rows import Row
+from galley.template import Template
 
 BATCH = 512
 SAY_EVERY = 5.0
@@ -42,7 +45,21 @@ class Fates:
     fates: list[int] = field(default_factory=list)
     """``KEPT``, ``OVERLONG`` or ``UNSUPERVISED``."""
     masked: list[int] = field(default_factory=list)
-    """Assistant turns that are not learnt."""
+    """Assistant turns that cannot be trained on."""
+    muted: list[int] = field(default_factory=list)
+    """Assistant turns that have a weight of 0."""
+    hashes: list[int] = field(default_factory=list)
+    """Of the tokens, kept rows only."""
+
+    def add(self, row: Row, document: Document, masked: int, fate: int) -> None:
+        """Note what became of one row, or of a piece of one."""
+        self.sources.append(row.index)
+        self.lengths.append(len(document.tokens))
+        self.fates.append(fate)
+        self.masked.append(masked)
+        self.muted.append(sum(1 for index in row.muted if row.messages[index]["role"] == "assistant"))
+        if fate == KEPT:
+            self.hashes.append(hash(document.tokens.tobytes()))
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,11 @@ class Documents:
     lengths: I64
     fates: npt.NDArray[np.int8]
     masked: I64
+    muted: I64
+    hashes: I64
+    """Of the tokens of each kept document, to find the same one again, [kept]."""
+    notes: Mapping[str, int]
+    """What was left out or passed over, and how often."""
     offsets: I64
     """Where each kept document starts in ``tokens``, [kept + 1]."""
     tokens: U32
@@ -66,15 +88,13 @@ class Documents:
 
 def encode(rows: Iterable[Row], tokenizer: Any, template: Template, limits: Limits, folder: Path) -> Documents:
     """Tokenise all rows into two flat files in ``folder``; says how far it is every few seconds."""
-    fates, kept = Fates(), [0]
+    fates, kept, reach, notes = Fates(), [0], Reach(template), Counter[str]()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "tokens.flat").open("wb") as tokens, (folder / "labels.flat").open("wb") as labels:
-        for row, document, masked in _documents(rows, tokenizer, template, limits):
+        for row, document, masked in _documents(rows, tokenizer, reach, limits):
             fate = _fate(document, limits)
-            fates.sources.append(row.index)
-            fates.lengths.append(len(document.tokens))
-            fates.fates.append(fate)
-            fates.masked.append(masked)
+            fates.add(row, document, masked, fate)
+            notes.update(row.notes)
             if fate == KEPT:
                 tokens.write(document.tokens[: limits.max_length].tobytes())
                 labels.write(document.labels[: limits.max_length].tobytes())
@@ -84,6 +104,9 @@ def encode(rows: Iterable[Row], tokenizer: Any, template: Template, limits: Limi
         lengths=np.array(fates.lengths, np.int64),
         fates=np.array(fates.fates, np.int8),
         masked=np.array(fates.masked, np.int64),
+        muted=np.array(fates.muted, np.int64),
+        hashes=np.array(fates.hashes, np.int64),
+        notes={**reach.counts, **notes},
         offsets=np.array(kept, np.int64),
         tokens=_map(folder / "tokens.flat", np.uint32),
         labels=_map(folder / "labels.flat", np.int32),
@@ -91,29 +114,29 @@ def encode(rows: Iterable[Row], tokenizer: Any, template: Template, limits: Limi
 
 
 def _documents(
-    rows: Iterable[Row], tokenizer: Any, template: Template, limits: Limits
+    rows: Iterable[Row], tokenizer: Any, reach: Reach, limits: Limits
 ) -> Iterator[tuple[Row, Document, int]]:
     stream, done, began = iter(rows), 0, time.monotonic()
     said = began
     while batch := list(itertools.islice(stream, BATCH)):
-        yield from _tokenized(batch, tokenizer, template, limits)
+        yield from _tokenized(batch, tokenizer, reach, limits)
         done, now = done + len(batch), time.monotonic()
         if now - said >= SAY_EVERY:
             print(f"data: {done:,} rows tokenised, {done / (now - began):,.0f} rows/s", flush=True)
             said = now
 
 
-def _tokenized(
-    batch: list[Row], tokenizer: Any, template: Template, limits: Limits
-) -> Iterator[tuple[Row, Document, int]]:
+def _tokenized(batch: list[Row], tokenizer: Any, reach: Reach, limits: Limits) -> Iterator[tuple[Row, Document, int]]:
     if batch[0].text is not None:
         cut = limits.max_length if limits.overlong == "split" else None
         for row, documents in zip(batch, tokenize_text(tokenizer, batch, cut), strict=True):
             yield from ((row, document, 0) for document in documents)
         return
-    rendered = [mark(template, row) for row in batch]
-    for row, each, document in zip(batch, rendered, tokenize(tokenizer, rendered), strict=True):
-        yield row, document, each.masked
+    for row in batch:
+        look(reach, row)
+    rendered = [mark(reach.template, row) for row in batch]
+    for row, one, document in zip(batch, rendered, tokenize(tokenizer, rendered), strict=True):
+        yield row, document, one.masked
 
 
 def _fate(document: Document, limits: Limits) -> int:
@@ -168,6 +191,7 @@ def _facts(documents: Documents, rows: I64, samples: I64, supervised: I64, limit
         dropped_unsupervised=int((fates == UNSUPERVISED).sum()),
         pieces=len(rows) - len(np.unique(documents.sources[rows])),
         turns_masked=int(documents.masked[rows].sum()),
+        turns_muted=int(documents.muted[rows].sum()),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from galley.chat import Document
+from galley.chat import Document, encode_batch
 from galley.data import IGNORED
 from galley.errors import UserError
 from galley.rows import Row
@@ -23,7 +23,8 @@ def tokenize_text(tokenizer: Any, rows: Sequence[Row], cut: int | None) -> list[
     if end is None:
         what = "the tokenizer has no end-of-sequence token, with which texts end"
         raise UserError("model.path", what, "give its tokenizer_config.json an eos_token")
-    encodings = tokenizer.backend_tokenizer.encode_batch([row.text for row in rows], add_special_tokens=True)
+    texts = [(row.where, row.text or "") for row in rows]
+    encodings = encode_batch(tokenizer, texts, add_special_tokens=True)
     whole = [each.ids if each.ids[-1:] == [end] else [*each.ids, end] for each in encodings]
     return [[_document(piece) for piece in pieces(ids, cut)] for ids in whole]
 

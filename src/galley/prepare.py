@@ -170,7 +170,7 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
 
 def describe_job(job: Job, folder: Path, model: ModelFacts, reason: str | None) -> Manifest:
     """The manifest of the arrays in ``folder``; ``reason``: why they are not packed though the task asks for it."""
-    from galley.arrays import read_checksums, read_facts, versions
+    from galley.arrays import read_checksums, read_facts, read_warnings, versions
 
     train, held_out = read_facts(folder)
     return Manifest(
@@ -187,6 +187,7 @@ def describe_job(job: Job, folder: Path, model: ModelFacts, reason: str | None) 
         template_hash=job.tokens.template_hash,
         versions=versions(),
         checksums=read_checksums(folder),
+        warnings=read_warnings(job, folder),
     )
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from galley.calls import kind, read_calls, read_tools, without_nulls
 from galley.errors import UserError
+from galley.formats import check_file, remedy
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TEXT_EXAMPLE = '{"text": "…"}'
 EXAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
+NOT_TRAINED = "messages of others than the assistant have a weight, but only the assistant's are trained on"
+WEIGHTS = ("weight", "train", "loss")
+NULLS = "nulls in tools and tool calls left out, for Arrow pads with them (give a JSON string to keep a null)"
 Message = dict[str, Any]
 
 
@@ -30,13 +35,19 @@ class Row:
     """Tools the assistant could call, as the template takes them."""
     text: str | None = None
     """Plain text; None: a conversation."""
+    muted: frozenset[int] = frozenset()
+    """Messages of the assistant's that are not to be trained on, for they have a weight of 0."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What was passed over, and how often."""
 
 
 def read_jsonl(path: Path, plain: bool = False) -> Iterator[Row]:
     """Rows of a file of one JSON object a line; blank lines count as lines and are passed over. ``plain``: of texts.
 
-    Raises :class:`UserError` naming file and line for a line that is not UTF-8, not JSON or not such a row.
+    Raises :class:`UserError` naming file and line for a line that is not UTF-8, not JSON or not such a row, and for a
+    file of another format.
     """
+    check_file(path, plain)
     with path.open("rb") as file:
         for index, line in enumerate(file):
             where = f"{path}:{index + 1}"
@@ -55,10 +66,10 @@ def _text(index: int, where: str, record: object) -> Row:
     text = record.get("text") if isinstance(record, Mapping) else None
     if isinstance(text, str):
         return Row(index, where, [], None, text)
-    what = f"`text` is {_kind(text)}" if isinstance(record, Mapping) else f"{_kind(record)}, not an object"
+    what = f"`text` is {kind(text)}" if isinstance(record, Mapping) else f"{kind(record)}, not an object"
     if isinstance(record, Mapping) and "text" not in record:
-        what = f"no `text`, only {', '.join(map(str, record))[:200] or 'nothing'}"
-    todo = f"write rows such as {TEXT_EXAMPLE}, or say data.format=chat"
+        what = f"no `text`, only {_keys(record)}"
+    todo = f"write rows such as {TEXT_EXAMPLE}, or use data.format=chat"
     raise UserError(where, f"not a plain text: {what}", todo)
 
 
@@ -69,54 +80,97 @@ def _parse(where: str, line: bytes, example: str) -> object:
         raise UserError(where, f"not UTF-8 at byte {error.start}", "save the file as UTF-8") from None
     except ValueError as error:
         raise UserError(where, f"not JSON: {error}", f"write one object a line, such as {example}") from None
+    except RecursionError:
+        raise UserError(where, "nests thousands of levels deep", "make it flatter") from None
     return value
 
 
 def _row(index: int, where: str, record: object) -> Row:
     if not isinstance(record, Mapping):
-        raise _not_a_conversation(where, f"{_kind(record)}, not an object")
+        raise _not_a_conversation(where, f"{kind(record)}, not an object")
     messages = record.get("messages")
     if messages is None:
-        found = ", ".join(map(str, record)) or "nothing"
-        raise _not_a_conversation(where, f"no `messages`, only {found[:200]}")
+        raise _not_a_conversation(where, f"no `messages`, only {_keys(record)}", remedy(record))
     if not isinstance(messages, list) or not messages:
-        raise _not_a_conversation(where, f"`messages` is {_kind(messages)}")
-    turns = [_message(where, number, each) for number, each in enumerate(messages)]
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise _not_a_conversation(where, "no message has the role assistant, so there is nothing to learn")
-    return Row(index, where, turns, _tools(where, record.get("tools")))
+        raise _not_a_conversation(where, f"`messages` is {kind(messages)}")
+    read = [_message(where, number, message) for number, message in enumerate(messages)]
+    if not any(message["role"] == "assistant" for message, _, _ in read):
+        raise _not_a_conversation(where, "no message has the role assistant, so there is nothing to train on")
+    tools, nulls = read_tools(where, record.get("tools"))
+    nulls += sum(count for _, _, count in read)
+    silent = [number for number, (_, weight, _) in enumerate(read) if weight == 0]
+    others = sum(1 for message, weight, _ in read if weight and message["role"] != "assistant")
+    notes = {
+        NULLS: nulls,
+        "messages of others than the assistant have a weight, but only the assistant's are trained on": others,
+    }
+    turns = [message for message, _, _ in read]
+    return Row(
+        index,
+        where,
+        turns,
+        tools,
+        muted=frozenset(silent),
+        notes={what: count for what, count in notes.items() if count},
+    )
 
 
-def _message(where: str, number: int, value: object) -> Message:
-    """A checked message; absent and null are the same, as transformers has it for chat templates."""
+def _message(where: str, number: int, value: object) -> tuple[Message, int | None, int]:
+    """A checked message without its weight, the weight (0 or 1; None: not given), and the nulls left out.
+
+    Absent and null are the same, as transformers has it for chat templates.
+    """
     name = f"messages[{number}]"
     if not isinstance(value, Mapping):
-        raise _not_a_conversation(where, f"{name} is {_kind(value)}, not an object")
-    message = {key: each for key, each in value.items() if each is not None}
+        raise _not_a_conversation(where, f"{name} is {kind(value)}, not an object")
+    message = {key: item for key, item in value.items() if item is not None and key not in WEIGHTS}
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise _not_a_conversation(where, f"{name} has role {role!r}, not one of {', '.join(ROLES)}")
+        raise _not_a_conversation(where, f"{name} has role {repr(role)[:60]}, not one of {', '.join(ROLES)}")
+    if not isinstance(content, str | None):
+        raise _not_a_conversation(where, f"{name} has content that is {kind(content)}, not a string")
+    nulls = _clean(where, name, message)
     if content is None and not message.get("tool_calls"):
         raise _not_a_conversation(where, f"{name} has no content")
-    if not isinstance(content, str | None):
-        raise _not_a_conversation(where, f"{name} has content that is {_kind(content)}, not a string")
-    return {**message, "content": content or ""}
+    return {**message, "content": content or ""}, _weight(where, name, value), nulls
 
 
-def _tools(where: str, value: object) -> list[dict[str, Any]] | None:
-    if value is None:
+def _clean(where: str, name: str, message: Message) -> int:
+    """Bring tool calls and other nested values of ``message`` into shape, in place; the nulls left out."""
+    total = 0
+    for key, value in list(message.items()):
+        if type(value) is str and key != "tool_calls":  # nearly always
+            continue
+        if key == "tool_calls":
+            message[key], nulls = read_calls(where, name, value)
+        elif isinstance(value, Mapping | list):
+            message[key], nulls = without_nulls(where, f"{name}.{key}", value)
+        else:
+            continue
+        total += nulls
+        if not message[key]:
+            del message[key]
+    return total
+
+
+def _weight(where: str, name: str, value: Mapping[str, Any]) -> int | None:
+    """What ``weight``, ``train`` or ``loss`` say: 0 or 1; None where there is none."""
+    given = {key: value[key] for key in WEIGHTS if value.get(key) is not None}
+    if not given:
         return None
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise _not_a_conversation(where, f"`tools` is {_kind(value)}, not a list of objects")
-    return value or None
+    for key, weight in given.items():
+        if not isinstance(weight, bool | int | float) or weight not in (0, 1):
+            what = f"{name} has {key} {repr(weight)[:60]}, which is not understood"
+            raise UserError(where, what, "give 1 or true to train on the message, 0 or false not to")
+    if len({int(weight) for weight in given.values()}) > 1:
+        shown = ", ".join(f"{key} {weight!r}" for key, weight in given.items())
+        raise UserError(where, f"{name} has {shown}, which contradict each other", "give one of them")
+    return next(int(weight) for weight in given.values())
 
 
-def _not_a_conversation(where: str, what: str) -> UserError:
-    return UserError(where, f"not a conversation: {what}", f"write rows such as {EXAMPLE}")
+def _not_a_conversation(where: str, what: str, todo: str | None = None) -> UserError:
+    return UserError(where, f"not a conversation: {what}", todo or f"write rows such as {EXAMPLE}")
 
 
-def _kind(value: object) -> str:
-    names = {dict: "an object", str: "a string", int: "a number", float: "a number", bool: "a truth value"}
-    if isinstance(value, list):
-        return "a list" if value else "an empty list"
-    return names.get(type(value), "null" if value is None else type(value).__name__)
+def _keys(record: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, record))[:200] or "nothing"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from galley.cache import digest
-from galley.chat import Template, study
 from galley.errors import UserError
 from galley.spec import RunSpec
+from galley.template import Template, study
 
 SHIPPED = Path(__file__).parent / "templates"
 CONTROL = re.compile(r"<\|[A-Za-z0-9_./-]+\|>")
@@ -52,6 +52,9 @@ def load_tokens(spec: RunSpec, folder: Path) -> Tokens:
     tokenizer.chat_template = text
     if template.end_of_turn is None and not template.marked:
         print("warning: the chat template ends no answer with a special token: the model cannot learn to stop")
+    if not template.end_is_marked:
+        what = f"the chat template's {{% generation %}} marks leave out {template.end_of_turn}, which ends an answer"
+        print(f"warning: {what}: the model cannot learn to stop; put the token inside the marks")
     return _tokens(tokenizer, template, text, added)
 
 

@@ -99,7 +99,7 @@ def test_no_row_fits(make_run: Make, model_folder: Path, tmp_path: Path, refused
     said = refused(make_run(model_folder, path, max_length=16)[1])
     found = re.fullmatch(
         rf"data.max_length: no row of '{path}' fits into 16 tokens: the shortest has (\d+); "
-        r"say data.max_length=(\d+) to keep all, or data.overlong=truncate",
+        r"use data.max_length=(\d+) to keep all, or data.overlong=truncate",
         said,
     )
     assert found, said
@@ -110,7 +110,7 @@ def test_no_row_fits(make_run: Make, model_folder: Path, tmp_path: Path, refused
 def test_nothing_left_to_train_on(make_run: Make, model_folder: Path, tmp_path: Path, refused: Refused) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", [chat("a", "b")])
     said = refused(make_run(model_folder, path, held_out=0.5)[1])
-    assert said == "data.held_out: 0.5 of 1 rows leaves none to train on; give more rows, or say data.held_out=0"
+    assert said == "data.held_out: 0.5 of 1 rows leaves none to train on; give more rows, or use data.held_out=0"
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_a_row_that_the_template_refuses(
     path = write_jsonl(tmp_path / "x.jsonl", [*rows(2), record])
     assert refused(make_run(folder, path)[1]) == (
         f"{path}:3: the chat template refuses this conversation: no system prompt; "
-        "change the row, or say another model.chat_template"
+        "move the system message's text into the first user message, or use another model.chat_template"
     )
 
 

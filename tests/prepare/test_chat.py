@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepare.families import FAMILIES, GEMMA, LLAMA3, MISTRAL, SMOLLM2, TALK, Family, assistant, user
 
-from galley.chat import Template, mark, render, study, tokenize
+from galley.chat import mark, tokenize
 from galley.data import IGNORED
 from galley.errors import UserError
 from galley.rows import Row
+from galley.template import Template, render, study
 
 
 def learnt(tokenizer: Any, template: Template, messages: list[dict[str, Any]]) -> tuple[list[str], int]:
@@ -67,14 +68,14 @@ def test_the_date_stands_still(tokenizer: Any) -> None:
     assert "Today Date: 26 Jul 2024\n" in render(study(tokenizer, LLAMA3), TALK)
 
 
-def test_a_turn_that_straddles_a_token_begins_after_it(tokenizer: Any) -> None:
-    """The prompt ends in a space, which the answer's first token takes along: that token is not only the answer's."""
+def test_a_first_token_that_takes_the_prompts_space_along_is_trained_on(tokenizer: Any) -> None:
+    """The prompt ends in a space, which is part of the answer's first token."""
     text = (
         "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '</s>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     found, _ = learnt(tokenizer, study(tokenizer, text), [user("?"), assistant("the fox")])
-    assert found == [" fox</s>"]
+    assert found == [" the fox</s>"]
 
 
 @pytest.mark.parametrize(

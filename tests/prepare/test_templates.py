@@ -1,0 +1,92 @@
+"""Every chat template at hand, with every kind of row: what is trained on is judged by planted words."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from prepare.oracle import KINDS, Verdict, double_encoded, judge, templates, tokenizer_for
+
+from galley.errors import UserError
+from galley.template import Template, study
+
+ALL = templates()
+# Templates for images and text: they take content as a list of parts only, which Galley's rows do not have.
+PARTS_ONLY = ("idefics3", "smolvlm", "llava_next")
+TEXT = [name for name in ALL if not name.startswith(PARTS_ONLY)]
+CALLS = [kind for kind in KINDS if "call" in kind]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tokenizer_for(list(ALL.values()))
+
+
+@pytest.fixture(scope="module")
+def studied(tokenizer: Any) -> dict[str, Template]:
+    return {name: study(tokenizer, ALL[name]) for name in TEXT}
+
+
+@pytest.fixture(scope="module")
+def verdicts(tokenizer: Any, studied: dict[str, Template]) -> dict[tuple[str, str], Verdict]:
+    return {(name, kind): judge(tokenizer, studied[name], KINDS[kind]) for name in TEXT for kind in KINDS}
+
+
+def test_there_are_many_templates(verdicts: Any) -> None:
+    assert len(TEXT) > 60
+    assert len(verdicts) == len(TEXT) * len(KINDS) > 900
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_answers_are_trained_on_whole_and_nothing_else_is(verdicts: Any, name: str) -> None:
+    """No word of a user, system prompt, tool or result; every answer with its first token and what ends it."""
+    faults = {kind: verdicts[name, kind].faults for kind in KINDS if verdicts[name, kind].faults}
+    assert faults == {}
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_plain_rows_are_accepted(verdicts: Any, name: str) -> None:
+    for kind in ("plain", "turns", "tools unused", "thinking", "thinking in content"):
+        assert verdicts[name, kind].refused is None
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_tool_calls_are_written_once_and_whole_or_refused(verdicts: Any, name: str) -> None:
+    for kind in CALLS:
+        verdict = verdicts[name, kind]
+        if verdict.refused:
+            assert verdict.refused.startswith("here, row 0: the chat template ")
+            continue
+        assert not double_encoded(verdict.text), kind
+        assert not [word for word in verdict.absent if word.startswith(("arg", "call"))], kind
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_arguments_as_a_string_or_an_object_are_the_same(verdicts: Any, name: str) -> None:
+    string, whole = verdicts[name, "call, string"], verdicts[name, "call, object"]
+    assert (string.refused, string.trained) == (whole.refused, whole.trained)
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_whatever_does_not_reach_the_text_is_counted(verdicts: Any, name: str) -> None:
+    for kind in KINDS:
+        verdict = verdicts[name, kind]
+        if verdict.refused is None and [word for word in verdict.absent if word.startswith("reason")]:
+            assert any("thinking" in note or "reasoning" in note for note in verdict.left_out), kind
+        if verdict.refused is None and [word for word in verdict.absent if word.startswith("answer")]:
+            assert any("`content` of assistant" in note for note in verdict.left_out), kind
+
+
+def test_templates_that_leave_out_tool_calls_are_refused_by_name(verdicts: Any) -> None:
+    """Among them those that Galley ships; before, an empty answer was taught."""
+    refused = Counter(
+        name for name in TEXT if "leaves out `tool_calls` of messages[1]" in (verdicts[name, "call last"].refused or "")
+    )
+    assert {"galley-chatml", "galley-llama3", "phi3", "llama3", "qwen2_5_vl", "cohere"} <= set(refused)
+    assert len(refused) >= 21
+    assert not {"qwen3", "llama3_1", "gemma4", "deepseekv3", "gptoss"} & set(refused)
+
+
+@pytest.mark.parametrize("name", PARTS_ONLY)
+def test_a_template_for_images_only_is_refused(tokenizer: Any, name: str) -> None:
+    with pytest.raises(UserError, match=r"^model\.chat_template: "):
+        study(tokenizer, ALL[name])
