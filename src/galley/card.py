@@ -25,6 +25,8 @@ class Part:
     """Where it will be."""
     check: Check | None
     """None where it was not checked."""
+    factory: str
+    """transformers' class that loads the whole model."""
     chats: bool
     """Whether its tokenizer has a chat template."""
 

@@ -19,9 +19,10 @@ class Check:
     """What its logits were compared with."""
     verified: bool
     difference: float
-    """Of the logits (relative); see :class:`galley.logitcheck.Agreement` for the next five."""
+    """Of the logits (relative); see :class:`galley.logitcheck.Agreement` for the next seven."""
     tolerance: float
     rounding: float
+    direct: float
     divergence: float
     same_top: float
     agree: int
@@ -46,6 +47,7 @@ def conclude(what: str, against: str, weights: Weights, logits: Agreement) -> Ch
         difference=logits.difference,
         tolerance=logits.tolerance,
         rounding=logits.rounding,
+        direct=logits.direct,
         divergence=logits.divergence,
         same_top=logits.same_top,
         agree=logits.agree,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from galley import card, checkpoint, consolidate, evaluate, lowrank, model, pissa, prepare, weightcheck, whole
 from galley.bases import name_base, write_name
@@ -35,6 +35,7 @@ from galley.publish import publish
 from galley.rundir import Attempt, Checkpoint, RunDir, read_json
 from galley.spec import RunSpec
 from galley.stage import Superseded, Unverified, run_stage
+from galley.towers import auto_class
 from galley.weights import weight_files
 
 
@@ -97,7 +98,7 @@ class Exporter:
             self._try("model", lambda: self.check_model(target, {}, TRAINED, self.probes["logits"]))
             return
         self._write_adapter(self._attach(self._quantised() if kind in model.QUANTISED else self._base()))
-        self._try("merged model", lambda: self._write_merged(self._base()))
+        self._try("merged model", self._export_merged)
 
     def _try(self, what: str, work: Callable[[], None]) -> None:
         """Do ``work``; what goes wrong is kept in ``failures``, so that what was written is not lost with it."""
@@ -159,7 +160,13 @@ class Exporter:
         logits = self._agreement(again, self.probes["logits"])
         self.checks["adapter"] = conclude("adapter", TRAINED, weights, logits)
 
-    def _write_merged(self, base: Any) -> None:
+    def _export_merged(self) -> None:
+        against, theirs, layers = self._write_merged(self._base())
+        self._add_companions(self.out / "model")
+        self.check_model(self.out / "model", layers, against, theirs)
+
+    def _write_merged(self, base: Any) -> tuple[str, torch.Tensor, dict[str, lowrank.Layer]]:
+        """Returns what the merged model's logits are to be compared with, these, and the layers of the adapter."""
         wrapped = self._attach(base)
         layers = lowrank.layers(wrapped)
         against, theirs = TRAINED, self.probes["logits"]
@@ -167,11 +174,8 @@ class Exporter:
             against, theirs = "the dequantised base with the adapter", self._logits(wrapped)
             drift = float(relative_differences(theirs, self.probes["logits"]).median())
             print(f"dequantised, the model differs from the one that was trained by {drift:.2e} (relative, logits)")
-        target = self._target("model")
-        save_model(lowrank.merge(wrapped), target, max_shard_size="4GB")
-        del wrapped, base
-        self._add_companions(target)
-        self.check_model(target, layers, against, theirs)
+        save_model(lowrank.merge(wrapped), self._target("model"), max_shard_size="4GB")
+        return against, theirs, layers
 
     def _add_companions(self, target: Path) -> None:
         consolidate.copy_companions(self.folder, self.spec.task.model, target)
@@ -216,7 +220,8 @@ class Exporter:
         tokenizer = AutoTokenizer.from_pretrained(
             tokenizer_folder(self.run), trust_remote_code=self.spec.task.model.trust_remote_code
         )
-        verified = {}
+        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.spec.task.model.trust_remote_code)
+        factory, verified = auto_class(config).__name__, {}
         for part in ("adapter", "model"):
             folder, check = self.out / part, self.checks.get(part)
             if folder.is_dir():
@@ -224,7 +229,7 @@ class Exporter:
                 tokenizer.save_pretrained(str(folder))
                 carry_over(Path(self.folder), folder, self.manifest.model.eos_ids)
                 place = (self.run.export if verified[part] else self.run.unverified).absolute() / part
-                described = card.Part(part, place, check, bool(tokenizer.chat_template))
+                described = card.Part(part, place, check, factory, bool(tokenizer.chat_template))
                 text = card.render(self.spec, self.manifest, self.checkpoint, described, self.base_name)
                 (folder / "README.md").write_text(text, encoding="utf-8")
         return verified

@@ -34,6 +34,8 @@ class Agreement:
     """The largest difference that counts as rounding."""
     rounding: float
     """Between the exported model's and fp32 (relative; the median over probes)."""
+    direct: float
+    """Between the trained model's and the exported model's (relative; the median over probes)."""
     divergence: float
     """KL divergence of the trained model's likelihoods from those of fp32, in nats (the median over probes)."""
     same_top: float
@@ -78,6 +80,7 @@ def agreement(trained: torch.Tensor, exported: torch.Tensor, exact: torch.Tensor
         difference=float(off.median()),
         tolerance=float(allowed.median()),
         rounding=rounding,
+        direct=float(relative_differences(trained, exported).median()),
         divergence=float(likely.median()),
         same_top=float((trained.argmax(-1) == exported.argmax(-1)).double().mean()),
         agree=int(good.sum()),
