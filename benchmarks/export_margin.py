@@ -27,14 +27,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / each) for each in ("src", "launch", "tests")]
-ARCHITECTURES = {
-    "llama": "HuggingFaceTB/SmolLM2-135M-Instruct", "llama (untied)": "meta-llama/Llama-3.1-8B-Instruct",
-    "qwen3": "Qwen/Qwen3-0.6B", "qwen3_moe": "Qwen/Qwen3-30B-A3B-Instruct-2507", "gemma3_text": "google/gemma-3-1b-it",
-    "mistral": "mistralai/Mistral-7B-Instruct-v0.3", "phi3": "microsoft/Phi-4-mini-instruct",
-    "olmo2": "allenai/OLMo-2-0425-1B-Instruct", "olmo3": "allenai/Olmo-3-7B-Instruct",
-    "smollm3": "HuggingFaceTB/SmolLM3-3B", "qwen2": "qwen2 (biases)", "deepseek_v3": "deepseek_v3 (fp32 buffers)",
-    "gpt2": "gpt2 (transposed)",
-}  # fmt: skip
+from train.planted import ARCHITECTURES  # noqa: E402
+
 FEW = ("llama", "qwen3_moe")
 DTYPES = ("bfloat16", "float16", "float32")
 Row = dict[str, Any]

@@ -61,6 +61,15 @@ EXTRA: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2 (transposed)": ("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_inner": 128}),
 }  # fmt: skip
 """Architectures of no recipe that have what theirs lack."""
+ARCHITECTURES = {
+    "llama": "HuggingFaceTB/SmolLM2-135M-Instruct", "llama (untied)": "meta-llama/Llama-3.1-8B-Instruct",
+    "qwen3": "Qwen/Qwen3-0.6B", "qwen3_moe": "Qwen/Qwen3-30B-A3B-Instruct-2507", "gemma3_text": "google/gemma-3-1b-it",
+    "mistral": "mistralai/Mistral-7B-Instruct-v0.3", "phi3": "microsoft/Phi-4-mini-instruct",
+    "olmo2": "allenai/OLMo-2-0425-1B-Instruct", "olmo3": "allenai/Olmo-3-7B-Instruct",
+    "smollm3": "HuggingFaceTB/SmolLM3-3B", "qwen2": "qwen2 (biases)", "deepseek_v3": "deepseek_v3 (fp32 buffers)",
+    "gpt2": "gpt2 (transposed)",
+}  # fmt: skip
+"""What sweeps are over: the recipes' families, and a few more; with a model of each."""
 SIZES: dict[str, Any] = {
     "vocab_size": toy.VOCAB, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 0,

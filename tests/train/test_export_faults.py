@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from train.planted import NORM, SMALL, Case, make_model, make_run, sweep
+from train.planted import ARCHITECTURES, NORM, SMALL, Case, make_model, make_run, sweep
 
 from galley import consolidate, export, lowrank
 from galley.checks import conclude
@@ -38,6 +38,14 @@ def check_sweep(root: Path, case: Case) -> None:
     missed = [planted for planted in faults if not planted.caught]
     assert not missed
     assert len({(planted.part, planted.fault) for planted in faults}) >= 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_wrong_exports_of_every_family_are_told_from_rounding(tmp_path: Path, name: str, dtype: str) -> None:
+    for method, size in (("lora", SMALL), ("full", NORM)):
+        check_sweep(tmp_path / method, Case(ARCHITECTURES[name], method, dtype, size))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
