@@ -128,6 +128,7 @@ def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, 
     paths = spec.placement.paths
     offload = spec.placement.deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
     files = [paths.model, paths.data, paths.held_out, paths.chat_template, cluster.scratch, offload.get("nvme_path")]
+    files += [variables.get("GALLEY_MEETING")]  # where ranks meet, if not in the run
     needed = [str(run.root.absolute()), *shared(spec, variables), *(each for each in files if each and each[0] == "/")]
     odd = next((each for each in needed if "," in each or ":" in each), None)
     mounts = [f"{each}:{each}" for each in needed]

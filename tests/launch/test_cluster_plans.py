@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from launch.submitting import here, option, submission
+from launch.submitting import here, option, profile, submission
 from launch.test_golden import ROOT
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
@@ -97,3 +97,10 @@ def test_what_submitting_takes_beside_sbatch(here: Path, fakes: Scenario) -> Non
     took, worked = seconds(["env", f"PYTHONPATH={paths}", sys.executable, "-c", words, *WORDS])
     print(f"galley submit takes {took:.3f} s ({worked:.3f} s of the processor), one sbatch of its four {bare:.3f} s")
     assert worked < 4 * work + 1.0
+
+
+def test_where_ranks_meet_is_mounted_too(here: Path) -> None:
+    profile("x", "container: {image: /x.sif, runtime: apptainer}\nvariables: {GALLEY_MEETING: /home/ada/meet}\n")
+    script = submission("my.yaml", "cluster=x")[1].files["jobs/train.sbatch"]
+    assert "/home/ada/meet:/home/ada/meet" in script
+    assert "export GALLEY_MEETING=/home/ada/meet\n" in script
