@@ -137,6 +137,35 @@ def test_nodes_meet_and_see_that_locks_hold_between_them(tmp_path: Path) -> None
     assert meet_all(private(tmp_path / "store"), 4) == [([], True)] * 4
 
 
+@pytest.mark.slow
+def test_two_launchers_number_their_ranks_in_a_shared_folder(tmp_path: Path) -> None:
+    """As two nodes of a job do."""
+    shared = tmp_path / "meeting"
+    words = [sys.executable, "-m", "galley.launch_ranks", "--nnodes", "2", "--nproc-per-node", "2", "--rdzv-id", "7.0"]
+    words += ["--rdzv-backend", "file", "--rdzv-endpoint", str(shared)]
+    script = ["--no-python", "sh", "-c", "echo $RANK $WORLD_SIZE $GROUP_RANK $GALLEY_STORE"]
+    env = os.environ | {"PYTHONPATH": PYTHONPATH}
+    nodes = [
+        subprocess.Popen([*words, "--rdzv-conf", f"rank={rank}", *script], stdout=subprocess.PIPE, text=True, env=env)
+        for rank in range(2)
+    ]
+    told = [line for node in nodes for line in node.communicate(timeout=90)[0].splitlines()]
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert sorted(told) == [f"{rank} 4 {rank // 2} {shared}/store" for rank in range(4)]
+    assert (shared.stat().st_mode & 0o777, (shared / "store").stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+@pytest.mark.slow
+def test_one_box_stays_on_its_loopback_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    from galley.world import stay_inside
+
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    stay_inside()
+    assert (os.environ["NCCL_SOCKET_IFNAME"], os.environ["GLOO_SOCKET_IFNAME"]) == ("ib0", "lo")
+
+
 def test_locks_that_hold_on_one_node_only_are_noticed_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As BeeGFS and Lustre's localflock have them: everybody gets the lock."""
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
