@@ -49,7 +49,7 @@ class Outcome:
 def check_installed() -> None:
     """Raise ``UserError`` where this environment cannot train."""
     if importlib.util.find_spec("torch") is None:
-        todo = "install the rest with: pip install 'galley-tune[train]'"
+        todo = "install the rest, in a checkout of Galley: pip install -c constraints.txt '.[train]'"
         raise UserError("environment", "torch is not installed here, so nothing can be trained", todo)
 
 

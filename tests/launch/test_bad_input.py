@@ -107,7 +107,7 @@ def test_torch_that_is_not_installed_is_one_line(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     line = nothing_happened(here, ["run", "my.yaml", *ON_CPU], capsys)
-    assert "install the rest with: pip install 'galley-tune[train]'" in line
+    assert "install the rest, in a checkout of Galley: pip install -c constraints.txt '.[train]'" in line
 
 
 def test_a_directory_that_cannot_be_written_to(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,10 @@
 """The wheel, built from the sdist, in an environment with nothing else: what a login node gets."""
 
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -71,5 +73,54 @@ def test_the_light_verbs_work_and_run_says_what_is_missing(galley: Path) -> None
     assert done.returncode == 2
     assert done.stderr == (
         "galley: environment: torch is not installed here, so nothing can be trained; "
-        "install the rest with: pip install 'galley-tune[train]'\n"
+        "install the rest, in a checkout of Galley: pip install -c constraints.txt '.[train]'\n"
     )
+
+
+# The README's own lines
+
+
+def install_lines() -> list[str]:
+    """The scripts under "Install", as they stand: of a login node, and of what trains."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Install\n")[2].partition("\n## ")[0]
+    return re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+
+
+def followed(script: str, wheel: Path, home: Path) -> "subprocess.CompletedProcess[str]":
+    """A stranger who follows ``script`` in the root of a checkout: what the sdist beside the wheel holds."""
+    (sdist,) = wheel.parent.glob("galley_tune-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(home, filter="data")
+    (root,) = home.glob("galley_tune-*")
+    environment = CLEAN | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1500, env=environment)
+
+
+def test_the_readme_installs_from_a_checkout_for_both() -> None:
+    login, trains = install_lines()
+    assert "constraints.txt .\n" in login
+    assert "'.[train]'" in trains
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "slurm.md"))
+    assert "pip install galley-tune" not in text  # Nothing of that name is on an index.
+    assert "pip install 'galley-tune" not in text
+
+
+@pytest.mark.slow
+def test_the_readmes_lines_for_a_login_node(wheel: Path, tmp_path: Path) -> None:
+    done = followed(install_lines()[0], wheel, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "run      smollm2-135m-lora in" in done.stderr
+    galley = tmp_path / "galley" / "bin" / "galley"
+    assert run(galley, "run", "smollm2-135m-lora", "device=cpu").returncode == 2  # there is no torch
+
+
+@pytest.mark.long
+def test_the_readmes_lines_for_what_trains(wheel: Path, tmp_path: Path) -> None:
+    done = followed(install_lines()[1], wheel, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "on       CPU, 2 ranks, ZeRO-2" in done.stderr
+    python = tmp_path / "galley" / "bin" / "python"
+    probe = "import galley.prepare, galley.train, galley.export, torch; print(torch.__version__)"
+    checked = subprocess.run([python, "-c", probe], cwd=tmp_path, capture_output=True, text=True, env=CLEAN)
+    assert checked.returncode == 0, checked.stderr
