@@ -41,8 +41,8 @@ ACCESS = "Check the name, ask for access on its page, and give a token: `hf auth
 OFFLINE = "Fetch it once where there is a network (galley run … on the login node prepares), or give a folder."
 LATER = "The hub or the way to it was down: try again later, or fetch it once and give a folder."
 INSTALL = (
-    "Install what is missing where the run trains: pip install '.[train]' in a checkout of Galley, into that environment, "
-    "which on a cluster every compute node must see."
+    "Install what is missing where the run trains: pip install '.[train]' in a checkout of Galley, into an environment "
+    "that on a cluster every compute node sees."
 )
 MODULES = (
     "Correct cluster.modules, cluster.setup or cluster.conda in the cluster's profile; try them on a compute node."
