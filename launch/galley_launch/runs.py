@@ -116,7 +116,13 @@ def _reason(word: str, end: dict[str, Any], jobs: queue.Queue | None, told: bool
 def _damage(run: RunDir, attempts: list[Attempt]) -> str:
     """Which record of ``run`` is there and cannot be read; empty where there is none such."""
     records = [run.spec, *([attempts[-1].exit] if attempts else [])]
-    return next((f"{path} cannot be read" for path in records if os.path.lexists(path) and read_json(path) is None), "")
+    there = [path for path in records if os.path.lexists(path) and (path == run.spec or not _is_empty(path))]
+    return next((f"{path} cannot be read" for path in there if read_json(path) is None), "")
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a killed process or a full disk left no byte in a file: that is no word either."""
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _word(end: dict[str, Any]) -> str:

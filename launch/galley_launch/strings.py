@@ -70,7 +70,7 @@ def read_source(path: Path) -> str:
     try:
         return read_text(path, _BYTES)
     except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot be read ({reason(error)})", "give a readable UTF-8 file") from None
+        raise UserError(str(path), f"cannot be read: {reason(error)}", "give a readable UTF-8 file") from None
 
 
 def read_yaml(text: str, where: str) -> Tree:
