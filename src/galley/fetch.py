@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from galley.configs import check_config
 from galley.errors import UserError
 from galley.rundir import read_json
 from galley.spec import RunSpec
@@ -63,6 +64,7 @@ def fetch_model(spec: RunSpec, cache: Path, commit: str | None = None) -> Fetche
         raise UserError("model.path", what, "give a model's folder, a .gguf file or a hub id")
     check_folder("model.path", folder)
     check_architecture(folder, spec.task.model.trust_remote_code)
+    check_config(folder, spec.task.model.trust_remote_code)
     return Fetched(folder, revision, fingerprint(folder), _check_weights(spec, folder))
 
 
@@ -155,7 +157,8 @@ def check_architecture(folder: Path, trust: bool) -> None:
 
     writers = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
     config = read_json(folder / "config.json") or {}
-    kind, ships_code = config.get("model_type"), bool(config.get("auto_map"))
+    named, ships_code = config.get("model_type"), bool(config.get("auto_map"))
+    kind = named if isinstance(named, str) else None
     if ships_code and (trust or kind in writers):
         return
     if ships_code:

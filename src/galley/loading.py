@@ -162,7 +162,8 @@ def _check_types(folder: Path, headers: dict[str, Header]) -> None:
 
 def _check_task(folder: Path, report: Report) -> None:
     """Refuse a model that was made for another task, and one that still has its adapter beside its weights."""
-    named = getattr(report.model.config, "architectures", None) or [""]
+    listed = getattr(report.model.config, "architectures", None)
+    named = listed if isinstance(listed, list) and listed else [""]
     head = next((name for name in report.unexpected if name.startswith(_OTHER_HEADS)), None)
     if head or _OTHER_TASK.search(str(named[0])):
         holds = f"its files hold {head}" if head else f"its config.json says {named[0]}"

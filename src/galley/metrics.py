@@ -12,10 +12,14 @@ from typing import Any
 import torch
 
 from galley import trackers
+from galley.errors import UserError
+from galley.files import read_bytes, reason
 from galley.rundir import Attempt, RunDir, write_atomic
 from galley.saving import Pending
 from galley.spec import RunSpec
 
+MOST = 1 << 30
+"""Bytes of metrics that are read: a million steps have a third."""
 PEAK_BF16_TFLOPS = {
     "H200": 989.0, "H100": 989.0, "H100 PCIe": 756.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0,
     "L4": 121.0, "A10G": 70.0, "A10": 125.0, "A6000": 155.0, "4090": 165.0, "3090": 71.0, "V100": 125.0, "T4": 65.0,
@@ -67,9 +71,12 @@ def peak_memory_gb(device: torch.device) -> float:
 
 def drop_after(path: Path, step: int) -> None:
     """Forget rows of steps after ``step``: they belong to work that was lost, and will be done again."""
-    if not path.is_file():
+    if not path.exists():
         return
-    rows = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        rows = read_bytes(path, MOST).decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {reason(error)}", "move it away") from None
     kept = [row for row in rows if (number := _step_of(row)) is not None and number <= step]
     write_atomic(path, "".join(row + "\n" for row in kept))
 

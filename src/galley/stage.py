@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -42,9 +43,8 @@ def current_attempt(run: RunDir) -> Attempt:
 
 
 def record_error(attempt: Attempt, who: str, status: int, message: str) -> None:
-    """Leave why ``who`` (a stage, or ``rank-N``) failed where the launcher looks for it."""
+    """Leave why ``who`` (a stage, or ``rank-N``) failed where the launcher looks for it, if it can be written there."""
     path = attempt.error(who)
-    path.parent.mkdir(parents=True, exist_ok=True)
     body = {
         "who": who,
         "status": status,
@@ -52,7 +52,9 @@ def record_error(attempt: Attempt, who: str, status: int, message: str) -> None:
         "time": time.time(),
         "host": platform.node(),
     }
-    write_atomic(path, json.dumps(body))
+    with contextlib.suppress(OSError):  # a full disk, or a file in the folder's place: the log has it too
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(body))
 
 
 def run_stage(who: str, work: Work, argv: list[str]) -> int:
@@ -67,10 +69,11 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
     path = Path(argv[0]).absolute()
     try:
         spec, run = RunSpec.read(path), RunDir(path.parent)
+        attempt = current_attempt(run)
     except (OSError, ValueError) as error:
-        print(f"galley: {one_line(f'{path}: cannot be read ({reason(error)}); start a new run')}", file=sys.stderr)
+        at = getattr(error, "filename", None) or path
+        print(f"galley: {one_line(f'{at}: cannot be used ({reason(error)}); start a new run')}", file=sys.stderr)
         return 2
-    attempt = current_attempt(run)
     try:
         work(spec, run, attempt)
     except Superseded as notice:

@@ -81,9 +81,9 @@ def _load(folder: Path, trust: bool) -> Any:
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # of damaged files, anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        what = f"'{folder}' has no tokenizer that loads ({reason[0]})"
+        what = f"'{folder}' has no tokenizer that loads ({reason[0][:200]})"
         raise UserError("model.path", what, "put the tokenizer's files beside the weights") from error
     if not getattr(tokenizer, "is_fast", False):
         what = f"{type(tokenizer).__name__} is no fast tokenizer, which tells where in the text a token stands"

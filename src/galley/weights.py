@@ -14,7 +14,11 @@ from galley.headers import read_safetensors
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WHOLE = 1 << 26
 POINTER_SIZE = 1024
+TEXTS = {".json": 1 << 29, ".txt": 1 << 29, ".model": 1 << 29, ".tiktoken": 1 << 29, ".jinja": 1 << 22}
+"""Bytes of the largest file of each suffix that transformers is let to read whole."""
 BLOCKS, BLOCK = 256, 1 << 16
+NAME = 255
+"""Bytes of a file's name (NAME_MAX of every Linux file system)."""
 POINTER = b"version https://git-lfs.github.com/spec/"
 QUANTISED = ("quantization_config", "compression_config")  # as transformers writes it, and compressed-tensors once did
 
@@ -29,6 +33,7 @@ class Header(TypedDict):
 
 def check_folder(where: str, folder: Path) -> None:
     """Raise :class:`UserError` unless ``folder`` holds a configuration and every byte of unquantised safetensors."""
+    _check_files(where, folder)
     _check_pointers(where, folder)
     _check_config(where, folder)
     _check_index(where, folder)
@@ -68,6 +73,20 @@ def _check_config(where: str, folder: Path) -> None:
         )
 
 
+def _check_files(where: str, folder: Path) -> None:
+    """Refuse what transformers would wait for or read for ever: pipes, devices, texts without end."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            continue
+        if not path.exists():
+            raise UserError(where, f"'{path}' is a link to a file that is not there", "download the model again")
+        if not path.is_file():
+            raise UserError(where, f"'{path}' is neither a file nor a folder", "download the model again")
+        most = TEXTS.get(path.suffix)
+        if most and path.stat().st_size > most:
+            raise UserError(where, f"'{path}' has more than {most >> 20} MB", "download the model again")
+
+
 def _check_pointers(where: str, folder: Path) -> None:
     """Refuse the small files that git leaves in the place of large ones."""
     found = [path.name for path in sorted(folder.iterdir()) if path.is_file() and _is_pointer(path)]
@@ -91,10 +110,17 @@ def _check_index(where: str, folder: Path) -> None:
         return
     shards = (read_json(folder / INDEX) or {}).get("weight_map")
     named = list(shards.values()) if isinstance(shards, dict) else [shards]
-    wrong = [each for each in named if not isinstance(each, str) or Path(each).name != each or each in ("", "..")]
+    wrong = [each for each in named if not _is_name(each)]
     if wrong:
         what = f"'{folder / INDEX}' gives {str(wrong[0])[:80]!r} as the file of a tensor, no file name of that folder"
         raise UserError(where, what, "download the model again")
+
+
+def _is_name(value: object) -> bool:
+    """Whether ``value`` can be the name of a file in a folder."""
+    if not isinstance(value, str) or Path(value).name != value or value == "..":
+        return False
+    return "\0" not in value and len(value.encode("utf-8", "surrogatepass")) <= NAME
 
 
 def is_whole(folder: Path) -> bool:

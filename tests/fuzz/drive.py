@@ -13,15 +13,17 @@ from collections import Counter
 from pathlib import Path
 
 from fuzz import world
-from fuzz.kinds import CONTROL, DATA, Kind
+from fuzz.kinds import CONTROL, DATA, Kind, load
 
 SHARES = {"recipe": 4, "words": 6, "profile": 3, "deepspeed": 3, "model": 2, "rundir": 4, "prepared_model": 2,
 "gguf": 1,
           "rows": 2, "template": 1, "resumed": 2}  # fmt: skip
 
 
-def base(root: Path) -> Path:
-    """The valid folder, with runs whose spec this Galley itself composed."""
+def base(root: Path, kinds: list[str]) -> Path:
+    """The valid folder, with runs whose spec this Galley itself composed, for cases of ``kinds``."""
+    if set(kinds) & set(DATA):
+        load()
     before = Path.cwd()
     made = world.make(root / "first", "")
     os.chdir(made)
@@ -66,7 +68,7 @@ def schedule(count: int, kinds: list[str]) -> list[tuple[str, int]]:
 
 def failures(count: int, seed: int, kinds: list[str], root: Path, enough: int = 20) -> list[str]:
     """What fails of ``count`` cases; ends early after ``enough``."""
-    valid = base(root)
+    valid = base(root, kinds)
     found: list[str] = []
     for kind, number in schedule(count, kinds):
         found += one(kind, seed, number, valid, root)
@@ -87,7 +89,7 @@ def main(count: int, seed: int, kinds: list[str], seconds: float) -> int:
     groups: dict[str, list[str]] = {}
     began, drawn = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
-        valid = base(Path(folder))
+        valid = base(Path(folder), kinds)
         for kind, number in schedule(count, kinds):
             if time.monotonic() - began > seconds:
                 break
