@@ -118,7 +118,7 @@ def _check_index(where: str, folder: Path) -> None:
 
 def _is_name(value: object) -> bool:
     """Whether ``value`` can be the name of a file in a folder."""
-    if not isinstance(value, str) or Path(value).name != value or value == "..":
+    if not isinstance(value, str) or Path(value).name != value or value in ("", ".."):
         return False
     return "\0" not in value and len(value.encode("utf-8", "surrogatepass")) <= NAME
 
