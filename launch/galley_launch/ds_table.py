@@ -24,6 +24,8 @@ class Fate:
     todo: str = "take it out"
     on: Callable[[Any], bool] = is_on
     """Whether a value switches the key on."""
+    quiet: bool = True
+    """Whether nothing is said of a block that is not on."""
 
 
 def _never(_: Any) -> bool:
@@ -92,7 +94,12 @@ FATES: dict[str, Fate] = {
         "refused",
         "DeepCompile is not driven by this loop",
         "take it out; compile=true compiles each layer",
-        on=_inside("deepcompile", is_on),
+        on=_unlike(
+            double_buffer=True,
+            keep_int_input_tensors=True,
+            offload_activation_pin_memory=True,
+            free_activation_threshold=10 << 20,
+        ),
     ),
     "csv_monitor": Fate("left out", "metrics.jsonl has every step"),
     "data_efficiency": Fate(
@@ -120,11 +127,16 @@ FATES: dict[str, Fate] = {
         "refused",
         "pipeline parallelism is not supported",
         on=_inside("stages", lambda value: isinstance(value, int) and value > 1),
+        quiet=False,
     ),
     "seq_parallel_communication_data_type": Fate("left out", on=_never),
     "sequence_parallel_size": Fate("refused", "sequence parallelism is not supported yet", on=_above_one),
     "tensor_parallel": Fate(
-        "refused", "tensor parallelism is not supported yet", on=_inside("autotp_size", _above_one)
+        "refused",
+        "tensor parallelism is not supported yet",
+        on=lambda block: (
+            _inside("autotp_size", _above_one)(block) or _inside("tp", _inside("tp_size", _above_one))(block)
+        ),
     ),
     "tensorboard": Fate("left out", _TRACKERS),
     "use_data_before_expert_parallelism": Fate("left out", "there is no expert parallelism"),
@@ -150,4 +162,6 @@ def sort_out(config: dict[str, Any], found: Findings) -> dict[str, Any]:
         elif fate.on(value):
             brief = f"{key} {shown(value)}" if not isinstance(value, dict) else key
             found.problems.append(Problem(f"{brief}: {fate.reason}", fate.todo))
+        elif not fate.quiet and is_on(value):
+            found.notes.append(f"{key} is left out: {fate.reason}")
     return kept

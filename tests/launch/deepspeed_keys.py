@@ -125,11 +125,16 @@ def _names(dtype: type[enum.Enum]) -> list[str]:
     return sorted({name for member in dtype for name in member._all_values[1:]})  # type: ignore[attr-defined]
 
 
+def parts(annotation: Any) -> list[Any]:
+    """The members of a union; the annotation itself where it is none."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return list(typing.get_args(annotation)) if is_union else [annotation]
+
+
 def _field(annotation: Any, metadata: list[Any]) -> Any:
     """``[type, limits]`` of a field, or the keys of the model that it is."""
-    parts = set(typing.get_args(annotation)) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else {}
-    null = type(None) in parts
-    rest = [part for part in parts or [annotation] if part is not type(None)]
+    null = type(None) in parts(annotation)
+    rest = [part for part in parts(annotation) if part is not type(None)]
     limits: dict[str, Any] = {"null": True} if null else {}
     for each in metadata:
         limits |= {name: getattr(each, name) for name in ("gt", "ge", "lt", "le") if hasattr(each, name)}
