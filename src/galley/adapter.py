@@ -73,9 +73,12 @@ def _ends(base: Any) -> tuple[list[str], bool]:
 
 def fused_experts(base: Any) -> list[str]:
     """Names of parameters that hold one matrix for each expert of a mixture: no linear layer, so easily left out."""
-    found = []
+    found: list[str] = []
+    towers = tuple(f"{name}." for name in unused_by_text(base))
     for path, module in base.named_modules():
-        if not isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d):
+        if not f"{path}.".startswith(towers) and not isinstance(
+            module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d
+        ):
             named = module.named_parameters(prefix=path, recurse=False)
             found += [name for name, each in named if len(getattr(each, "ds_shape", each.shape)) == 3]
     return found
@@ -108,17 +111,31 @@ def left_out(base: Any, method: Method) -> list[str]:
     """What ``all-linear`` leaves out, a line for each reason; asked before the adapter is there."""
     if isinstance(method.targets, list):
         return []
-    kinds: dict[tuple[str, str], int] = {}
-    for name, reason in all_linear(base)[1].items():
-        kinds[reason, _ending(name)] = kinds.get((reason, _ending(name)), 0) + 1
-    reasons = list(dict.fromkeys(reason for reason, _ in kinds))
-    lines = []
-    for reason in reasons:
-        found = {ending: count for (why, ending), count in kinds.items() if why == reason}
-        shown = ", ".join(f"{count} x {ending}" for ending, count in list(found.items())[:4])
-        more = f", … ({sum(found.values())} in all)" if len(found) > 4 else ""
-        lines.append(f"no adapter on {shown}{more}: {reason}")
-    return lines
+    without = all_linear(base)[1]
+    reasons = dict.fromkeys(without.values())
+    return [_without([name for name, why in without.items() if why == reason], reason) for reason in reasons]
+
+
+def missed(base: Any, method: Method) -> list[str]:
+    """What ``all-linear`` means and peft has not adapted, a line; ``base`` has its adapter by now.
+
+    peft knows some families' older names, in which a shared expert's layers are called as the experts'.
+    """
+    if isinstance(method.targets, list):
+        return []
+    adapted = {name.removesuffix(".base_layer") for name, module in base.named_modules() if hasattr(module, "lora_A")}
+    inside = tuple(f"{name}." for name in adapted)
+    names = [name for name in all_linear(base)[0] if name not in adapted and not name.startswith(inside)]
+    return [_without(names, "peft takes their names for those of the experts")] if names else []
+
+
+def _without(names: list[str], reason: str) -> str:
+    kinds: dict[str, int] = {}
+    for name in names:
+        kinds[_ending(name)] = kinds.get(_ending(name), 0) + 1
+    shown = ", ".join(f"{count} x {ending}" for ending, count in list(kinds.items())[:4])
+    more = f", … ({len(names)} in all)" if len(kinds) > 4 else ""
+    return f"no adapter on {shown}{more}: {reason}"
 
 
 def experts_without(wrapped: Any) -> list[str]:

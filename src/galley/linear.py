@@ -12,6 +12,8 @@ from galley.towers import unused_by_text
 
 _MAMBA = "Mamba's kernels use these matrices without calling the layers"
 _KERNELS = ("x_proj", "dt_proj", "out_proj")
+_STATE = ("A_log", "D")
+"""What a Mamba layer has; gated delta nets (Qwen3-Next) have no ``D``, and call their layers."""
 _OTHER = "they compute something else than a linear layer, which peft cannot wrap"
 _TOWER = "text does not pass through them"
 
@@ -38,7 +40,7 @@ def _why_not(model: Any, name: str, module: Any, towers: list[str]) -> str | Non
     if any(name == tower or name.startswith(f"{tower}.") for tower in towers):
         return _TOWER
     parent = model.get_submodule(name.rpartition(".")[0])
-    if name.rpartition(".")[2] in _KERNELS and hasattr(parent, "A_log"):
+    if name.rpartition(".")[2] in _KERNELS and all(hasattr(parent, each) for each in _STATE):
         return _MAMBA
     own = type(module).forward not in (torch.nn.Linear.forward, Conv1D.forward)
     quantised = type(module).__module__.startswith("bitsandbytes")

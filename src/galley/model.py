@@ -11,7 +11,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from galley import kernels, neftune, pissa, sharded
-from galley.adapter import attach_adapter, experts_without, freeze, left_out
+from galley.adapter import attach_adapter, experts_without, freeze, left_out, missed
 from galley.attention import BY_DOCUMENT
 from galley.data import Manifest
 from galley.errors import UserError
@@ -129,8 +129,9 @@ def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
         what = f"peft cannot train added tokens {manifest.model.added_tokens} beside an adapter under ZeRO-3"
         raise UserError("deepspeed", what, "use deepspeed=zero2, or method.kind=full")
     torch.manual_seed(spec.task.seed)
+    lines = left_out(model, spec.task.method)
     wrapped = begun_adapter(model, spec, manifest, RunDir(Path(spec.placement.paths.run)))
-    for line in left_out(model, spec.task.method):
+    for line in lines + missed(model, spec.task.method):
         print(line)
     if left := experts_without(wrapped):
         print(f"no adapter on the experts' {', '.join(left)}: method.targets=all-linear+experts gives them one")
