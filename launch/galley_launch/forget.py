@@ -47,7 +47,8 @@ def _sentence(run: RunDir, jobs: queue.Queue | None) -> str:
     files = [Path(folder) / name for folder, _, names in os.walk(run.root) for name in names]
     size = sum(file.lstat().st_size for file in files if not file.is_symlink())
     parts = [state.state, _count(len(run.checkpoints()), "checkpoint")]
-    parts += ["an exported model"] if (run.export / "model").is_dir() or (run.export / "adapter").is_dir() else []
+    exported = [place / part for place in (run.export, run.unverified) for part in ("model", "adapter")]
+    parts += ["an exported model"] if any(path.is_dir() for path in exported) else []
     return f"{run.root}: {', '.join(parts)}, {size / 1e9:.2f} GB"
 
 

@@ -131,6 +131,11 @@ def exported_model(name: str, runs: Path) -> str:
     model = RunDir(root).export / "model"
     if not (root / "run.json").is_file():
         raise UserError("init_from", f"no run at {root}", "give a run's name or directory (see galley status)")
+    unverified = RunDir(root).unverified / "model"
+    if (unverified / "config.json").is_file():
+        there = [unverified, *([model] if (model / "config.json").is_file() else [])]
+        todo = f"use {' or '.join(f'model.path={path.absolute()}' for path in there)}"
+        raise UserError("init_from", f"the newest model of {root} is not verified (its README says why)", todo)
     if not (model / "config.json").is_file():
         raise UserError("init_from", f"{root} has no exported model", f"write it first: galley export {name}")
     return str(model.absolute())

@@ -218,7 +218,8 @@ def export(run: RunDir, found: Sequence[Try]) -> tuple[str, Table | None]:
     rows = [row for each in objects(facts, "checks") for row in [_check(each)]]
     columns = ("what", "", "#logits differ by", "#at most", "#same likeliest token", "compared with")
     step = f"Step {facts['step']}" if "step" in facts else "A model"
-    return f"{step} was exported: {', '.join(parts) or run.export}", Table(columns, tuple(rows)) if rows else None
+    but = ", but is not verified" if unverified else ""
+    return f"{step} was exported{but}: {', '.join(parts) or run.export}", Table(columns, tuple(rows)) if rows else None
 
 
 def _check(each: dict[str, Any]) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ import pytest
 from launch.attempts import attempted
 from slurm.conftest import fakes as slurm_fakes
 
+from galley.errors import UserError
 from galley.rundir import UNVERIFIED, RunDir, write_atomic
-from galley_launch import report_history, report_page, resume, runner, runs, view, why
+from galley_launch import places, report_history, report_page, resume, runner, runs, view, why
 from galley_launch.job import finish
 from galley_launch.report_rows import read_curves
 from launch import fakes
@@ -50,7 +51,7 @@ def test_all_say_that_the_export_is_not_verified(run: RunDir, capfd: pytest.Capt
     assert any("export.unverified" in line and "README" in line for line in lines)
     assert not any("a setting" in line for line in lines)
     text, _ = report_page.export(run, report_history.tries(run, read_curves(run.metrics), False, True, 0.0))
-    assert str(run.unverified / "model") in text
+    assert text == f"Step 9 was exported, but is not verified: model in {run.unverified / 'model'}"
 
 
 def test_an_export_that_succeeds_later_ends_that(run: RunDir) -> None:
@@ -70,6 +71,18 @@ def test_an_export_that_raised_is_no_done_run_either(run: RunDir) -> None:
     assert state.state == "unexported"
     assert "ValueError: no" in state.message
     assert why.lines(run)[0].startswith("run x failed in export")
+
+
+def test_another_run_does_not_start_from_it_unasked(run: RunDir) -> None:
+    run.root.mkdir()
+    run.spec.write_text("{}")
+    for place in (run.export, run.unverified):
+        (place / "model").mkdir(parents=True)
+        (place / "model" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is not verified .*use model.path=\S+/export.unverified/model or model.path="):
+        places.exported_model("x", run.root.parent)
+    (run.unverified / "model" / "config.json").unlink()
+    assert places.exported_model("x", run.root.parent) == str(run.export / "model")
 
 
 def test_a_cluster_says_the_same(run: RunDir) -> None:

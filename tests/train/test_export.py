@@ -57,7 +57,7 @@ def test_an_export_computes_what_was_trained(
         ["model"] if method == "full" else ["adapter", "model (merged)"]
     )
     assert all(check["verified"] and check["difference"] <= check["tolerance"] for check in facts["checks"])
-    assert all(check["largest"] == 0 and check["tensors"] > 20 for check in facts["checks"])
+    assert all(check["largest"] == 0 and check["tensors"] >= 20 for check in facts["checks"])
     assert not run.unverified.exists()
     model = AutoModelForCausalLM.from_pretrained(run.export / "model")
     base = AutoModelForCausalLM.from_pretrained(llama, dtype=model.dtype)
