@@ -182,18 +182,41 @@ def pin_data(name: str, revision: str | None) -> str | None:
 
 
 def load_data(name: str, revision: str | None, split: str) -> Iterator[Mapping[str, Any]]:
-    """Records of a hub data set at a commit. Raises :class:`UserError` for a missing set or split."""
+    """Records of a hub data set at a commit. Raises :class:`UserError` for one that is missing, empty or broken."""
     import datasets
-    from datasets.exceptions import DatasetNotFoundError
 
     try:
         with telling(f"data: fetching {name}{f' at {revision}' if revision else ''}"):
             records = ask_hub(
                 "data.path", name, revision, lambda: datasets.load_dataset(name, revision=revision, split=split)
             )
-    except DatasetNotFoundError as error:
-        raise _gated("data.path", name) if "gated" in str(error) else _missing("data.path", name) from None
-    except ValueError as error:
-        raise UserError("data.split", str(error).splitlines()[0], "say another data.split") from None
+    except UserError:
+        raise
+    except Exception as error:  # datasets passes on whatever its readers raise
+        raise _unloadable(name, split, error) from error
     columns = [column for column in ("messages", "tools") if column in records.column_names]
     return iter(records.select_columns(columns) if "messages" in columns else records)
+
+
+def _unloadable(name: str, split: str, error: Exception) -> UserError:
+    """Why a data set cannot be loaded, in one line."""
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+
+    if isinstance(error, DatasetNotFoundError):
+        return _gated("data.path", name) if "gated" in str(error) else _missing("data.path", name)
+    if isinstance(error, ConnectionError):
+        what = f"the hub cannot be reached and '{name}' is not whole in its cache here"
+        return UserError("data.path", what, "fetch it once where there is a network, or give a file")
+    if isinstance(error, EmptyDatasetError | DataFilesNotFoundError):
+        what = f"'{name}' on the hub has no data files that can be read"
+        return UserError("data.path", what, "give another data set, or a .jsonl file")
+    cause = error.__cause__ or error
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    if isinstance(error, StopIteration) or "corresponds to no data" in lines[0]:
+        what = f"'{name}' on the hub holds no rows in its split '{split}'"
+        return UserError("data.path", what, "give another data set, or another data.split")
+    if type(error) is ValueError and "split" in lines[0]:
+        return UserError("data.split", lines[0][:300], "use another data.split")
+    what = f"'{name}' on the hub cannot be read: {lines[0][:200]}"
+    return UserError("data.path", what, "load it with the datasets library to see more, or give a .jsonl file")

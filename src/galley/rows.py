@@ -127,12 +127,24 @@ def _message(where: str, number: int, value: object) -> tuple[Message, int | Non
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise _not_a_conversation(where, f"{name} has role {repr(role)[:60]}, not one of {', '.join(ROLES)}")
+    if isinstance(content, list) and content:
+        content = message["content"] = _joined(where, name, content)
     if not isinstance(content, str | None):
         raise _not_a_conversation(where, f"{name} has content that is {kind(content)}, not a string")
     nulls = _clean(where, name, message)
     if content is None and not message.get("tool_calls"):
         raise _not_a_conversation(where, f"{name} has no content")
     return {**message, "content": content or ""}, _weight(where, name, value), nulls
+
+
+def _joined(where: str, name: str, parts: list[Any]) -> str:
+    """Content in parts, as OpenAI's API has it, as one string."""
+    for part in parts:
+        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            shown = part.get("type") if isinstance(part, Mapping) else kind(part)
+            what = f"{name} has content with a part that is no text: {repr(shown)[:60]}"
+            raise _not_a_conversation(where, what, "give text only, such as " + EXAMPLE)
+    return "".join(part["text"] for part in parts)
 
 
 def _clean(where: str, name: str, message: Message) -> int:

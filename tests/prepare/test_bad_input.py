@@ -36,8 +36,8 @@ BAD_ROWS = [
     (json.dumps({"messages": [{"role": "user"}, ANSWER]}), "messages[0] has no content"),
     (json.dumps({"messages": [{"role": "user", "content": 3}, ANSWER]}), "messages[0] has content that is a number"),
     (
-        json.dumps({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER]}),
-        "messages[0] has content that is a list, not a string",
+        json.dumps({"messages": [{"role": "user", "content": [{"type": "image", "url": "a"}]}, ANSWER]}),
+        "messages[0] has content with a part that is no text: 'image'",
     ),
     (json.dumps({"messages": [ANSWER], "tools": {"a": 1}}), "`tools` is an object, not a list of objects"),
 ]

@@ -136,3 +136,40 @@ def test_a_data_set_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, error
     with pytest.raises(UserError) as caught:
         load_data("org/name", COMMIT, "tain")
     assert str(caught.value).startswith(line)
+
+
+BROKEN: list[tuple[dict[str, bytes], str]] = [
+    ({}, "'org/name' on the hub has no data files that can be read; give another data set"),
+    ({"README.md": b"hello"}, "'org/name' on the hub has no data files that can be read; give another data set"),
+    ({"train.jsonl": b""}, "'org/name' on the hub holds no rows in its split 'train'"),
+    ({"train.jsonl": b"\n"}, "'org/name' on the hub holds no rows in its split 'train'"),
+    ({"train.json": b"[]"}, "'org/name' on the hub holds no rows in its split 'train'"),
+    ({"train.jsonl": b'{"messages": [\n'}, "'org/name' on the hub cannot be read: JSON parse error"),
+    ({"train.parquet": b"PAR1xxxxPAR1"}, "'org/name' on the hub cannot be read: Parquet file size is 12 bytes"),
+    ({"name.py": b"x = 1"}, "'org/name' on the hub cannot be read: Dataset scripts are no longer supported"),
+    ({"README.md": b"---\nconfigs: [\n---\n", "train.jsonl": b"{}\n"}, "'org/name' on the hub cannot be read: while"),
+]
+
+
+@pytest.mark.slow
+def test_hub_data_sets_that_are_empty_or_broken_are_one_line(tmp_path: Path) -> None:
+    code = (
+        "import sys; from galley.errors import UserError; from galley.fetch import load_data\n"
+        "try: list(load_data('org/name', None, 'train'))\n"
+        "except UserError as error: print('said', error)"
+    )
+
+    def ask(endpoint: str, home: str) -> str:
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / home), "HF_HUB_OFFLINE": "0"}
+        environment |= {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        return done.stdout.splitlines()[-1].removeprefix("said data.path: ") if done.stdout else done.stderr
+
+    for number, (files, expected) in enumerate(BROKEN):
+        folder = tmp_path / f"set{number}"
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        with serve(Hub(folder, kind="datasets")) as hub:
+            assert ask(hub.url, f"hf{number}").startswith(expected)
+    assert ask("http://127.0.0.1:9", "none").startswith("the hub cannot be reached and 'org/name' is not whole")

@@ -215,6 +215,11 @@ def test_no_tool_calls_are_none_and_tools_may_be_a_string() -> None:
         read({"messages": [assistant(None, tool_calls=[])]})  # type: ignore[arg-type]
 
 
+def test_content_in_parts_of_text_is_one_text() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    assert read({"messages": [user(parts), assistant("c")]}) == read({"messages": [user("a b"), assistant("c")]})  # type: ignore[arg-type]
+
+
 def test_keys_that_the_template_leaves_out_are_counted_by_name(tokenizer: Any) -> None:
     reach = Reach(study(tokenizer, CHATML))
     for record in (
