@@ -28,6 +28,7 @@ _ANOTHER = {
     "maximize": (False, "ascent"),
 }
 _CURVES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
+_SCHEDULED = ("warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "warmup_type", "total_num_steps", "cos_min_ratio")
 _MINOR = 0.1  # A warm-up that begins below this share of the rate differs little from one that begins at 0.
 
 
@@ -68,7 +69,8 @@ def _known_optimizer(kind: Any, same: str | None, found: Findings) -> bool:
 def _params(block: Config, name: str, found: Findings) -> Config:
     params = at(block, "params")
     if isinstance(params, dict) or params is None:
-        return {key: value for key, value in (params or {}).items() if not is_comment(key)}
+        known = (*_NUMBERS, "betas", *_MANNER, *_ANOTHER) if name == "optimizer" else _SCHEDULED
+        return {key: value for key, value in (params or {}).items() if not is_comment(key, known)}
     keys = "lr, betas, eps, weight_decay" if name == "optimizer" else "warmup_max_lr, warmup_num_steps, total_num_steps"
     found.problems.append(Problem(f"{name}: params {shown(params)} is not an object", f"its keys: {keys}"))
     return {}

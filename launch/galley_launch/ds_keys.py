@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ _ZERO = "zero_optimization"
 # Not in DeepSpeed's own table: names of its first releases that are still copied from file to file.
 _OLD_NAMES = {f"{_ZERO}.cpu_offload_params": "offload_param"}
 _OFFLOADS = ("offload_optimizer", "offload_param")
+_SENTENCE = 200  # Characters of what DeepSpeed says of a removed key: its first sentences.
 _MANY = 4  # More unknown keys than these are told together.
 _WHOLE = ("bf16", "fp16", "data_types", "torch_autocast", "optimizer", "scheduler")
 
@@ -33,6 +34,8 @@ class Read:
     config: Config
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    comments: list[str] = field(default_factory=list)
+    """Keys that hold comments."""
     off: dict[str, Problem] = field(default_factory=dict)
     """Removed features that the file switches off, by key; DeepSpeed refuses the mere key."""
 
@@ -49,6 +52,8 @@ def read_keys(config: Config) -> Read:
     read = Read(copy.deepcopy(config))
     _take_out_removed(read)
     _take_out_comments(read.config, table()["keys"], read)
+    if read.comments:
+        read.notes.append(f"passed over as comments: {', '.join(read.comments[:_MANY])}")
     _rename(read)
     for name in [name for name, value in read.config.items() if value is None or (name in _WHOLE and value == "auto")]:
         del read.config[name]
@@ -70,6 +75,8 @@ def _take_out_removed(read: Read) -> None:
         if not isinstance(inside, dict) or leaf not in inside:
             continue
         value = inside.pop(leaf)
+        while len(sentence) > _SENTENCE and ". " in sentence:
+            sentence = sentence.rpartition(". ")[0]
         what = f"{path}: {sentence} (refused since DeepSpeed {since})"
         if is_on(value):
             read.problems.append(Problem(what, "take it out", brief=f"{path} was removed from DeepSpeed: take it out"))
@@ -79,16 +86,18 @@ def _take_out_removed(read: Read) -> None:
             read.off[path] = Problem(what, todo, brief=brief)
 
 
-def is_comment(key: str) -> bool:
-    """Whether a key is one of the names by which people put comments into JSON."""
-    return key.startswith(("_", "//", "#")) or "comment" in key.lower()
+def is_comment(key: str, known: Iterable[str]) -> bool:
+    """Whether a key is one of the names by which people put comments into JSON, and no misspelt one of ``known``."""
+    if "comment" in key.lower():
+        return True
+    return key.startswith(("_", "//", "#")) and closest(key.strip("_/# "), known) is None
 
 
 def _take_out_comments(block: Config, allowed: dict[str, Any], read: Read) -> None:
     for key in list(block):
-        bare = key.strip("_/# ").lower()
-        if key not in allowed and is_comment(key) and bare not in allowed:
+        if key not in allowed and is_comment(key, allowed):
             del block[key]
+            read.comments.append(clip(key))
         elif isinstance(block[key], dict) and isinstance(allowed.get(key), dict):
             _take_out_comments(block[key], allowed[key], read)
 

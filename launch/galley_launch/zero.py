@@ -30,7 +30,7 @@ _NEVER = 10**9  # steps_per_print: DeepSpeed's own lines would only repeat the l
 def find(name: str, beside: Path | None) -> tuple[Config, str]:
     """The configuration ``name`` and where it is: a path, else a name in ``./ds_configs``, else a shipped one."""
     paths = [Path(name)] if beside is None else [Path(name), beside / name]
-    looks_like_path = name.endswith(".json") or "/" in name
+    looks_like_path = "/" in name or bool(Path(name).suffix)
     if not looks_like_path:
         paths = [Path("ds_configs", f"{name}.json"), assets.folder("ds_configs") / f"{name}.json"]
     for path in paths:

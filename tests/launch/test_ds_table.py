@@ -167,6 +167,16 @@ def test_the_command_line_wins_over_take() -> None:
     )
 
 
+def test_comments_are_passed_over_and_misspelt_keys_are_not() -> None:
+    comments = {"_comment": "a", "//": "b", "#note": "c", "__why__": "d"}
+    done = settled(comments | {"bf16": {"enabled": True, "_see": "wiki"}})
+    assert done.notes == ("deepspeed x.json: passed over as comments: _comment, //, #note, __why__",)
+    for key in table()["keys"]:
+        for typo in (f"_{key[1:]}", f"_{key}", f"#{key[1:]}"):
+            assert f"DeepSpeed has no key {typo!r}" in refused({typo: {}})
+    assert "no parameter '_r'" in refused({"optimizer": {"params": {"_r": 1e-3}}})
+
+
 def test_take_is_one_of_two() -> None:
     with pytest.raises(UserError, match="'both' is neither deepspeed nor recipe; write take=deepspeed or take=recipe"):
         settled({}, take="both")
