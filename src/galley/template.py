@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jinja2
 
 from galley.errors import UserError
+from galley.limits import ends
 from galley.rows import Message
 
 Tools = list[dict[str, Any]] | None
@@ -30,6 +31,8 @@ QUESTION = "Galley's probe asks."
 ANSWER = "\ue000Galley's probe answers."  # begins with a character that no template writes by itself
 KEY, VALUE = "galleykey", "galleyvalue"
 # What a template may raise on messages that it was not written for: its own refusals, and Python's on its expressions.
+PATIENCE = 5
+"""Seconds that a template may take for a question and an answer: they take thousandths."""
 REFUSALS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
     MemoryError,
@@ -99,6 +102,9 @@ def study(tokenizer: Any, text: str) -> Template:
     template = Template(text, dict(tokenizer.special_tokens_map), bool(GENERATION.search(text)))
     question: Message = {"role": "user", "content": QUESTION}
     answer: Message = {"role": "assistant", "content": ANSWER}
+    if not ends(lambda: _tried(template, [question, answer]), PATIENCE):
+        what = f"takes more than {PATIENCE} s, or all memory, for a question and an answer"
+        raise UserError("model.chat_template", what, "use one that ends")
     try:
         asked = render(template, [question], prompt=True)
         one, spans = render_marked(template, [question, answer])
@@ -178,8 +184,30 @@ def wanted_arguments(template: Template) -> Arguments | None:
     return None
 
 
+def _tried(template: Template, messages: list[Message]) -> None:
+    """Render what :func:`study` will, in a process that may be ended."""
+    for conversation, tools in ((messages, None), *_conversations({}), *_conversations("{}")):
+        for prompt in (False, True):
+            try:
+                render(template, conversation, tools, prompt)
+            except MemoryError:
+                raise
+            except REFUSALS:
+                continue
+
+
 def _called(template: Template, arguments: Any) -> str:
     """A conversation with a tool call, in the first shape that the template takes; empty where it takes none."""
+    for messages, tools in _conversations(arguments):
+        try:
+            return render(template, messages, tools)
+        except REFUSALS:
+            continue
+    return ""
+
+
+def _conversations(arguments: Any) -> list[tuple[list[Message], Tools]]:
+    """Conversations with a tool call, and the tools beside them, in the shapes that templates take."""
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe", "arguments": arguments}}
     schema = {"type": "object", "properties": {"city": {"type": "string", "description": "d"}}}
     tool = {"type": "function", "function": {"name": "probe", "description": "d", "parameters": schema}}
@@ -187,9 +215,4 @@ def _called(template: Template, arguments: Any) -> str:
     calls: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
     result: Message = {"role": "tool", "name": "probe", "tool_call_id": "abcdefghi", "content": "12"}
     whole = [asked, calls, result, {"role": "assistant", "content": ANSWER}]
-    for messages, tools in itertools.product((whole, whole[:2]), ([tool], None)):
-        try:
-            return render(template, messages, tools)
-        except REFUSALS:
-            continue
-    return ""
+    return list(itertools.product((whole, whole[:2]), ([tool], None)))

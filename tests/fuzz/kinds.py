@@ -174,9 +174,10 @@ def gguf(rng: random.Random, here: Path) -> tuple[str, Calls]:
 
 def rows(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Rows, rendered and tokenised."""
-    from galley.chat import mark, study, tokenize
+    from galley.chat import mark, tokenize
     from galley.rows import read_jsonl
     from galley.sources import _file
+    from galley.template import study
     from galley.tokens import _load
 
     path = here / "rows.jsonl"
@@ -196,8 +197,9 @@ def rows(rng: random.Random, here: Path) -> tuple[str, Calls]:
 
 def template(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Chat templates."""
-    from galley.chat import mark, study
+    from galley.chat import mark
     from galley.rows import read_jsonl
+    from galley.template import study
     from galley.tokens import _load
 
     path = here / "template.jinja"
