@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 from slurm.runs import Kitchen
 
 LISTENERS = Path(__file__).parents[1] / "listeners.py"
@@ -26,6 +27,7 @@ def listening(kitchen: Kitchen, node: str) -> dict[int, str]:
     return found
 
 
+@pytest.mark.cluster_slow
 def test_a_client_that_knows_the_ports(kitchen: Kitchen, tmp_path: Path) -> None:
     made = kitchen.submit("slow", "nodes=2", "batch.samples=32")
     made.wait_step(5)
