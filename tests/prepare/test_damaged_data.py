@@ -29,7 +29,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_damaged_data_are_prepared_again(
     make_run: Make, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
