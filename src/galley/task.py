@@ -41,7 +41,7 @@ class Model(Part):
 
 
 class Data(Part):
-    """What to learn from: one JSON object a row, with ``messages: [{role, content}, …]``, or with ``text``."""
+    """What to train on: one JSON object a row, with ``messages: [{role, content}, …]``, or with ``text``."""
 
     path: str
     """A ``.jsonl`` file or a hub data set id; as the user wrote it."""
@@ -61,8 +61,8 @@ class Data(Part):
     """What to do with a row of more than ``max_length`` tokens; it is counted and reported. ``split`` cuts plain text
     into several, and is its default."""
     format: Literal["chat", "text"] = "chat"
-    """``chat``: conversations, of which the assistant's tokens are learnt. ``text``: plain text, of which every token
-    is, with no chat template and an end-of-sequence token after each row (continued pretraining)."""
+    """``chat``: conversations, trained on the assistant's tokens. ``text``: plain text, trained on every token, with no
+    chat template and an end-of-sequence token after each row (continued pretraining)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +73,7 @@ class Data(Part):
 
 
 class Method(Part):
-    """Which weights learn."""
+    """Which parameters are trained, and how."""
 
     kind: Literal["full", "lora", "qlora", "lora_int8"] = "lora"
     """``full``: all weights. ``lora``: a low-rank adapter. ``qlora``: an adapter on NF4 weights (bitsandbytes).
@@ -99,7 +99,7 @@ class Method(Part):
     neftune: Annotated[float, Field(ge=0)] = 0.0
     """Noise on embeddings in training: each within alpha / sqrt(tokens of its document x hidden size); 0: none."""
     freeze: list[str] = Field(default_factory=list)
-    """With ``full``: weights that do not learn, as patterns over their names, such as ``model.embed_tokens.*``."""
+    """With ``full``: weights that are not trained, as patterns over their names, such as ``model.embed_tokens.*``."""
 
 
 class Optimizer(Part):
