@@ -3,7 +3,7 @@
     python demo/demo.py [key=value …]        the words go to galley run, as they are: runs=DIRECTORY, epochs=2, …
 
 Leaves in the run's directory, beside what every run leaves: answers-before.jsonl, answers-after.jsonl, loss.png and
-demo.json. Ends with 1 where the model did not learn its task, 2 where something is missing that you can mend.
+demo.json. Ends with 1 where the model did not learn its task, 2 where something is missing that you can fix.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The values and phrases that the demo's messages are made of: one set to train on, another to be scored on.
 
-The two sets share nothing, word by word: a model that gets the held-out rows right has learnt to read an order, not
+The two sets share nothing, word by word: a model that gets the held-out rows right has learned to read an order, not
 to repeat one. ``tests/demo`` holds them to it.
 """
 

@@ -197,13 +197,13 @@ def copy(name: str, to: str = "") -> int:
     text = _moved(source, target.parent)
     text = "".join(_renamed(line, source.stem, word, target.stem) for line in text.splitlines(keepends=True))
     if target.exists():
-        raise UserError(str(target), "is there already", f"say another: galley copy {name} NAME")
+        raise UserError(str(target), "is there already", f"give another name: galley copy {name} NAME")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8") as file:  # Should another process be quicker, its file stays.
             file.write(text)
     except OSError as error:
-        raise UserError(str(target), f"cannot be written ({error.strerror})", "say another place") from None
+        raise UserError(str(target), f"cannot be written ({error.strerror})", "give another place") from None
     print(f"{target} is yours to change{'; it comes before the shipped one' if word == source.stem else ''}")
     print(f"next: galley show {word}; galley plan {word}")
     return 0

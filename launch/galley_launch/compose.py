@@ -109,7 +109,7 @@ def _initialised(tree: Tree, ours: dict[str, str], theirs: Sequence[str]) -> Tre
 
 def _on_cluster(ours: dict[str, str], cluster: Cluster) -> devices.Devices:
     if "gpus" in ours:
-        raise UserError("gpus", "Slurm chooses the devices", f"say how many a node: ranks={cluster.ranks}")
+        raise UserError("gpus", "Slurm chooses the devices", f"set how many a node: ranks={cluster.ranks}")
     nodes = whole(ours, "nodes", 1) or 1
     return devices.Devices(cluster.device, cluster.ranks, None, nodes=nodes, threads=cluster.cores_per_rank)
 

@@ -107,7 +107,7 @@ def _pick(present: list[Gpu], names: list[str], ranks: int | None) -> list[Gpu]:
         chosen.append(match[0])
     if ranks is not None and ranks > len(chosen):
         what = f"too few devices: {ranks} ranks for {len(chosen)} GPUs ({', '.join(gpu.index for gpu in chosen)})"
-        raise UserError("ranks", what, f"say ranks={len(chosen)} or fewer: one rank takes one GPU")
+        raise UserError("ranks", what, f"use ranks={len(chosen)} or fewer: one rank takes one GPU")
     return chosen[:ranks]
 
 
@@ -125,7 +125,7 @@ def on_gpus(ranks: int | None, gpus: list[str]) -> Devices:
 
 def _take(present: list[Gpu], ranks: int | None, gpus: list[str]) -> Devices:
     if not present:
-        todo = f"say device=cpu ranks={ranks or 1} to train on the CPU"
+        todo = f"use device=cpu ranks={ranks or 1} to train on the CPU"
         raise UserError("device", "no GPU is visible here", todo)
     chosen = _pick(present, gpus, ranks)
     return Devices("cuda", len(chosen), tuple(gpu.index for gpu in chosen), _busy_notes(chosen))

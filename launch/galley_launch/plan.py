@@ -44,7 +44,7 @@ def common_environment(place: Placement) -> dict[str, str]:
     """What every stage has in its environment, on one box and in a job."""
     env = {
         "PYTHONUNBUFFERED": "1",
-        "PYTHONWARNINGS": "ignore::FutureWarning",  # Of one library about another: nothing that a user can mend.
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # Of one library about another: nothing that a user can fix.
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     return env | ({"DS_ACCELERATOR": "cpu"} if place.device == "cpu" else {})

@@ -99,7 +99,7 @@ RECIPE_RULES = (
     Rule(
         "data.overlong",
         lambda case: case.recipe.data.overlong == "split" and case.recipe.data.format == "chat",
-        "split cuts plain text; half a conversation would be learnt without its beginning",
+        "split cuts plain text; half a conversation would be trained on without its beginning",
         "use data.overlong=drop or truncate",
     ),
     Rule(

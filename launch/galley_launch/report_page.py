@@ -72,8 +72,8 @@ def tiles(curves: Curves, spent: Account | None, device: str) -> list[Tile]:
     if speeds := curves["tokens_per_s"]:
         found.append(Tile("tokens a second", exact(median(value for _, value in speeds)), "median step"))
     if tokens := sum(value for _, value in curves["tokens"]):
-        learnt = sum(value for _, value in curves["supervised_tokens"])
-        found.append(Tile("tokens seen", _count(tokens), f"{learnt / tokens:.1%} learnt"))
+        supervised = sum(value for _, value in curves["supervised_tokens"])
+        found.append(Tile("tokens seen", _count(tokens), f"{supervised / tokens:.1%} trained on"))
     if spent and spent.wall and losses:
         found.append(Tile("goodput", f"{spent.goodput:.0%}", f"of {duration(spent.wall)}"))
         kind = "rank-hours" if device == "cpu" else "GPU-hours"
@@ -156,12 +156,12 @@ def _source(each: dict[str, Any]) -> str:
 def _facts(split: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
     tokens, samples = number(split.get("tokens")) or 0.0, number(split.get("samples")) or 0.0
     room = samples * (number(manifest.get("max_length")) or 0.0)
-    learnt = number(split.get("supervised")) or 0.0
+    supervised = number(split.get("supervised")) or 0.0
     found = {
         "conversations": _whole(split, "documents"),
         "samples": _whole(split, "samples"),
         "tokens": _whole(split, "tokens"),
-        "learnt tokens": f"{learnt:,.0f} ({learnt / tokens:.1%})" if tokens else "",
+        "tokens trained on": f"{supervised:,.0f} ({supervised / tokens:.1%})" if tokens else "",
         "packing fills": f"{tokens / room:.1%}" if manifest.get("packed") and room else "",
         "longest sample": _whole(split, "longest"),
     }
@@ -169,7 +169,7 @@ def _facts(split: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
         "left out, too long": "dropped_overlong",
         "cut, too long": "truncated",
         "left out, nothing to learn": "dropped_unsupervised",
-        "turns not learnt": "turns_masked",
+        "turns not trained on": "turns_masked",
     }
     return found | {name: _whole(split, key) if split.get(key) else "" for name, key in left.items()}
 

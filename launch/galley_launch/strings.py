@@ -80,7 +80,7 @@ def read_yaml(text: str, where: str) -> Tree:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}:{mark.line + 1}" if mark else where
-        raise UserError(place, f"not readable as YAML: {error.problem}", "mend that line") from None
+        raise UserError(place, f"not readable as YAML: {error.problem}", "fix that line") from None
     except yaml.YAMLError as error:
         raise UserError(where, f"not readable as YAML: {str(error).splitlines()[0]}", "save it as UTF-8 text") from None
     if not isinstance(tree, dict):

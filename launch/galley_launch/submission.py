@@ -221,7 +221,7 @@ def _prepare_here(spec: RunSpec, run: RunDir, cluster: Cluster) -> None:
     variables |= {"GALLEY_ATTEMPT_DIR": str(attempt.root)}
     done = subprocess.run(["bash", str(run.code / "node.sh"), "prepare"], env=os.environ | variables, check=False)
     if done.returncode:
-        raise UserError("prepare", f"ended with status {done.returncode} (above)", "mend that; nothing was queued")
+        raise UserError("prepare", f"ended with status {done.returncode} (above)", "fix that; nothing was queued")
 
 
 def export(spec: RunSpec, run: RunDir, name: str, cluster: Cluster, step: str) -> int:

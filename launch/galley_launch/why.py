@@ -161,7 +161,7 @@ def _details(run: RunDir, fall: _Fall, nothing: str) -> list[str]:
     failure, found = fall.failure, run.checkpoints()
     resumes = f"after step {found[-1].step}" if found else "from the start: there is no checkpoint"
     rows = [("first", [failure.who] if failure.who else []), ("shown by", list(failure.lines))]
-    rows += [("to do", [failure.advice]), ("again", [nothing or _again(fall, run.root)])]
+    rows += [("to do", [failure.advice]), ("retry", [nothing or _again(fall, run.root)])]
     rows += [("resumes", [resumes] if fall.what.startswith("attempt") else [])]
     rows += [("avoid", [", ".join(failure.nodes)] if failure.nodes else []), ("logs", [str(fall.attempt.logs)])]
     return [line for key, values in rows for line in _row(key, values)]
@@ -171,7 +171,7 @@ def _again(fall: _Fall, root: Path) -> str:
     if fall.end.get("again") is not None:
         return "another attempt follows by itself" if fall.end["again"] else "no attempt follows by itself"
     same = f"galley export {root}" if fall.what == "export" else f"galley run {root}"
-    return f"the same may go well: {same}" if fall.failure.retry else "not before that is changed"
+    return f"the same may go well: {same}" if fall.failure.retry else "retrying will not help until this is fixed"
 
 
 def _row(key: str, values: list[str]) -> list[str]:

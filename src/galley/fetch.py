@@ -163,7 +163,7 @@ def check_architecture(folder: Path, trust: bool) -> None:
         return
     if ships_code:
         what = f"'{folder}' (type {kind}) needs Python code from its repository"
-        raise UserError("model.path", what, "read that code, then say model.trust_remote_code=true")
+        raise UserError("model.path", what, "read that code, then set model.trust_remote_code=true")
     if kind not in CONFIG_MAPPING_NAMES:
         raise UserError("model.path", f"transformers does not know the model type {kind!r}", "update transformers")
     if kind not in writers:

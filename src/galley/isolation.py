@@ -100,7 +100,7 @@ def _verdict(config: Any, attention: str, packed: str, trust: bool) -> dict[str,
                 ) from None
             if "does not support an attention implementation" in str(failure):
                 what = f"a {config.model_type} model has no {attention} attention"
-                raise UserError("model.attention", what, "say model.attention=eager") from None
+                raise UserError("model.attention", what, "use model.attention=eager") from None
             reason = f"its architecture could not be checked ({_line(failure)})"
             if sees(config.model_type) and not isinstance(failure, TooLarge):
                 what = (

@@ -78,11 +78,11 @@ class Loop:
         return ("stopped" if stopped else "done"), reason or "finished"
 
     def introduce(self) -> None:
-        """Say what will learn, and how long."""
+        """Print what is trained, and for how long."""
         learning = sum(getattr(p, "ds_numel", p.numel()) for p in model.trained(self.engine.module).values())
         share = learning / max(self.manifest.model.parameters, 1)
         self._say(
-            f"{learning / 1e6:.2f}M weights learn ({share:.1%} of the model's), in {self.order.steps} steps of "
+            f"{learning / 1e6:.2f}M trainable parameters ({share:.1%} of the model's), in {self.order.steps} steps of "
             f"{self.order.per_step} samples; {self.manifest.train.samples} samples are an epoch"
         )
 

@@ -1,4 +1,4 @@
-"""NEFTune (Jain et al., 2023): noise on the embeddings of what is learnt from, never of what is measured."""
+"""NEFTune (Jain et al., 2023): noise on the embeddings of what is trained on, never of what is measured."""
 
 from __future__ import annotations
 

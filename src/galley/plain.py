@@ -1,4 +1,4 @@
-"""Plain text to documents: every token is learnt, each text ends with the end-of-sequence token, none is dropped."""
+"""Plain text to documents: every token is trained on, each text ends with the end-of-sequence token."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
-    """Prepare ``run``. Raises :class:`UserError` for what the user can mend; leaves nothing half made."""
+    """Prepare ``run``. Raises :class:`UserError` for what the user can fix; leaves nothing half made."""
     del attempt
     trackers.check_installed(spec)
     kernels.check_installed(spec)

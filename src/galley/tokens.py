@@ -116,4 +116,4 @@ def _own_template(tokenizer: Any, name: str) -> str:
         return str(tokenizer.get_chat_template())
     except ValueError:
         what = f"'{name}' brings none, as base models do"
-        raise UserError("model.chat_template", what, "say model.chat_template=chatml") from None
+        raise UserError("model.chat_template", what, "use model.chat_template=chatml") from None

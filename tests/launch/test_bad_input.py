@@ -36,8 +36,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["my.yaml"], "device: no GPU is visible here; say device=cpu ranks=1 to train on the CPU"),
-        (["my.yaml", "ranks=4"], "device: no GPU is visible here; say device=cpu ranks=4 to train on the CPU"),
+        (["my.yaml"], "device: no GPU is visible here; use device=cpu ranks=1 to train on the CPU"),
+        (["my.yaml", "ranks=4"], "device: no GPU is visible here; use device=cpu ranks=4 to train on the CPU"),
         (["my.yaml", "device=tpu"], "device: 'tpu' is neither cuda nor cpu; write device=cuda or device=cpu"),
         (["my.yaml", "device=cpu", "ranks=0"], "ranks: '0' is not a whole number from 1; write ranks=1, ranks=2 …"),
         (["my.yaml", "device=cpu", "gpus=0"], "gpus: given as 0 with device=cpu; take one of the two out"),
@@ -79,7 +79,7 @@ def test_run_refuses(words: list[str], message: str, here: Path, capsys: pytest.
     ("words", "message"),
     [
         (["gpus=2"], "gpus: too few devices: no GPU 2 among the visible ones; choose from 0, 1"),
-        (["ranks=4"], "ranks: too few devices: 4 ranks for 2 GPUs (0, 1); say ranks=2 or fewer"),
+        (["ranks=4"], "ranks: too few devices: 4 ranks for 2 GPUs (0, 1); use ranks=2 or fewer"),
         (["gpus=0", "ranks=2"], "ranks: too few devices: 2 ranks for 1 GPUs (0)"),
         (["gpus=0,0"], "gpus: GPU 0 is given twice; one rank takes one GPU"),
     ],

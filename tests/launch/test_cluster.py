@@ -169,7 +169,7 @@ def test_a_profile_that_is_wrong_is_one_line(text: str, message: str, here: Path
             ["cluster=venv", "cluster.time=null"],
             "command line: cluster.time: is empty; write a value, or leave time out",
         ),
-        (["cluster=venv", "gpus=0,1"], "gpus: Slurm chooses the devices; say how many a node: ranks=8"),
+        (["cluster=venv", "gpus=0,1"], "gpus: Slurm chooses the devices; set how many a node: ranks=8"),
         (["cluster=venv", "ranks=9"], "ranks_per_node 9 is more than gpus_per_node 8; one rank a GPU"),
         (["cluster=venv", "ranks=0"], "command line: cluster.ranks_per_node: '0' should be greater than 0"),
         (["cluster=venv", "device=tpu"], "command line: cluster.device: 'tpu' should be 'cuda' or 'cpu'; change it"),
@@ -189,7 +189,7 @@ def test_files_that_are_no_profiles(here: Path) -> None:
     profile("torn", "partition: [gpu\n")
     assert refusal("cluster=torn").startswith("clusters/torn.yaml:2: not readable as YAML")
     Path("clusters/bytes.yaml").write_bytes(b"about: \xff\n")
-    assert refusal("cluster=bytes").startswith("clusters/bytes.yaml: cannot be read (")
+    assert refusal("cluster=bytes").startswith("clusters/bytes.yaml: cannot be read")
     profile("twice", "time: 1-0\ntime: 2-0\n")
     assert refusal("cluster=twice").startswith("clusters/twice.yaml:2: not readable as YAML: 'time' is given twice")
 

@@ -53,7 +53,8 @@ def test_a_copy_overwrites_nothing(here: Path, capsys: pytest.CaptureFixture[str
     write("recipes/demo.yaml", BASE)
     assert cli.main(["copy", "demo"]) == 2
     assert (
-        capsys.readouterr().err == "galley: recipes/demo.yaml: is there already; say another: galley copy demo NAME\n"
+        capsys.readouterr().err
+        == "galley: recipes/demo.yaml: is there already; give another name: galley copy demo NAME\n"
     )
     assert Path("recipes/demo.yaml").read_text() == BASE
 

@@ -76,7 +76,7 @@ def test_a_box_without_a_driver_has_no_gpu(smi: Smi, monkeypatch: pytest.MonkeyP
     assert names() == []
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
     assert names() == []
-    with pytest.raises(UserError, match="say device=cpu ranks=2 to train on the CPU"):
+    with pytest.raises(UserError, match="use device=cpu ranks=2 to train on the CPU"):
         devices.on_gpus(2, [])
 
 

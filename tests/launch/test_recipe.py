@@ -165,7 +165,7 @@ def test_a_shipped_recipe_is_its_own_manual(path: Path) -> None:
     assert text.startswith("# yaml-language-server: $schema=./schema.json\n")
     manual = header(text)
     assert re.search(rf"galley (run|submit) {re.escape(path.stem)}\b", manual)
-    assert all(word in manual for word in ("Needs", "Run", "Expect", "Rather")) or path.stem == "demo"
+    assert all(word in manual for word in ("Needs", "Run", "Expect", "Instead")) or path.stem == "demo"
     assert build(catalogue.read(path).tree, str(path)).about
 
 

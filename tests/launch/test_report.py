@@ -197,9 +197,9 @@ def test_the_numbers_are_those_of_the_files(slurm: RunDir) -> None:
     assert "step 9 of 9" in found.whole
     assert found.after("loss", 2) == ["1.8750", "at step 9"]
     assert found.after("best held-out loss", 2) == ["2.5000", "at step 9"]
-    assert found.after("tokens seen", 2) == ["900", "40.0% learnt"]
+    assert found.after("tokens seen", 2) == ["900", "40.0% trained on"]
     assert found.after("tokens", 2) == ["1,234", "40"]
-    assert found.after("learnt tokens", 2) == ["617 (50.0%)", "10 (25.0%)"]
+    assert found.after("tokens trained on", 2) == ["617 (50.0%)", "10 (25.0%)"]
     assert found.after("packing fills", 2) == ["94.9%", "80.0%"]
     assert found.after("left out, too long") == ["3"]
     assert "cut, too long" not in found.words

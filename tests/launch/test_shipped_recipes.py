@@ -112,8 +112,8 @@ def commands(name: str) -> list[tuple[str, list[str]]]:
     """``galley`` commands of a header, and what it says to set instead, as verb and words."""
     text = header((FOLDER / f"{name}.yaml").read_text())
     typed = re.findall(r"galley (run|submit|plan) ([\w.-]+(?: [\w.]+=\S+)*)", text)
-    rather = section(name, "Rather") + section(name, "Expect")
-    said = re.findall(r"(?<!\S)[a-z_.]+=[a-z0-9._]+(?: [a-z_.]+=[a-z0-9._-]+)*", rather)
+    instead = section(name, "Instead") + section(name, "Expect")
+    said = re.findall(r"(?<!\S)[a-z_.]+=[a-z0-9._]+(?: [a-z_.]+=[a-z0-9._-]+)*", instead)
     return [(verb, shlex.split(words)) for verb, words in typed] + [("plan", [name, *each.split()]) for each in said]
 
 

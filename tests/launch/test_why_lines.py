@@ -58,7 +58,7 @@ def test_a_failure_on_one_box_in_full(run: RunDir) -> None:
         "first     prepare",
         "shown by  errors/prepare.json: data.path: '/data/chats.jsonl' does not exist",
         "to do     Give the path of a file.",
-        "again     not before that is changed",
+        "retry     retrying will not help until this is fixed",
         "resumes   from the start: there is no checkpoint",
         "logs      runs/x/attempts/0001/logs",
     ]
@@ -82,7 +82,7 @@ def test_failures_of_several_attempts_line_up(run: RunDir) -> None:
     lines = why.lines(run)
     assert lines[0] == "run x failed in attempt 3 after step 1200: a GPU ran out of memory"
     assert rows(lines)["first"] == "rank 11 on node3"
-    assert rows(lines)["again"] == "no attempt follows by itself"
+    assert rows(lines)["retry"] == "no attempt follows by itself"
     assert rows(lines)["resumes"] == "after step 1000"
     assert lines[-4:] == [
         "failed     step  what",
@@ -96,7 +96,7 @@ def test_failures_of_several_attempts_line_up(run: RunDir) -> None:
 def test_a_node_to_avoid_and_what_follows(run: RunDir) -> None:
     put(run, 1, "ecc_in_watchdog", verdict="failed", reason="failure", again=True, kind="node", nodes=["node4"])
     found = rows(why.lines(run))
-    assert (found["avoid"], found["again"]) == ("node4", "another attempt follows by itself")
+    assert (found["avoid"], found["retry"]) == ("node4", "another attempt follows by itself")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_killed_stage_on_one_box(run: RunDir) -> None:
     lines = why.lines(run)
     assert lines[0].endswith("before its first step: it was killed from outside")
     assert rows(lines)["shown by"] == "prepare was ended by signal 9"
-    assert rows(lines)["again"] == "the same may go well: galley run runs/x"
+    assert rows(lines)["retry"] == "the same may go well: galley run runs/x"
 
 
 def test_the_jobs_own_verdict_stands(run: RunDir) -> None:
@@ -162,7 +162,7 @@ def test_an_export_that_failed(run: RunDir, exported: dict[str, object]) -> None
     assert attempt.log("export").exists()
     lines = why.lines(run)
     assert lines[0] == "run x failed in export: a disk is full"
-    assert rows(lines)["again"] == "not before that is changed"
+    assert rows(lines)["retry"] == "retrying will not help until this is fixed"
     assert "resumes" not in rows(lines)
     (run.export).mkdir()
     (run.export / "export.json").write_text("{}")
@@ -177,7 +177,7 @@ def test_an_export_that_was_killed(run: RunDir) -> None:
     attempt.log("export").write_text("export: merging the adapter\n")
     lines = why.lines(run)
     assert lines[0] == "run x failed in export: it was killed from outside"
-    assert rows(lines)["again"] == "the same may go well: galley export runs/x"
+    assert rows(lines)["retry"] == "the same may go well: galley export runs/x"
 
 
 def test_a_prepare_job_that_failed(run: RunDir) -> None:
@@ -258,7 +258,7 @@ def test_every_failure_of_the_corpus_reads_well(run: RunDir, name: str) -> None:
     lines = why.lines(run)
     assert all(line.strip() and len(line) <= 120 for line in (*lines[:1], *lines[2:]))
     assert list(rows(lines))[-1] == "logs"
-    assert {"shown by", "to do", "again", "resumes"} <= rows(lines).keys()
+    assert {"shown by", "to do", "retry", "resumes"} <= rows(lines).keys()
 
 
 def test_the_verb(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

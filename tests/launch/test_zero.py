@@ -249,7 +249,10 @@ def test_flash_attention_takes_packed_documents_one_row_at_a_time_in_bfloat16(ki
         (["method.kind=full", "full_modules=[lm_head]"], "every module is trained in full; take method.full_modules"),
         (["method.kind=full", "dora=true"], "has no adapter for rslora or dora to change"),
         (["targets=all-linear+experts", "dropout=0.1"], "peft knows neither DoRA nor dropout; use method.dora=false"),
-        (["overlong=split"], "split cuts plain text; half a conversation would be learnt without its beginning; use"),
+        (
+            ["overlong=split"],
+            "split cuts plain text; half a conversation would be trained on without its beginning; use",
+        ),
         (["format=text", "chat_template=chatml"], "plain text goes through no template; take it out"),
         (["schedule.kind=wsd", "warmup=0.5", "decay=0.6"], "together are longer than the run; make schedule.warmup"),
         (["model.revision=main", "model.path=./x"], "a revision is for hub models"),

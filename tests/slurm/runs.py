@@ -125,7 +125,7 @@ class Submitted:
         for attempt in (each for each in self.run.attempts() if each.number > 0):
             text = read(attempt.log("rank-0"))
             words = text.partition("resuming after step ")[2].split()
-            found.append(int(words[0]) if words else 0 if "weights learn" in text else -1)
+            found.append(int(words[0]) if words else 0 if "trainable parameters" in text else -1)
         return found
 
     def step(self) -> int:

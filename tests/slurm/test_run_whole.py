@@ -24,7 +24,7 @@ def checkout(tmp_path: Path) -> Path:
         ignored = shutil.ignore_patterns("__pycache__", "data")
         shutil.copytree(ROOT / name, tmp_path / "checkout" / name, ignore=ignored)
     loop = tmp_path / "checkout" / "src" / "galley" / "loop.py"
-    loop.write_text(loop.read_text().replace("weights learn (", "weights learn, says the copy ("))
+    loop.write_text(loop.read_text().replace("trainable parameters (", "trainable parameters, says the copy ("))
     return tmp_path / "checkout"
 
 

@@ -23,7 +23,7 @@ UNVERIFIED = (
     "Read the README in export.unverified/: what differs, and how to use it anyhow. The checkpoint is kept, so that "
     "galley export makes and checks it again; if it does well on data that you know, please report the difference."
 )
-REPLACE = "Have this node looked at; Galley avoids it from now on (excluded.json), elsewhere say gpus=… without it."
+REPLACE = "Have this node looked at; Galley avoids it from now on (excluded.json), elsewhere set gpus=… without it."
 DRIVER = "The node's NVIDIA driver or its GPUs are not usable: have it looked at, or take a torch built for its driver."
 LESS = (
     "Halve micro_batch= (the global batch stays the same), keep activation_checkpointing=true, shorten "
@@ -64,7 +64,7 @@ LOCKED = "Locked memory is limited: have `ulimit -l unlimited` set for jobs (Lim
 KILLED = "The user, the cluster or the kernel ended it; the same command goes on from the last checkpoint."
 PEERS = "It follows another rank's end: look for the log that stops first, and at that rank's node."
 KERNEL = "A GPU kernel went wrong: CUDA_LAUNCH_BLOCKING=1 shows which; if it never comes back, suspect that GPU."
-LOOK = "Read the lines around it in the log; the same command goes on from the last checkpoint once it is mended."
+LOOK = "Read the lines around it in the log; the same command goes on from the last checkpoint once it is fixed."
 WAITED = (
     "See where that rank stood, and its node's file systems and GPUs; was it only slow, raise cluster.patience of that "
     "phase. It goes on from the last checkpoint."

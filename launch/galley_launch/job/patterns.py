@@ -197,7 +197,7 @@ CAUSES = (
     _rule(
         "configuration",
         r"can't start new thread|pthread_create failed|libgomp: Thread creation failed",
-        "The limit of processes is reached: ask for more cores, or say threads=1.",
+        "The limit of processes is reached: ask for more cores, or set threads=1.",
     ),
     _rule("configuration", r"\[Errno (?:13|30)\]|: Permission denied$", "Correct the permissions of that path."),
 )
