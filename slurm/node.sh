@@ -3,12 +3,20 @@
 #   node.sh prepare | preflight | train | export
 set -uo pipefail
 stage=$1 node=${SLURMD_NODENAME:-$(hostname)}
+[[ -n ${GALLEY_RUN:-} ]] || { echo "galley: export: the job's variables do not reach its steps on $node; take --export out of cluster.srun and of the site's settings for srun" >&2; exit 78; }
 ulimit -c 0
 ulimit -n "$(ulimit -Hn)" 2>/dev/null
 ulimit -l unlimited 2>/dev/null # RDMA registers memory
 
 # Caches of compilers are this node's and this job's own: on a shared disk they race (DeepSpeed#5205).
-scratch=${GALLEY_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
+rest=${GALLEY_SCRATCH_PATTERN:-} # names variables of the job or of the node: /local/$SLURM_JOB_ID
+while [[ $rest =~ ^([^$]*)\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?(.*)$ ]]; do
+  name=${BASH_REMATCH[2]}
+  [[ -n ${!name:-} ]] || { echo "galley: scratch: \$$name is not set on $node; cluster.scratch names it" >&2; exit 78; }
+  GALLEY_SCRATCH=${GALLEY_SCRATCH:-}${BASH_REMATCH[1]}${!name} rest=${BASH_REMATCH[3]}
+done
+scratch=${GALLEY_SCRATCH:-}$rest
+scratch=${scratch:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
 local=$scratch/galley-$UID-${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}-$node
 (umask 077 && mkdir -p "$local/tmp" "$local/heartbeats" "$local/operators") || { echo "galley: scratch: $scratch cannot be written to on $node; set cluster.scratch" >&2; exit 78; }
 [[ -O $local ]] || { echo "galley: scratch: $local is somebody else's" >&2; exit 78; }

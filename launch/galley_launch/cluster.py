@@ -53,6 +53,15 @@ def _absolute(value: str) -> str:
     return path
 
 
+def _on_node(value: str) -> str:
+    """A place whose job's and node's variables are put in there: ``/local/$SLURM_JOB_ID``, ``$TMPDIR/galley``."""
+    kept = re.sub(r"\$(?=\{?(?:SLURM\w*|TMPDIR\b))", "\0", options.line(value))
+    path = os.path.expandvars(os.path.expanduser(kept)).replace("\0", "$")  # noqa: PTH111 - as above
+    if not path.startswith(("/", "$")):
+        raise ValueError("is not an absolute path")
+    return options.line(path)
+
+
 def _found(value: str) -> str:
     """A name that is looked up there, or else an absolute path: one with ``/`` in it."""
     if not value:
@@ -77,8 +86,11 @@ def _image(value: str) -> str:
 
 def _mount(value: str) -> str:
     """``/here``, ``/here:/there`` or ``/here:/there:ro``; a comma would begin the next."""
-    path = _expanded(value)
-    if not path.startswith("/") or "," in path:
+    try:
+        path = _on_node(value)
+    except ValueError:
+        path = ""
+    if not path or "," in path:
         raise ValueError("is not a mount such as /here:/there")
     return path
 
@@ -196,7 +208,7 @@ class Cluster(Section):
     modules: list[Line] = []
     """Environment modules to load, in order."""
     setup: Place | None = None
-    """A shell file that jobs source first, for what cannot be said here."""
+    """A shell file that jobs source first, for what cannot be said here: a site's own init file, ``module use``."""
     venv: Place | None = None
     """Virtual environment on a shared disk. With no venv, conda or container: that of this galley."""
     conda: Annotated[str, AfterValidator(_found)] | None = None
@@ -214,8 +226,9 @@ class Cluster(Section):
     """Variables that are taken from the environment of ``galley submit`` to a private file that jobs read."""
     interface: Line | None = None
     """Network interface for NCCL and gloo (``ib0``); None: they choose."""
-    scratch: Place | None = None
-    """Fast directory of each node for caches; None: ``$SLURM_TMPDIR``, ``$TMPDIR`` or ``/tmp`` there."""
+    scratch: Annotated[str, AfterValidator(_on_node)] | None = None
+    """Fast directory of each node for caches; None: ``$SLURM_TMPDIR``, ``$TMPDIR`` or ``/tmp`` there. It may hold
+    variables that only jobs have: ``/local/$SLURM_JOB_ID``."""
     cache: Place | None = None
     """Shared directory for prepared data and converted models; None: ``~/.cache/galley``."""
     runs: Place | None = None

@@ -14,7 +14,7 @@ from typing import Any
 from galley.errors import UserError
 from galley.rundir import RunDir
 from galley.spec import RunSpec
-from galley_launch import assets, guard
+from galley_launch import assets, guard, host_memory
 from galley_launch.arguments import is_text
 from galley_launch.cluster import Cluster, Container, megabytes, seconds
 from galley_launch.options import MIG
@@ -27,6 +27,19 @@ _HUB_CACHE = ("HF_HUB_CACHE", "HF_HOME")
 _INHERITED = (*_HUB_CACHE, "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME")
 
 
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?", re.ASCII)
+
+
+class OnNode(str):
+    """A word with the names of variables between NULs, whose values are put in on the node."""
+
+    __slots__ = ()
+
+
+def _marked(text: str) -> str:
+    return _VARIABLE.sub("\0\\1\0", text)
+
+
 def quote(value: object) -> str:
     """``value`` as one word of a shell, or of an ``#SBATCH`` line: sbatch reads quotes as a shell does, but takes out
     backslashes, which those values must not hold.
@@ -34,6 +47,9 @@ def quote(value: object) -> str:
     Everything that a template fills in goes through here. Raises ``UserError`` for what could leave its line.
     """
     text = str(value)
+    if isinstance(value, OnNode):
+        parts = text.split("\0")  # text, name, text, name, ..., text
+        return "".join(f'"${{{part}}}"' if number % 2 else part and quote(part) for number, part in enumerate(parts))
     if any(ord(each) < 32 or each in "\x7f\x85\u2028\u2029" for each in text):
         raise UserError("job script", f"{text!r} holds a newline or another control character", "take it out")
     if not is_text(text):
@@ -99,7 +115,10 @@ def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dic
         "TORCH_EXTENSIONS_DIR": f"{place.paths.cache}/operators/{_installation(cluster)}",
     }
     if cluster.scratch:
-        found["GALLEY_SCRATCH"] = cluster.scratch
+        found["GALLEY_SCRATCH_PATTERN" if _VARIABLE.search(cluster.scratch) else "GALLEY_SCRATCH"] = cluster.scratch
+    needed = 0 if alone else host_memory.megabytes_of_node(spec, cluster)
+    if needed:
+        found["GALLEY_MEMORY_MB"] = str(needed)
     if cluster.interface:
         found |= {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
     inherited = {name: os.environ[name] for name in _INHERITED if os.environ.get(name) and name not in cluster.secrets}
@@ -127,12 +146,13 @@ def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, 
     """What the container must see, each where it is outside, then the profile's own. Raises ``UserError``."""
     paths = spec.placement.paths
     offload = spec.placement.deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
-    files = [paths.model, paths.data, paths.held_out, paths.chat_template, cluster.scratch, offload.get("nvme_path")]
+    files = [paths.model, paths.data, paths.held_out, paths.chat_template, offload.get("nvme_path")]
     files += [variables.get("GALLEY_MEETING")]  # where ranks meet, if not in the run
     needed = [str(run.root.absolute()), *shared(spec, variables), *(each for each in files if each and each[0] == "/")]
+    needed += [_marked(cluster.scratch)] if cluster.scratch else []
     odd = next((each for each in needed if "," in each or ":" in each), None)
     mounts = [f"{each}:{each}" for each in needed]
-    mounts += [each if ":" in each else f"{each}:{each}" for each in container.mounts]
+    mounts += [each if ":" in each else f"{each}:{each}" for each in map(_marked, container.mounts)]
     # Pyxis hands them on as lines of an fstab.
     spaced = next((each for each in mounts if container.runtime == "pyxis" and re.search(r"\s", each)), None)
     if odd or spaced:
@@ -151,9 +171,9 @@ def _container(spec: RunSpec, run: RunDir, cluster: Cluster, variables: dict[str
     if container.runtime == "pyxis":
         # Without --container-env the image's own environment would win.
         options = {"image": container.image, "mounts": mounts, "env": ",".join(sorted(names))}
-        return [f"--container-{key}={value}" for key, value in options.items()], []
+        return [OnNode(f"--container-{key}={value}") for key, value in options.items()], []
     gpus = ["--nv"] if spec.placement.device == "cuda" else []
-    return [], ["apptainer", "exec", *gpus, "--bind", mounts, container.image]
+    return [], ["apptainer", "exec", *gpus, "--bind", OnNode(mounts), container.image]
 
 
 # What begin.py adds, which containers have to be told of.
@@ -233,6 +253,7 @@ def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[s
         "host_python": host_python(cluster),
         "setup": cluster.setup,
         "modules": cluster.modules,
+        "modulepath": [each for each in os.environ.get("MODULEPATH", "").split(":") if each] if cluster.modules else [],
         "conda": cluster.conda,
         "secrets": str(secrets_file(run)),
         "environment": list(variables.items()),

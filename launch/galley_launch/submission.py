@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -174,9 +175,13 @@ def keep_secrets(run: RunDir, names: Sequence[str]) -> list[str]:
     """
     path, given = jobs.secrets_file(run), [name for name in names if os.environ.get(name)]
     text = "".join(f"{name}={shlex.quote(os.environ[name])}\n" for name in given)
+    named = run.jobs / chain.SECRETS
     try:
         path.unlink(missing_ok=True)
+        named.unlink(missing_ok=True)
         if given:
+            named.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(named, json.dumps(given))  # their names, so that a job can miss them
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.parent.chmod(0o700)
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -219,6 +224,7 @@ def _prepare_here(spec: RunSpec, run: RunDir, cluster: Cluster) -> None:
     attempt.logs.mkdir(parents=True, exist_ok=True)
     variables = jobs.environment(spec, run, cluster, "prepare") | {"GALLEY_ATTEMPT": "0"}
     variables |= {"GALLEY_ATTEMPT_DIR": str(attempt.root)}
+    variables.pop("GALLEY_SCRATCH_PATTERN", None)  # of a job's variables, which nobody has here
     done = subprocess.run(["bash", str(run.code / "node.sh"), "prepare"], env=os.environ | variables, check=False)
     if done.returncode:
         raise UserError("prepare", f"ended with status {done.returncode} (above)", "fix that; nothing was queued")

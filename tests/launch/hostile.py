@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from galley.errors import UserError
 from galley.rundir import RunDir
-from galley_launch import assets, compose, jobs, profiles
+from galley_launch import assets, compose, jobs, profile_words
 from galley_launch import submission as submitting
 from galley_launch.arguments import is_text
 from galley_launch.cluster import Cluster
@@ -101,7 +101,7 @@ def accepted(tree: dict[str, Any], path: str, shape: str, text: str, root: Path)
         try:
             Cluster.model_validate(changed)
         except ValidationError as error:
-            one_line(profiles._refused(error, "x.yaml", ()))
+            one_line(profile_words.refused(error, "x.yaml", ()))
         else:
             return changed
     return tree
@@ -114,7 +114,9 @@ def hostile_profile(base: str, text: str, root: Path) -> dict[str, Any]:
     for path, shape in strings(Cluster):
         if path.partition(".")[0] in {"container", "conda", "venv"} - given or path in ("runs", "secrets"):
             continue
-        if path in ("host_python", "setup") and not is_file_name(text):
+        # Those two take variables of the node, which is test_site_nodes' to try.
+        of_node = path in ("scratch", "container.mounts") and re.search(r"\$\{?[A-Za-z_]", text)
+        if of_node or (path in ("host_python", "setup") and not is_file_name(text)):
             accepted(tree, path, shape, text, root)
             continue
         tree = accepted(tree, path, shape, text, root) if shape != "keys" else tree

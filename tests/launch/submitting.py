@@ -10,7 +10,16 @@ from galley.rundir import RunDir
 from galley_launch import cli, commands, compose
 from galley_launch.plan import Plan
 
-HUB = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME", "HF_TOKEN", "WANDB_API_KEY")
+HUB = (
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "HF_ENDPOINT",
+    "XDG_CACHE_HOME",
+    "HF_TOKEN",
+    "WANDB_API_KEY",
+    "MODULEPATH",
+)
 RECIPE = "batch: {samples: 16}\nduration: {steps: 60}\nmodel: {path: ./model}\ndata: {path: chats.jsonl}\n"
 
 

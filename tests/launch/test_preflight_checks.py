@@ -171,7 +171,9 @@ def test_a_name_that_leads_nowhere_and_limits_that_are_low(
     unknown = start(2, 3, free_port(), GALLEY_HEAD="no-such-host.invalid", GALLEY_PREFLIGHT_S=1.2)
     lines = [output.splitlines()[0] for _, output in end(own, unknown)]
     assert lines[0] == "galley: preflight: node1: name: 127.0.0.1 is 127.0.0.1, which is this node itself"
-    assert lines[1].startswith("galley: preflight: node2: name: gaierror: ")
+    assert lines[1].startswith(
+        "galley: preflight: node2: name: no-such-host.invalid, the head's name, does not resolve here ("
+    )
     found = checks(attempt, 1)["limits"]
     assert found["ok"]
     assert found["detail"].startswith("memlock 64 KiB, nofile ")

@@ -44,6 +44,7 @@ INSTALL = (
     "Install what is missing where the run trains: pip install '.[train]' in a checkout of Galley, into an environment "
     "that on a cluster every compute node sees."
 )
+EXPORT = "Take --export out of cluster.srun, and unset what the site sets for srun (SRUN_EXPORT_ENV) in cluster.setup."
 MODULES = (
     "Correct cluster.modules, cluster.setup or cluster.conda in the cluster's profile; try them on a compute node."
 )

@@ -16,6 +16,7 @@ from galley.rundir import Attempt, RunDir, read_json, write_atomic
 from galley_launch.job import chain, slurm, successor
 from galley_launch.job.ending import Ending, judge, newest_checkpoint, used_hours
 from galley_launch.job.finish import conclude, drop_successor, export
+from galley_launch.job.names import reachable
 
 # Above every system's ephemeral range (Linux: 32768 to 60999), so that no outgoing connection has taken it.
 _FIRST_PORT, _PORTS = 61000, 4500
@@ -148,7 +149,7 @@ def begin_training(run: RunDir) -> Path:
     facts.update(started=time.time(), ranks=ranks, successor=waiting, checkpoint=newest_checkpoint(run))
     write_atomic(attempt.placement, json.dumps(placement, indent=2) + "\n")
     prepare = "0" if run.data_manifest.is_file() else "1"
-    return _open(attempt, facts, {"GALLEY_HEAD": here.nodes[0], "GALLEY_PREPARE": prepare}, why_not)
+    return _open(attempt, facts, {"GALLEY_HEAD": reachable(here.nodes[0]), "GALLEY_PREPARE": prepare}, why_not)
 
 
 def begin_aside(run: RunDir, stage: str, step: str) -> Path:
@@ -182,6 +183,23 @@ def _check_trained(attempt: Attempt) -> None:
         raise NothingToDo("the run is exported")
 
 
+def missing_secrets(run: RunDir) -> str:
+    """What was given to ``galley submit``, but did not reach this job through its private file; and what helps."""
+    try:
+        given = json.loads((run.jobs / chain.SECRETS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    lost = [str(name) for name in given if str(name) not in os.environ] if isinstance(given, list) else []
+    if not lost:
+        return ""
+    path = str(chain.cluster(run).get("secrets_file", ""))
+    why = "cannot be read" if os.path.exists(path) else "is not there"  # noqa: PTH110 - False where it may not look
+    return (
+        f"galley: secrets: {', '.join(lost)} of galley submit did not reach the job: {path} {why} on this node; set "
+        "XDG_CONFIG_HOME to a private folder that nodes can read, and submit again"
+    )
+
+
 def _open(attempt: Attempt, facts: dict[str, Any] | None, more: dict[str, str], why_not: str = "") -> Path:
     """Make the attempt's directories, write ``job.json`` and the shell's facts. ``why_not``: no job can follow."""
     here = allocation()
@@ -203,6 +221,11 @@ def _open(attempt: Attempt, facts: dict[str, Any] | None, more: dict[str, str], 
         "GALLEY_RENDEZVOUS": f"{here.job}.{here.restart}",
         **more,
     }
+    lost = missing_secrets(RunDir(attempt.root.parent.parent))
+    if lost:
+        print(lost, flush=True)
+        with attempt.log("job").open("a", encoding="utf-8") as log:
+            log.write(f"{lost}\n")
     path = attempt.root / "job.env"
     write_atomic(path, "".join(f"export {key}={shlex.quote(value)}\n" for key, value in shell.items()))
     return path

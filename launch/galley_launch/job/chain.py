@@ -21,6 +21,10 @@ _ROWS = 2000
 _JOB, _NODE = re.compile(r"[0-9][0-9_]{0,30}", re.ASCII), re.compile(r"[\w.-]{1,200}", re.ASCII)
 
 
+SECRETS = "secrets.json"
+"""Names of the variables that jobs get through the private file, in ``jobs/``; nothing of their values."""
+
+
 def cluster(run: RunDir) -> dict[str, Any]:
     """What the run knows of its cluster; empty where nothing can be read."""
     return read_json(run.cluster) or {}

@@ -16,6 +16,7 @@ from typing import Any
 from galley.files import open_regular
 from galley.rundir import Attempt, RunDir, read_json
 from galley.text import plain
+from galley_launch.job.names import known_as
 
 TAIL = 64 * 1024
 """Bytes of a log that are read, from its end."""
@@ -127,17 +128,24 @@ def being_ended(run: RunDir, attempt: Attempt) -> str:
     return next((word for cause, word in _CAUSES.items() if cause in found[-1]), "CANCELLED")
 
 
+def _as_slurm(records: list[dict[str, Any]], key: str, nodes: object) -> list[dict[str, Any]]:
+    """``records`` whose node has Slurm's name, where it called itself by a longer one."""
+    known = [str(node) for node in nodes] if isinstance(nodes, list) else []
+    return [{**each, key: known_as(str(each[key]), known) or each[key]} if key in each else each for each in records]
+
+
 def collect(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Evidence:
     """Read what ``attempt`` left. ``status`` and ``state`` are as in :class:`Evidence`."""
-    job = (read_json(attempt.job) or {}).get("job")
+    facts = read_json(attempt.job) or {}
+    job, nodes = facts.get("job"), facts.get("nodes")
     logs = {path.stem: tail(path) for path in sorted(attempt.logs.glob("*.log"))}
     return Evidence(
         status=status,
         state=state,
-        errors=_errors(attempt),
+        errors=_as_slurm(_errors(attempt), "host", nodes),
         logs={**logs, **slurm_log(run, job, "train" if attempt.number else "prepare")},
-        heartbeats=_objects(sorted(attempt.heartbeats.glob("*.json"))),
-        preflight=_objects(sorted(attempt.preflight.glob("*.json"))),
-        hang=_hang(attempt),
+        heartbeats=_as_slurm(_objects(sorted(attempt.heartbeats.glob("*.json"))), "host", nodes),
+        preflight=_as_slurm(_objects(sorted(attempt.preflight.glob("*.json"))), "node", nodes),
+        hang=next(iter(_as_slurm([hang] if (hang := _hang(attempt)) else [], "node", nodes)), None),
         step=last_step(run),
     )

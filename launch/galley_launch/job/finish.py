@@ -13,6 +13,7 @@ from galley_launch.job import chain, preflight, slurm, successor
 from galley_launch.job.classify import classify
 from galley_launch.job.ending import Ending, judge, newest_checkpoint
 from galley_launch.job.evidence import collect, last_step
+from galley_launch.job.names import known_as
 
 _UNFIT = 3
 """So many preflights in a row may find nodes that are not fit; then it is not the nodes."""
@@ -31,7 +32,15 @@ def conclude(run: RunDir, attempt: Attempt, ending: Ending, ended: float | None 
         body.update(message="", status=0)
     write_atomic(attempt.exit, json.dumps(body))
     cluster = read_json(run.cluster) or {}
-    chain.exclude(run, ending.nodes, f"attempt {attempt.number}: {ending.kind}", float(cluster.get("exclude_hours", 0)))
+    known = [str(node) for node in (read_json(attempt.job) or {}).get("nodes", [])]
+    # sbatch refuses a name that Slurm does not have, and the chain would end of it.
+    bad = [known_as(node, known) for node in ending.nodes] if known else list(ending.nodes)
+    chain.exclude(
+        run,
+        [node for node in bad if node],
+        f"attempt {attempt.number}: {ending.kind}",
+        float(cluster.get("exclude_hours", 0)),
+    )
     return body
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from galley.rundir import Attempt, read_json, write_atomic
+from galley_launch.job.names import known_as
 from galley_launch.job.preflight_checks import (
     CHECKS,
     Node,
@@ -103,7 +104,9 @@ def bad_nodes(attempt: Attempt, expected: Sequence[str]) -> dict[str, str]:
     Those that failed, left no report, or did not reach the head. Where several others are left and none of them
     reached it, or where it has no count of them, the head is at fault instead.
     """
-    reports = {each: read_json(attempt.preflight / f"{each}.json") for each in expected}
+    reports: dict[str, dict[str, Any] | None] = dict.fromkeys(expected)
+    for path in sorted(attempt.preflight.glob("*.json")):
+        reports[known_as(path.stem, expected)] = read_json(path)
     bad = {each: why for each in expected if (why := _failures(reports[each]))}
     exchanges = {each: _exchanged(reports[each]) for each in expected}
     head, others = expected[0], [each for each in expected[1:] if each not in bad]

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import time
@@ -20,6 +21,7 @@ Outcome = dict[str, Any]
 """``{"ok", "detail"}``, and what else a check found."""
 _MIB, _GIB = 1 << 20, 1 << 30
 _SKEW_S = 30.0
+_OF_FREE, _OF_LIMIT = 0.8, 0.95
 # Shares of the time limit: the head stops waiting, then the others, then every check; the report has the rest. Nodes
 # do not start at the same moment, so one that waits for the head must outwait it.
 GATHER, JOIN, CHECKS = 0.7, 0.85, 0.95
@@ -98,6 +100,8 @@ def _query(node: Node) -> tuple[list[_Gpu], str]:
     except subprocess.TimeoutExpired as late:
         return [], f"; nvidia-smi does not answer in {late.timeout:.0f} s"
     except OSError as error:
+        if Path("/dev/kfd").exists() or shutil.which("rocm-smi"):
+            return [], "; this node has AMD's GPUs, which are not supported: Galley trains on NVIDIA's"
         return [], f"; nvidia-smi cannot be run: {error.strerror}"
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
     strange = [", ".join(row) for row in rows if len(row) != 7] + done.stderr.splitlines()
@@ -168,8 +172,12 @@ def memory(node: Node) -> Outcome:
     shm = os.statvfs("/dev/shm")
     size, room = shm.f_blocks * shm.f_frsize // _MIB, shm.f_bavail * shm.f_frsize // _MIB
     allowed = "" if limit > 1 << 40 else f", {limit} MiB allowed to the job"
-    detail = f"{free} MiB free{allowed}; {node.memory_mb} MiB needed; /dev/shm has {size} MiB, {room} MiB free"
-    enough = min(free, limit) >= node.memory_mb and (size >= 64 or node.gpus == 1)
+    needed = f"{node.memory_mb} MiB needed" if node.memory_mb else "what is needed is not known"
+    detail = f"{free} MiB free{allowed}; {needed}; /dev/shm has {size} MiB, {room} MiB free"
+    # The system has a part of what a node is said to have, and a cgroup's limit may be rounded.
+    enough = (
+        free >= _OF_FREE * node.memory_mb and limit >= _OF_LIMIT * node.memory_mb and (size >= 64 or node.gpus == 1)
+    )
     return outcome(enough, detail)
 
 
@@ -192,12 +200,14 @@ def _probe(folder: Path, node: Node, who: str) -> float:
     return max(0.0, before - stamp) or min(0.0, after - stamp)
 
 
-def _folder(folder: Path, node: Node) -> str:
+def _folder(folder: Path, node: Node, scratch: bool) -> str:
     try:
         _probe(folder, node, "disk")
     except OSError as error:
         return f"{folder} cannot be written: {error.strerror}"
     disk = os.statvfs(folder)
+    if scratch and disk.f_flag & os.ST_NOEXEC:
+        return f"{folder} is mounted noexec, so compiled kernels cannot be loaded from it; set cluster.scratch"
     free = disk.f_bavail * disk.f_frsize
     if free < _GIB:
         return f"{folder} has {free // _MIB} MiB left"
@@ -210,13 +220,26 @@ def disk(node: Node) -> Outcome:
     if node.scratch:
         Path(node.scratch).mkdir(exist_ok=True)  # not its parents: a disk that is not mounted is a fault
     scratch = [Path(node.scratch)] if node.scratch else []
-    faults = [_folder(folder, node) for folder in (node.run, *scratch)]
+    faults = [_folder(node.run, node, scratch=False), *(_folder(each, node, scratch=True) for each in scratch)]
     return outcome(not any(faults), "; ".join(filter(None, faults)) or "writable, with room")
+
+
+def _longer(head: str) -> str:
+    """What helps where a node's name does not resolve: most often its domain is missing."""
+    domain = socket.getfqdn().partition(".")[2]
+    with contextlib.suppress(OSError, UnicodeError):
+        if domain and "." not in head and socket.getaddrinfo(f"{head}.{domain}", None):
+            return f", but {head}.{domain} does: have {domain} put into this node's search domains (resolv.conf)"
+    return ": have the site put it into DNS or /etc/hosts of its nodes"
 
 
 def name(node: Node) -> Outcome:
     """The head's name is known here, and does not lead back to this node."""
-    found = sorted({str(row[4][0]) for row in socket.getaddrinfo(node.head, None, type=socket.SOCK_STREAM)})
+    try:
+        rows = socket.getaddrinfo(node.head, None, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        return outcome(False, f"{node.head}, the head's name, does not resolve here ({error}){_longer(node.head)}")
+    found = sorted({str(row[4][0]) for row in rows})
     loops = [each for each in found if ipaddress.ip_address(each.partition("%")[0]).is_loopback]
     ok = not loops or node.nodes == 1 or node.number == 0 or node.loopback
     return outcome(ok, f"{node.head} is {', '.join(found)}" + ("" if ok else ", which is this node itself"))
