@@ -252,7 +252,8 @@ def _equal(headers: dict[str, Header], one: str, other: str) -> bool:
     for name in (one, other):
         with safe_open(headers[name]["path"], "pt") as file:
             pair.append(file.get_tensor(name))
-    return pair[0].shape == pair[1].shape and bool(torch.equal(pair[0].to(pair[1].dtype), pair[1]))
+    coarser = min((each.dtype for each in pair), key=lambda dtype: dtype.itemsize)  # as both are when they are loaded
+    return pair[0].shape == pair[1].shape and bool(torch.equal(pair[0].to(coarser), pair[1].to(coarser)))
 
 
 def refuse_missing(folder: str, info: dict[str, Any]) -> None:

@@ -65,6 +65,7 @@ def test_what_runs_along_the_sequence_does_not(config: Any, tmp_path: Path) -> N
 PARTICULAR = ["gemma4_text", "gemma4", "cwm", "qwen3_vl", "mistral3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PARTICULAR)
 def test_particular_configurations_are_read_and_packed(kind: str, tmp_path: Path) -> None:
     """Settings of single layers, ends of text that must be numbers, parts that see."""

@@ -199,6 +199,8 @@ def test_a_head_that_is_tied_and_yet_another_matrix_is_refused(llama: Path, tmp_
         tie_word_embeddings=True,
     )
     assert check_loading(equal, trust=False) is not None
+    rounded = changed(equal, tmp_path / "rounded", typed(ENDS[1], "bfloat16"))
+    assert check_loading(rounded, trust=False) is not None, "the same matrix, once in less precision"
 
 
 def test_buffers_count_as_weights(tmp_path: Path) -> None:
