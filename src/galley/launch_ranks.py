@@ -30,7 +30,6 @@ from torch.distributed.elastic.rendezvous import (
 
 from galley.errors import UserError
 from galley.rundir import Attempt
-from galley.stage import record_error
 from galley.store import LAUNCHER, STORE, create, meet_nodes, private
 
 BACKEND = "file"
@@ -124,6 +123,8 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"galley: {error}", file=sys.stderr, flush=True)
         if folder := os.environ.get("GALLEY_ATTEMPT_DIR"):
+            from galley.stage import record_error  # The spec's schemas, a tenth of the start, are for this alone.
+
             record_error(Attempt(Path(folder)), "train", 2, str(error))
         return 2
     return 0
