@@ -162,7 +162,8 @@ faults that logits without the tensors would have shown. The trained model's log
 Healthy exports passed: {total("passed")} of {total("healthy")}. Planted faults caught: {total("caught")} of
 {total("planted")}; by logits alone: {total("by_logits")}. Worst healthy tensor:
 {max(row["worst_tensors"] for row in every):.0e}; mildest wrong one: {mildest["mildest_tensors"]:.1e}
-({mildest["architecture"]}, {mildest["dtype"]}, {mildest["mildest"]}). Worst healthy logits:
+({mildest["architecture"]}, {mildest["dtype"]}, {mildest["mildest"]}), of a tensor that must be equal to the bit.
+Worst healthy logits:
 {max(row["worst_logits"] for row in every):.2f} of what is allowed.
 """
     parts = [head]
