@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from galley.errors import UserError
@@ -90,14 +90,14 @@ def kind(value: object) -> str:
     return names.get(type(value), "null" if value is None else type(value).__name__)
 
 
-def fit(
-    messages: Sequence[Mapping[str, Any]], form: Literal["object", "string"] | None, where: str
-) -> list[dict[str, Any]]:
+def fit(messages: list[dict[str, Any]], form: Literal["object", "string"] | None, where: str) -> list[dict[str, Any]]:
     """The messages, with the arguments of every tool call in ``form``. Raises :class:`UserError` for no JSON object."""
+    if form is None or not any("tool_calls" in message for message in messages):
+        return messages
     return [
         {**message, "tool_calls": _fitted(where, f"messages[{index}]", message["tool_calls"], form)}
-        if form and message.get("tool_calls")
-        else dict(message)
+        if "tool_calls" in message
+        else message
         for index, message in enumerate(messages)
     ]
 

@@ -47,7 +47,8 @@ class Document:
 
 def mark(template: Template, row: Row) -> Rendered:
     """Render a conversation and find what is trained on. Raises :class:`UserError` where the template refuses it."""
-    row = replace(row, messages=fit(row.messages, template.arguments, row.where))
+    fitted = fit(row.messages, template.arguments, row.where)
+    row = row if fitted is row.messages else replace(row, messages=fitted)
     try:
         text, marks = render_marked(template, row.messages, row.tools)
     except REFUSALS as error:
@@ -178,8 +179,8 @@ def token_range(encoding: Any, span: Span, text: str) -> tuple[int, int]:
     everything = range(len(encoding.ids))
     first = bisect.bisect_left(everything, span[0], key=start)
     last = max(first, bisect.bisect_right(everything, span[1], key=end))
-    if first and end(first - 1) > span[0] and text[start(first - 1) : span[0]].isspace():
-        first -= 1
-    if first <= last < len(everything) and start(last) < span[1] and text[span[1] : end(last)].isspace():
-        last += 1
+    if text[span[0] - 1 : span[0]].isspace() and first and end(first - 1) > span[0]:
+        first -= text[start(first - 1) : span[0]].isspace()
+    if text[span[1] : span[1] + 1].isspace() and first <= last < len(everything) and start(last) < span[1]:
+        last += text[span[1] : end(last)].isspace()
     return first, last

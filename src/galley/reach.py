@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,7 +63,7 @@ def look(reach: Reach, row: Row) -> None:
     Raises :class:`UserError` where it leaves out what the assistant says or calls, or writes something of others inside
     an answer.
     """
-    shapes = list(_shapes(row))
+    shapes = _shapes(row)
     if any(shape not in reach.lost for shape in shapes):
         lost = _probe(reach.template, row)
         for index, shape in enumerate(shapes, -1):
@@ -73,16 +73,20 @@ def look(reach: Reach, row: Row) -> None:
             reach.counts.update(lost_here)
 
 
-def _shapes(row: Row) -> Iterator[Shape]:
+def _shapes(row: Row) -> list[Shape]:
     """The shape of the row's tools, then of each message."""
-    roles = ["", *(message["role"] for message in row.messages), ""]
-    late = max((index for index, role in enumerate(roles[1:]) if role == "user"), default=-1)
-    yield (roles[1], *(tuple(tool.get("function", tool)) for tool in (row.tools or [])[:1]))
-    for index, message in enumerate(row.messages):
-        calls = message.get("tool_calls")
-        thought = message["role"] == "assistant" and THOUGHT in message["content"]
-        said = (bool(message["content"]), thought, min(len(calls), 2) if calls else 0, bool(row.tools))
-        yield (*roles[index : index + 3], tuple(message), *said, index > late)
+    roles = ["", *[message["role"] for message in row.messages], ""]
+    late = len(roles) - 1 - roles[::-1].index("user") if "user" in roles else 0  # of the last user, in `roles`
+    shapes: list[Shape] = [(roles[1], *(tuple(tool.get("function", tool)) for tool in (row.tools or [])[:1]))]
+    tooled = bool(row.tools)
+    for index, message in enumerate(row.messages, 1):
+        content, more = message["content"], None
+        if len(message) > 2:
+            more = (tuple(message), min(len(message.get("tool_calls", ())), 2))
+        thought = roles[index] == "assistant" and THOUGHT in content
+        beside = (roles[index - 1], roles[index], roles[index + 1])
+        shapes.append((beside, content != "", thought, more, tooled, index > late))
+    return shapes
 
 
 def _probe(template: Template, row: Row) -> dict[int, tuple[str, ...]]:

@@ -16,7 +16,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 TEXT_EXAMPLE = '{"text": "…"}'
 EXAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
 NOT_TRAINED = "messages of others than the assistant have a weight, but only the assistant's are trained on"
-WEIGHTS = ("weight", "train", "loss")
+WEIGHTS = frozenset({"weight", "train", "loss"})
 NULLS = "nulls in tools and tool calls left out, for Arrow pads with them (give a JSON string to keep a null)"
 Message = dict[str, Any]
 
@@ -150,9 +150,8 @@ def _joined(where: str, name: str, parts: list[Any]) -> str:
 def _clean(where: str, name: str, message: Message) -> int:
     """Bring tool calls and other nested values of ``message`` into shape, in place; the nulls left out."""
     total = 0
-    for key, value in list(message.items()):
-        if type(value) is str and key != "tool_calls":  # nearly always
-            continue
+    for key in [key for key, value in message.items() if type(value) is not str or key == "tool_calls"]:
+        value = message[key]
         if key == "tool_calls":
             message[key], nulls = read_calls(where, name, value)
         elif isinstance(value, Mapping | list):
@@ -167,9 +166,9 @@ def _clean(where: str, name: str, message: Message) -> int:
 
 def _weight(where: str, name: str, value: Mapping[str, Any]) -> int | None:
     """What ``weight``, ``train`` or ``loss`` say: 0 or 1; None where there is none."""
-    given = {key: value[key] for key in WEIGHTS if value.get(key) is not None}
-    if not given:
+    if WEIGHTS.isdisjoint(value):
         return None
+    given = {key: value[key] for key in ("weight", "train", "loss") if value.get(key) is not None}
     for key, weight in given.items():
         if not isinstance(weight, bool | int | float) or weight not in (0, 1):
             what = f"{name} has {key} {repr(weight)[:60]}, which is not understood"
@@ -177,7 +176,7 @@ def _weight(where: str, name: str, value: Mapping[str, Any]) -> int | None:
     if len({int(weight) for weight in given.values()}) > 1:
         shown = ", ".join(f"{key} {weight!r}" for key, weight in given.items())
         raise UserError(where, f"{name} has {shown}, which contradict each other", "give one of them")
-    return next(int(weight) for weight in given.values())
+    return next((int(weight) for weight in given.values()), None)
 
 
 def _not_a_conversation(where: str, what: str, todo: str | None = None) -> UserError:
