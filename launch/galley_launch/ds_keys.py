@@ -185,13 +185,13 @@ def _unknown(key: str, prefix: str, allowed: dict[str, Any]) -> Problem:
     if key in ("lr", "learning_rate", "betas", "eps", "weight_decay"):
         homes = [f"optimizer.params.{'lr' if key == 'learning_rate' else key}"]
     if homes:
-        near = prefix or "zero_optimization."
-        best = next((path for path in homes if path.startswith(near)), homes[0])
+        level = prefix or "zero_optimization."
+        best = next((path for path in homes if path.startswith(level)), homes[0])
         place = f"as {best}" if "." in best else "at the top level"
         return Problem(what, f"it belongs {place}")
-    found = closest(key, allowed)
-    if found:
-        return Problem(what, f"did you mean {found!r}?")
+    near = closest(key, allowed)
+    if near:
+        return Problem(what, f"did you mean {near!r}?")
     far = closest(key, [path.rpartition(".")[2] for path in _paths(table()["keys"])], cutoff=0.85)
     home = next((path for path in _paths(table()["keys"]) if path.rpartition(".")[2] == far), "")
     return Problem(what, f"did you mean {home}?" if home else "take it out; it would be passed over in silence")

@@ -1,4 +1,4 @@
-"""What is wrong with a DeepSpeed JSON, gathered so that all of it is said at once, on one line."""
+"""What is wrong with a DeepSpeed JSON, gathered so that all of it is told at once, on one line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Claim:
 
     path: str
     """Dotted path in the JSON."""
-    said: Any
+    value: Any
     """What stands there."""
     because: str
     """What the recipe makes of it: ``batch.samples 16 makes it 16``."""
@@ -53,7 +53,7 @@ class Claim:
 
     def line(self) -> str:
         """``optimizer.params.lr 3e-05, but the recipe says 0.0002``."""
-        return f"{self.path} {shown(self.said)}, but {self.because}"
+        return f"{self.path} {shown(self.value)}, but {self.because}"
 
 
 @dataclass
@@ -80,8 +80,8 @@ def clip(text: str) -> str:
 def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The name in ``known`` that ``word`` was probably meant to be, in whatever case; None where nothing is near."""
     names = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), sorted(names), n=1, cutoff=cutoff)
-    return names[found[0]] if found else None
+    matches = difflib.get_close_matches(word.lower(), sorted(names), n=1, cutoff=cutoff)
+    return names[matches[0]] if matches else None
 
 
 def short(label: str) -> str:
@@ -91,10 +91,10 @@ def short(label: str) -> str:
 
 def words_of(claims: Sequence[Claim]) -> list[str]:
     """The ``key=value`` words of all ``claims``, each key once."""
-    found: dict[str, str] = {}
+    matches: dict[str, str] = {}
     for word in (word for claim in claims for word in claim.words):
-        found[word.partition("=")[0]] = word
-    return list(found.values())
+        matches[word.partition("=")[0]] = word
+    return list(matches.values())
 
 
 def refusal(label: str, problems: Sequence[Problem], claims: Sequence[Claim], more: str = "") -> UserError:
@@ -119,7 +119,7 @@ def _numbered(here: str, problems: Sequence[Problem], claims: Sequence[Claim], m
     room = LONGEST - len(here) - 60
     for level in range(_LEVELS):
         parts = [_differences(claims, level, more)] if claims else []
-        texts = [*(each.line(level > 0) for each in problems), *parts]
+        texts = [*(problem.line(level > 0) for problem in problems), *parts]
         texts = [f"({number}) {text}" for number, text in enumerate(texts, 1)]
         if len(" ".join(texts)) <= room:
             break
@@ -141,11 +141,11 @@ def _differences(claims: Sequence[Claim], level: int, more: str) -> str:
     """``level``: 0 says everything, 1 leaves out the recipe's values, 2 the file's paths too, 3 the words instead."""
     if len(claims) == 1:
         return f"{claims[0].line()}; {_remedy(claims, more)}"
-    texts = [each.line() if level == 0 else f"{each.path} {shown(each.said)}" for each in claims]
+    texts = [claim.line() if level == 0 else f"{claim.path} {shown(claim.value)}" for claim in claims]
     if level == _LEVELS - 1 and len(texts) > _SOME:
         texts[_SOME:] = [f"{len(texts) - _SOME} more"]
     named = "" if level == 2 else f": {', '.join(texts)}"
-    stuck = [each.path for each in claims if not each.words and not each.minor]
+    stuck = [claim.path for claim in claims if not claim.words and not claim.minor]
     if stuck:
         end = f"no setting takes {', '.join(stuck)}: take=recipe, or change the file"
     else:
@@ -156,7 +156,7 @@ def _differences(claims: Sequence[Claim], level: int, more: str) -> str:
 def _taking(claims: Sequence[Claim], level: int, more: str) -> str:
     words = " ".join(words_of(claims))
     take = ("take=deepspeed takes them" if level == _LEVELS - 1 else f"take=deepspeed sets {words}") if words else ""
-    left = [each.path for each in claims if not each.words]
+    left = [claim.path for claim in claims if not claim.words]
     take += f" (but cannot take {', '.join(left)})" if left else ""
     take += f" (and also: {more})" if more else ""
     return f"{take}, take=recipe keeps the recipe's".removeprefix(", ")

@@ -72,7 +72,7 @@ def _check_texts(config: Config, name: str) -> None:
     for path, value, depth in _walk(config):
         if depth > _DEEPEST:
             raise UserError(name, f"nests more than {_DEEPEST} levels deep", _FIX)
-        if not all(is_text(each) for each in (path, value) if isinstance(each, str)):
+        if not all(is_text(text) for text in (path, value) if isinstance(text, str)):
             raise UserError(name, f"{clip(path)} {clip(str(value))} is not Unicode (a lone surrogate)", "change it")
 
 

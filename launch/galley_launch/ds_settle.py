@@ -56,19 +56,19 @@ def settle(source: Source, recipe: Recipe, where: Devices, facts: Facts) -> Sett
     problems = [*read.problems, *(read.off.values() if not source.take else ())]
     sorted_out = Findings()
     config = ds_table.sort_out(read.config, sorted_out)
-    found = _compare(config, recipe, where)
+    findings = _compare(config, recipe, where)
     if source.take == "deepspeed":
-        recipe, found, taken = _take(source, config, recipe, found, where)
+        recipe, findings, taken = _take(source, config, recipe, findings, where)
         notes += taken
     elif source.take == "recipe":
-        notes += [f"the recipe's: {claim.line()}" for claim in found.claims]
-        found.claims.clear()
-    problems += sorted_out.problems + found.problems
-    problems += _combinations(read.problems, config, recipe, where, bool(found.claims))
-    if problems or found.claims:
-        raise refusal(source.label, problems, found.claims, _more(config, recipe, found.claims, where))
+        notes += [f"the recipe's: {claim.line()}" for claim in findings.claims]
+        findings.claims.clear()
+    problems += sorted_out.problems + findings.problems
+    problems += _combinations(read.problems, config, recipe, where, bool(findings.claims))
+    if problems or findings.claims:
+        raise refusal(source.label, problems, findings.claims, _more(config, recipe, findings.claims, where))
     done = zero.complete(config, source.label, recipe, where, facts)
-    return Settled(recipe, done, _labelled(source.label, notes + sorted_out.notes + found.notes))
+    return Settled(recipe, done, _labelled(source.label, notes + sorted_out.notes + findings.notes))
 
 
 def _labelled(label: str, notes: list[str]) -> tuple[str, ...]:
@@ -80,13 +80,13 @@ def _stage(config: Config) -> int:
 
 
 def _compare(config: Config, recipe: Recipe, where: Devices) -> Findings:
-    found, ranks = Findings(), where.nodes * where.ranks
-    ds_batch.batch(config, recipe, ranks, found)
-    ds_batch.clipping(config, recipe, found)
-    ds_batch.precision(config, recipe, _stage(config), found)
-    ds_blocks.optimizer(config, recipe, found)
-    ds_blocks.scheduler(config, recipe, found)
-    return found
+    findings, ranks = Findings(), where.nodes * where.ranks
+    ds_batch.batch(config, recipe, ranks, findings)
+    ds_batch.clipping(config, recipe, findings)
+    ds_batch.precision(config, recipe, _stage(config), findings)
+    ds_blocks.optimizer(config, recipe, findings)
+    ds_blocks.scheduler(config, recipe, findings)
+    return findings
 
 
 def _with(recipe: Recipe, words: list[str]) -> Recipe:
@@ -94,12 +94,12 @@ def _with(recipe: Recipe, words: list[str]) -> Recipe:
 
 
 def _take(
-    source: Source, config: Config, recipe: Recipe, found: Findings, where: Devices
+    source: Source, config: Config, recipe: Recipe, findings: Findings, where: Devices
 ) -> tuple[Recipe, Findings, list[str]]:
     """The recipe with the JSON's values, what still differs, and the notes about it."""
-    words = [word for word in words_of(found.claims) if not _is_typed(word, source.typed)]
-    if not words and not found.claims:
-        return recipe, found, []
+    words = [word for word in words_of(findings.claims) if not _is_typed(word, source.typed)]
+    if not words and not findings.claims:
+        return recipe, findings, []
     recipe = _with(recipe, words)
     notes = [f"taken over the recipe's: {' '.join(words)}"] if words else []
     left = _compare(config, recipe, where)
@@ -114,7 +114,7 @@ def _is_typed(word: str, typed: Collection[str]) -> bool:
     """Whether the command line says the key of ``word``, or another answer to its question (steps, epochs, tokens)."""
     key = word.partition("=")[0]
     section = key.rpartition(".")[0]
-    return key in typed or (section in ("batch", "duration") and any(each.startswith(section) for each in typed))
+    return key in typed or (section in ("batch", "duration") and any(name.startswith(section) for name in typed))
 
 
 def _combinations(
@@ -123,14 +123,14 @@ def _combinations(
     """What the rules refuse, and a batch that does not split; neither can be told of a stage that was not read."""
     if any(problem.what.startswith("zero_optimization.stage ") for problem in unread):
         return []
-    found = rules.broken(rules.Case(recipe, where.kind, _without_autos(config)))
-    found += zero.broken(config, where)
+    problems = rules.broken(rules.Case(recipe, where.kind, _without_autos(config)))
+    problems += zero.broken(config, where)
     try:
         ds_batch.accumulation(recipe, where.nodes * where.ranks)
     except UserError as error:
         if not differs:  # Else the JSON's own batch may be what settles it.
-            found.append(Problem(error.what, error.todo, error.where))
-    return found
+            problems.append(Problem(error.what, error.todo, error.where))
+    return problems
 
 
 def _without_autos(config: Any) -> Any:
@@ -147,7 +147,8 @@ def _more(config: Config, recipe: Recipe, claims: list[Claim], where: Devices) -
     try:
         taken = _with(recipe, words)
         before = {problem.what for problem in _combinations([], config, recipe, where, False)}
-        after = [each for each in _combinations([], config, taken, where, False) if each.what not in before]
+        every = _combinations([], config, taken, where, False)
+        after = [problem for problem in every if problem.what not in before]
     except UserError as error:
         return f"{error.what}; {error.todo}"
     return f"{after[0].what}: {after[0].todo}" if after else ""

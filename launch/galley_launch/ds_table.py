@@ -150,7 +150,7 @@ FATES: dict[str, Fate] = {
 }
 
 
-def sort_out(config: dict[str, Any], found: Findings) -> dict[str, Any]:
+def sort_out(config: dict[str, Any], findings: Findings) -> dict[str, Any]:
     """``config`` without what is left out or refused."""
     kept: dict[str, Any] = {}
     for key, value in config.items():
@@ -158,10 +158,10 @@ def sort_out(config: dict[str, Any], found: Findings) -> dict[str, Any]:
         if fate.what in ("recipe", "kept"):
             kept[key] = value
         elif fate.on(value) and fate.what == "left out":
-            found.notes.append(f"{key} is left out: {fate.reason}")
+            findings.notes.append(f"{key} is left out: {fate.reason}")
         elif fate.on(value):
             brief = f"{key} {shown(value)}" if not isinstance(value, dict) else key
-            found.problems.append(Problem(f"{brief}: {fate.reason}", fate.todo))
+            findings.problems.append(Problem(f"{brief}: {fate.reason}", fate.todo))
         elif not fate.quiet and is_on(value):
-            found.notes.append(f"{key} is left out: {fate.reason}")
+            findings.notes.append(f"{key} is left out: {fate.reason}")
     return kept

@@ -68,12 +68,12 @@ def _schema(kind: str, limits: dict[str, Any]) -> CoreSchema:
 
 def _one_of(path: str, value: Any, limits: dict[str, Any]) -> tuple[Any, Problem | None]:
     known = limits["of"]
-    same = [each for each in known if not isinstance(value, bool) and (each == value or str(each) == value)]
+    same = [name for name in known if not isinstance(value, bool) and (name == value or str(name) == value)]
     if not same and limits.get("case") and isinstance(value, str):
-        same = [each for each in known if each.lower() == value.lower()]
+        same = [name for name in known if name.lower() == value.lower()]
     if same:
         return same[0], None
-    names = [str(each) for each in known]
+    names = [str(name) for name in known]
     near = closest(value.strip(), ["auto", *names]) if isinstance(value, str) else None
     todo = f"did you mean {shown(near)}?" if near else f"choose one of {', '.join(names)}"
     return value, Problem(f"{path} {shown(value)} is none of {', '.join(names)}", todo)
