@@ -91,11 +91,15 @@ def nothing_follows(run: RunDir, queue: Queue) -> str:
     end, facts = read_json(last.exit) or {}, read_json(last.job) or {}
     why = f" ({facts['no_successor']})" if facts.get("no_successor") else ""
     if queue.jobs:
+        early = (
+            last.number == 0
+        )  # the prepare job found it out: the first attempt is in the queue, and nothing after it
         waits = [job for job in queue.jobs if job is not queue.running and queue.stage_of(job) == "train"]
-        if not why or waits or not queue.running or end.get("again") is False:
+        if not why or end.get("again") is False or (not early and (waits or not queue.running)):
             return ""
         beforehand = "" if chain.is_beforehand(run) else ", or submit with cluster.chain=login"
-        return f"nothing follows this attempt{why}; when it has ended, submit again: {todo}{beforehand}"
+        which = "the first" if early else "this"
+        return f"nothing follows {which} attempt{why}; when it has ended, submit again: {todo}{beforehand}"
     if end.get("verdict") == "done":
         left = not (end.get("exported") or end.get("export_error") or last.log("export").exists())
         return f"it is trained, but nothing follows: its export is not in the queue; submit again: {todo}" * left

@@ -155,6 +155,18 @@ def test_a_site_whose_nodes_may_not_submit_is_found_out_by_the_first_job(
     assert line in capsys.readouterr().out
 
 
+def test_status_says_at_once_what_the_first_job_found_out(run: RunDir, fakes: Scenario) -> None:
+    nodes_may_not_submit(fakes)
+    begin.begin_aside(run, "prepare", "")
+    for job, stage in (("500", "prepare"), ("501", "train")):
+        chain.note(run, stage, job)
+        fakes.job(job, State="RUNNING" if stage == "prepare" else "PENDING")
+    for _ in range(2):  # while it prepares, and while training waits
+        said = runs.state(run, queue.look([run])[run.root]).message
+        assert said.startswith("nothing follows the first attempt (sbatch: Jobs cannot be submitted from this host")
+        fakes.job("500", State="COMPLETED")
+
+
 @pytest.mark.parametrize("state", [{"controller": "down"}, {}])
 def test_a_site_whose_nodes_may_submit_is_left_alone(run: RunDir, fakes: Scenario, state: dict[str, str]) -> None:
     fakes.set(**state)
