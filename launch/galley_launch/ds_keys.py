@@ -23,6 +23,7 @@ _ZERO = "zero_optimization"
 _OLD_NAMES = {f"{_ZERO}.cpu_offload_params": "offload_param"}
 _OFFLOADS = ("offload_optimizer", "offload_param")
 _SENTENCE = 200  # Characters of what DeepSpeed says of a removed key: its first sentences.
+_WITH_FP16 = ("fp16.loss_scale_window", "fp16.min_loss_scale")
 _MANY = 4  # More unknown keys than these are told together.
 _WHOLE = ("bf16", "fp16", "data_types", "torch_autocast", "optimizer", "scheduler")
 
@@ -160,8 +161,10 @@ def _block(block: Config, allowed: dict[str, Any], prefix: str, read: Read) -> C
             continue  # Read by hand, where null is what a key that is not there gives.
         else:
             typed, problem = ds_values.check(path, value, spec)
-            if problem:
+            if problem and not (path in _WITH_FP16 and value in (0, -1) and not is_on(block.get("enabled"))):
                 read.problems.append(problem)
+            elif problem:
+                continue  # DeepSpeed looks at them only where fp16 is on.
             else:
                 kept[key] = typed
     return kept

@@ -177,6 +177,11 @@ def test_comments_are_passed_over_and_misspelt_keys_are_not() -> None:
     assert "no parameter '_r'" in refused({"optimizer": {"params": {"_r": 1e-3}}})
 
 
+def test_what_scales_losses_is_looked_at_only_with_fp16() -> None:
+    assert "fp16" not in settled({"fp16": {"enabled": False, "min_loss_scale": 0}}).config
+    assert "fp16.min_loss_scale 0 is not" in refused({"fp16": {"enabled": True, "min_loss_scale": 0}}, "dtype=float16")
+
+
 def test_take_is_one_of_two() -> None:
     with pytest.raises(UserError, match="'both' is neither deepspeed nor recipe; write take=deepspeed or take=recipe"):
         settled({}, take="both")
