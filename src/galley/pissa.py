@@ -84,7 +84,9 @@ def doubled(tensors: dict[str, torch.Tensor], path: Path, dtype: torch.dtype) ->
         name, _, which = key.rpartition(".")
         place, first = f"{name}.lora_{which}.{_ADAPTER}.weight", value.to(dtype)
         last = tensors[place]
-        found[place] = torch.cat([last, first.to(last.dtype) if which == "A" else -first.to(last.dtype)], which == "B")
+        found[place] = torch.cat(
+            [last, first.to(last.dtype) if which == "A" else -first.to(last.dtype)], int(which == "B")
+        )
     return found
 
 

@@ -132,6 +132,8 @@ def _as_text(folder: Path) -> Path:
 def write_checkpoint(spec: RunSpec, run: RunDir, manifest: Manifest, case: Case) -> None:
     """What training would have left: weights that have moved, and the logits of the engine's model."""
     dtype, device = model.DTYPES[case.dtype], torch.device("cpu")
+    if spec.task.method.init == "pissa":
+        model.begin_adapter(spec, manifest, run.adapter_init)
     torch.manual_seed(2)
     if case.method in model.QUANTISED:
         engine = model.load_quantised(str(run_model(spec)), spec.task.model, case.method, device)

@@ -41,6 +41,19 @@ def check_sweep(root: Path, case: Case) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(LLAMA, "lora", "bfloat16", SMALL, {"init": "pissa"}), Case(LLAMA, "lora_int8", "bfloat16", NORM),
+        Case(LLAMA, "qlora", "bfloat16", NORM), Case(LLAMA, "lora", "bfloat16", NORM, {"rslora": True}, stage=0),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_exports_by_every_method_are_told_from_rounding(tmp_path: Path, case: Case) -> None:
+    check_sweep(tmp_path, case)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_wrong_exports_of_every_family_are_told_from_rounding(tmp_path: Path, name: str, dtype: str) -> None:
