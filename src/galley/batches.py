@@ -111,7 +111,7 @@ def collate(split: Split, ids: list[int], packed: bool, device: torch.device) ->
         if packed:
             positions[row, :size] = sample.positions
     rows = tuple(0 if each is None else len(each.tokens) for each in samples)
-    made = [torch.from_numpy(np.array(each)).to(device) for each in (tokens, positions, targets)]
+    made = [torch.from_numpy(np.array(each, order="C")).to(device) for each in (tokens, positions, targets)]
     return Batch(ids, made[0], made[1], made[2], sum(rows), document_lengths(positions) if packed else None, rows)
 
 

@@ -56,7 +56,7 @@ def probe_batch(split: Split, device: torch.device) -> Batch:
     for row, each in enumerate(starts):
         tokens[row, : len(each)] = each
         targets[row, len(each) - 1] = 0  # marks the last token, whose logits are kept
-    positions = torch.arange(length).expand(len(starts), -1)
+    positions = torch.arange(length).repeat(len(starts), 1)
     return Batch([], tokens.to(device), positions.to(device), targets.to(device), tokens.numel())
 
 

@@ -212,7 +212,7 @@ class Exporter:
 
     def _logits(self, loaded: Any) -> torch.Tensor:
         tokens, targets = (self.probes[name].to(self.device) for name in ("tokens", "targets"))
-        positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
+        positions = torch.arange(tokens.shape[1], device=self.device).repeat(len(tokens), 1)
         return evaluate.probe_logits(loaded, Batch([], tokens, positions, targets, tokens.numel()))
 
     def write_cards(self) -> dict[str, bool]:
