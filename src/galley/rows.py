@@ -86,7 +86,7 @@ def _parse(where: str, line: bytes, example: str) -> object:
 
 
 def _row(index: int, where: str, record: object) -> Row:
-    if not isinstance(record, Mapping):
+    if not isinstance(record, dict | Mapping):
         raise _not_a_conversation(where, f"{kind(record)}, not an object")
     messages = record.get("messages")
     if messages is None:
@@ -121,7 +121,7 @@ def _message(where: str, number: int, value: object) -> tuple[Message, int | Non
     Absent and null are the same, as transformers has it for chat templates.
     """
     name = f"messages[{number}]"
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict | Mapping):
         raise _not_a_conversation(where, f"{name} is {kind(value)}, not an object")
     message = {key: item for key, item in value.items() if item is not None and key not in WEIGHTS}
     role, content = message.get("role"), message.get("content")
