@@ -20,7 +20,7 @@ from galley.spec import Method
 
 ADAPTER = "default"
 PREFIX = "base_model.model."
-TOLERANCE = 2e-3
+TOLERANCE = 2e-4
 """Largest share of the change of a weight that may differ from what it should be."""
 _ROWS = 2048
 """Rows of a matrix that are compared at a time."""
