@@ -139,7 +139,7 @@ def _fetch_again(manifest: Manifest, spec: RunSpec, run: RunDir) -> Manifest:
     path = with_rows(fetched, model.added_tokens, model.added_token_ids, cache, trust)
     moved = manifest.model_copy(update={"model": model.model_copy(update={"path": str(path)})})
     write_manifest(moved, run)
-    return moved
+    return read_manifest(run)
 
 
 def make(spec: RunSpec, run: RunDir) -> Manifest:
