@@ -87,7 +87,7 @@ def test_a_queued_run_stays(jobs: str, monkeypatch: pytest.MonkeyPatch, capsys: 
     run.jobs.mkdir()
     run.submitted.write_text(json.dumps({"job": "7", "stage": "train", "time": 1.0}) + "\n")
 
-    def answer(_ids: list[str]) -> dict[str, slurm.Job]:
+    def answer(_ids: list[str], _cluster: str) -> dict[str, slurm.Job]:
         if jobs == "away":
             raise slurm.SlurmError("no answer")
         return {"7": replace(slurm.Job(*[None] * len(fields(slurm.Job))), id="7", state="PENDING", reason="Priority")}

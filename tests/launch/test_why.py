@@ -45,7 +45,8 @@ def test_each_failure_of_the_corpus(path: Path, tmp_path: Path) -> None:
 def test_the_corpus_covers_every_kind_with_several_shapes() -> None:
     kinds = [read(path).kind for path in FILES]
     assert len(kinds) >= 120
-    assert {kind for kind in kinds if kinds.count(kind) >= 3} == set(WORDS)
+    # What could not be verified is known from the run's records (test_unverified.py), not from logs.
+    assert {kind for kind in kinds if kinds.count(kind) >= 3} == set(WORDS) - {"unverified"}
 
 
 TABLES = ("HARDWARE", "CAUSES", "LOST", "MEMORY", "HANGS", "ENDINGS", "FABRIC", "ECHOES")
@@ -153,7 +154,7 @@ def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
 
 
 def test_lines_are_made_fit_to_be_shown() -> None:
-    assert clean("\x1b[31mred\x1b[0m\tand\x07 bell \r 10%|#\r 20%|##\x9b2J") == "red    and bell\n 10%|#\n 20%|##2J"
+    assert clean("\x1b[31mred\x1b[0m\tand\x07 bell \r 10%|#\r 20%|##\x9b2J") == "red    and? bell\n 10%|#\n 20%|##?2J"
     assert clean("x" * 5000) == "x" * LONGEST
 
 
