@@ -1,12 +1,14 @@
 # make demo         fine-tune a small pretrained model, end to end
 # make test         every test, but for those that wait for Slurm's slow clocks
-# make test-long    what takes too long for `make test`: wide sweeps and long fuzzing; CI runs it too
+# make test-long    what takes too long for `make test`; CI runs it too
+# make test-sweeps  10,000 damaged inputs, 200 damaged runs, faults in exports of every family: an hour or more
 # make test-slurm   the tests of a real Slurm cluster on this machine, all of them: an hour; leaves a table of results
 # make test-recipes every shipped recipe, run on a small twin of its model: minutes; leaves a table of results
 # make test-nvme    optimizer state on a disk; needs libaio's headers, and compiles for minutes
 # make test-architectures  every causal architecture of transformers as a small twin: an hour or two; goes on where it
 #                   was stopped, and leaves a table
-# make check        lint, types and the fast tests
+# make lint         lint and types
+# make check        the same and the fast tests
 #
 # Each installs what it needs into .venv first. VENV=path uses another environment as it is, if it exists.
 
@@ -18,7 +20,7 @@ BIN    := $(VENV)/bin
 KEY    := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP  := $(VENV)/.galley-$(KEY)
 
-.PHONY: demo test test-long test-slurm test-recipes test-nvme test-architectures check golden clean
+.PHONY: demo test test-long test-sweeps test-slurm test-recipes test-nvme test-architectures lint check golden clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/demo.py
@@ -28,6 +30,9 @@ test: $(STAMP)
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
+
+test-sweeps: $(STAMP)
+	$(BIN)/python -m pytest -m sweep
 
 # The cluster's own tests, with those that wait for Slurm's slow clocks.
 test-slurm: $(STAMP)
@@ -47,11 +52,13 @@ test-nvme: $(STAMP)
 test-architectures: $(STAMP)
 	$(BIN)/python tests/architectures/sweep.py benchmarks/results/architectures-$(shell date +%F).md $(MINUTES)
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not long"
+
+check: lint
+	$(BIN)/python -m pytest -m "not slow and not long and not sweep"
 
 # Accept what recipes plan to now as right; look at the difference before committing it.
 golden: $(STAMP)

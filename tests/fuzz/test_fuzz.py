@@ -46,7 +46,7 @@ def test_damaged_inputs_of_the_data_plane(tmp_path: Path) -> None:
     judge([*DATA], 100, SEED, tmp_path)
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(4))
 def test_ten_thousand_damaged_inputs(tmp_path: Path, part: int) -> None:

@@ -122,7 +122,7 @@ def test_a_damaged_run_resumes_to_the_bit_or_refuses(made: Made, ranks: Ranks, t
     resumes(made, ranks, run, harm(run, random.Random(seed)))
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 @pytest.mark.parametrize("seed", range(6, 200))
 def test_a_damaged_run_resumes_to_the_bit_or_refuses_each_of_two_hundred(
     made: Made, ranks: Ranks, tmp_path: Path, seed: int

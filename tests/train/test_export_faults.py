@@ -53,7 +53,7 @@ def test_wrong_exports_by_every_method_are_told_from_rounding(tmp_path: Path, ca
     check_sweep(tmp_path, case)
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_wrong_exports_of_every_family_are_told_from_rounding(tmp_path: Path, name: str, dtype: str) -> None:
