@@ -49,12 +49,22 @@ def _size(config: dict[str, Any], names: Iterable[str]) -> int | None:
 def of_gguf(path: Path) -> Facts:
     """Facts that the header of a GGUF file gives. Raises ``UserError`` where it is not one."""
     try:
-        found = read_gguf(path)
+        found = read_gguf(path, _is_told)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UserError(
             "model.path", f"{path} cannot be read ({reason})", "give a .gguf file, or download it again"
         ) from None
+    return _from_metadata(found)
+
+
+def _is_told(metadata: dict[str, Any]) -> bool:
+    """Whether nothing more is to be learnt: a tokenizer's merges, which follow, take long to read."""
+    facts = _from_metadata(metadata)
+    return None not in (facts.hidden_size, facts.layers, facts.vocab)
+
+
+def _from_metadata(found: dict[str, Any]) -> Facts:
     arch = found.get("general.architecture")
     names = {"hidden_size": "embedding_length", "layers": "block_count", "vocab": "vocab_size"}
     facts = {fact: _size(found, [f"{arch}.{name}"]) for fact, name in names.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -71,8 +72,8 @@ def _counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(each) is int and 0 <= each < 1 << 62 for each in value)
 
 
-def read_gguf(path: Path) -> dict[str, Any]:
-    """The metadata of a GGUF file; an array is given as its length.
+def read_gguf(path: Path, enough: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Any]:
+    """The metadata of a GGUF file; an array is given as its length. ``enough``: whether what was read so far will do.
 
     Raises ``ValueError`` where the file is not one or its header does not hold together, ``OSError`` where it cannot
     be read.
@@ -90,6 +91,8 @@ def read_gguf(path: Path) -> dict[str, Any]:
         for _ in range(pairs):
             key = _string(file, size, _KEY)
             found[key] = _value(file, _unpack(file, "I"), size)
+            if enough and enough(found):
+                break
         return found
 
 

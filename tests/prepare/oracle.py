@@ -41,8 +41,8 @@ def templates() -> dict[str, str]:
     assert found is not None, "trl brings the chat templates that this is tried on: pip install -e '.[dev]'"
     assert found.origin is not None
     paths = sorted((Path(found.origin).parent / "chat_templates").glob("*.jinja"))
-    paths += [ROOT / "src/galley/templates/chatml.jinja", ROOT / "recipes/templates/llama3.jinja"]
-    return {("galley-" if ROOT in path.parents else "") + path.stem: path.read_text() for path in paths}
+    own = [ROOT / "src/galley/templates/chatml.jinja", ROOT / "recipes/templates/llama3.jinja"]
+    return {path.stem: path.read_text() for path in paths} | {f"galley-{path.stem}": path.read_text() for path in own}
 
 
 def tokenizer_for(texts: list[str]) -> Any:

@@ -186,7 +186,7 @@ def test_a_model_that_is_already_quantised(
         ({"model_type": "novel"}, "transformers does not know the model type 'novel'; update transformers"),
         (
             {"model_type": "novel", "auto_map": {"AutoConfig": "code.Config"}},
-            "needs Python code from its repository; read that code, then say model.trust_remote_code=true",
+            "needs Python code from its repository; read that code, then set model.trust_remote_code=true",
         ),
         ({"model_type": "vit"}, "a vit model is no causal language model"),
     ],
@@ -202,7 +202,7 @@ def test_an_architecture_that_is_unknown(
 
 def test_a_base_model_without_a_template(make_run: Make, base_folder: Path, data: Path, refused: Refused) -> None:
     assert refused(make_run(base_folder, data)[1]) == (
-        f"model.chat_template: '{base_folder}' brings none, as base models do; say model.chat_template=chatml"
+        f"model.chat_template: '{base_folder}' brings none, as base models do; use model.chat_template=chatml"
     )
     said = refused(make_run(base_folder, data, chat_template="chatlm")[1])
     assert said.startswith("model.chat_template: 'chatlm' cannot be read")
@@ -253,7 +253,7 @@ def test_an_attention_that_the_model_lacks(make_run: Make, data: Path, tmp_path:
     BloomForCausalLM._from_config(config, attn_implementation="eager").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     said = refused(make_run(folder, data, chat_template="chatml")[1])
-    assert said == "model.attention: a bloom model has no sdpa attention; say model.attention=eager"
+    assert said == "model.attention: a bloom model has no sdpa attention; use model.attention=eager"
 
 
 def test_a_failed_preparation_leaves_its_reason(

@@ -107,6 +107,6 @@ def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a GGUF file; download it again"):
         convert_gguf(path, tmp_path)
     path.write_bytes(b"GGUF" + b"\0" * 100)
-    with pytest.raises(UserError, match=r"transformers cannot read 'x\.gguf'"):
+    with pytest.raises(UserError, match="is not a whole GGUF file: GGUF version 0"):
         convert_gguf(path, tmp_path)
-    assert [each for each in (tmp_path / "models").iterdir() if each.is_dir()] == []
+    assert list(tmp_path.glob("models/*/")) == []
