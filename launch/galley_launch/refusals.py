@@ -106,7 +106,8 @@ def refusal(stage: Stage, script: str, error: slurm.SlurmError, cluster: str = "
     unknown = next((each for each in name.split(",") if each not in known), None) if known else None
     if unknown is not None and re.search("partition|policy|account", str(error), re.IGNORECASE):
         what = f"no partition {unknown!r}" if unknown else "none is named, and Slurm has no default"
-        return UserError(_key("partition", stage.name), f"{what} ({error})", f"there are {', '.join(known)}")
+        # Prepare and export have it from there too, unless side.partition is set: the value tells which it is.
+        return UserError("cluster.partition", f"{what} ({error})", f"there are {', '.join(known)}")
     return _told(stage, words, error, name, known.get(name.partition(",")[0]))
 
 

@@ -8,7 +8,9 @@ from slurm.runs import Kitchen
 
 def refused(kitchen: Kitchen, *words: str) -> str:
     """What ``galley submit`` says, which must be one line, and leave nothing behind."""
-    status, out, err = kitchen.galley("submit", "tiny.yaml", "cluster=box.yaml", "name=refused", *words)
+    status, out, err = kitchen.galley(
+        "submit", "tiny.yaml", "cluster=box.yaml", "name=refused", "duration.steps=60", *words
+    )
     assert (status, out) == (2, ""), out + err
     assert err.startswith("galley: ")
     assert len(err.splitlines()) == 1, err
@@ -72,7 +74,9 @@ def test_no_environment(kitchen: Kitchen) -> None:
 @pytest.mark.cluster_slow
 def test_a_slurm_that_does_not_answer(kitchen: Kitchen) -> None:
     kitchen.box.cluster("kill-ctld")
-    status, out, err = kitchen.galley("submit", "tiny.yaml", "cluster=box.yaml", "name=refused", timeout=120)
+    status, out, err = kitchen.galley(
+        "submit", "tiny.yaml", "cluster=box.yaml", "name=refused", "duration.steps=60", timeout=120
+    )
     kitchen.box.cluster("start-ctld")
     assert (status, out) == (2, ""), out + err
     assert err.startswith("galley: slurm: sbatch: ")
