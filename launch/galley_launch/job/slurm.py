@@ -83,7 +83,8 @@ def _complaint(command: str, text: str, status: int) -> str:
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if _PREFIXED.search(line)]
-    plain = [line for line in lines if line[0] not in "*#=|+~-_"] or lines  # not a banner's frame
+    # Not a banner's frame, nor where help is to be had.
+    plain = [line for line in lines if line[0] not in "*#=|+~-_" and not line.startswith("Try ")] or lines
     said = errors or [line for line in plain if _REFUSING.search(line) or line is plain[-1]]
     said = [re.sub(rf"^(\S*{command}: )?(error: |fatal: )?", "", line) for line in said]
     said = list(dict.fromkeys(_PLAIN if line.startswith("Unexpected message received") else line for line in said))
