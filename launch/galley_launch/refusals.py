@@ -90,8 +90,13 @@ def _which(error: str, asked: Sequence[str], each: slurm.Partition | None) -> tu
     return (rule[1], rule[2], rule[3]) if rule else ("", "", "")
 
 
-def refusal(stage: Stage, script: str, error: slurm.SlurmError, cluster: str = "") -> UserError:
-    """``error``, which ended the test or the submission of ``stage``, as a line that names the key."""
+def refusal(
+    stage: Stage, script: str, error: slurm.SlurmError, cluster: str = "", aside: str | None = None
+) -> UserError:
+    """``error``, which ended the test or the submission of ``stage``, as a line that names the key.
+
+    ``aside``: the profile's ``side.partition``; without it, prepare and export go where training goes.
+    """
     head = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
     words = [*head, *stage.argv[2:-1]]
     try:
@@ -106,8 +111,8 @@ def refusal(stage: Stage, script: str, error: slurm.SlurmError, cluster: str = "
     unknown = next((each for each in name.split(",") if each not in known), None) if known else None
     if unknown is not None and re.search("partition|policy|account", str(error), re.IGNORECASE):
         what = f"no partition {unknown!r}" if unknown else "none is named, and Slurm has no default"
-        # Prepare and export have it from there too, unless side.partition is set: the value tells which it is.
-        return UserError("cluster.partition", f"{what} ({error})", f"there are {', '.join(known)}")
+        key = _key("partition", stage.name if aside else "train")
+        return UserError(key, f"{what} ({error})", f"there are {', '.join(known)}")
     return _told(stage, words, error, name, known.get(name.partition(",")[0]))
 
 

@@ -98,7 +98,7 @@ def check(run: RunDir, cluster: Cluster, todo: Plan) -> list[str]:
                 test.result()
             except slurm.SlurmError as error:
                 script = todo.files[f"jobs/{stage.name}.sbatch"]
-                raise refusals.refusal(stage, script, error, cluster.clusters or "") from None
+                raise _refusal(stage, script, error, cluster) from None
     return [*told, *_against_sinfo(cluster, [stage.name for stage in todo.stages])]
 
 
@@ -192,6 +192,10 @@ def keep_secrets(run: RunDir, names: Sequence[str]) -> list[str]:
     return given
 
 
+def _refusal(stage: Stage, script: str, error: slurm.SlurmError, cluster: Cluster) -> UserError:
+    return refusals.refusal(stage, script, error, cluster.clusters or "", cluster.side.partition)
+
+
 def submit(run: RunDir, todo: Plan, cluster: str = "") -> list[tuple[str, str]]:
     """Submit each stage; returns (job, stage) of each. Raises ``UserError``; what was queued by then is cancelled."""
     found: list[tuple[str, str]] = []
@@ -242,7 +246,7 @@ def export(spec: RunSpec, run: RunDir, name: str, cluster: Cluster, step: str) -
         stage = _command(run, "export", _federated(cluster))
         job = chain.submit(RunDir(run.root.absolute()), "export", stage.argv[2:-1], [step])
     except slurm.SlurmError as error:
-        raise refusals.refusal(stage, script, error, cluster.clusters or "") from None
+        raise _refusal(stage, script, error, cluster) from None
     say(f"submitted the export of run {run.root.name}, step {step}: job {job}")
     return 0
 

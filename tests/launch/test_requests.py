@@ -270,3 +270,12 @@ def test_a_refusal_of_the_side_names_its_own_key(
 ) -> None:
     fakes.set(partitions=SINFO, refuses="Invalid qos specification")
     assert refused(here, capsys, "submit", *WORDS).startswith("cluster.side.qos: Slurm refuses the prepare job (")
+
+
+@pytest.mark.parametrize("key", ["cluster.partition", "cluster.side.partition"])
+def test_an_unknown_partition_is_named_by_the_key_that_gave_it(
+    key: str, here: Path, fakes: Scenario, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fakes.set(partitions=SINFO, refuses="Invalid partition name specified")
+    line = refused(here, capsys, "submit", *WORDS, f"{key}=nowhere")
+    assert line.startswith(f"{key}: no partition 'nowhere' (")
