@@ -93,10 +93,15 @@ def resolve(name: str, settings: Sequence[str]) -> tuple[Source, Recipe, dict[st
         tree = _initialised(tree, ours, theirs)
     if "deepspeed" in ours:
         tree = tree | {"deepspeed": ours["deepspeed"]}
-    typed = {resolve_key(split(setting)[0]) for setting in theirs} | {"deepspeed"} & set(ours)
+    typed = _typed(settings) | {"deepspeed"} & set(ours)
     wrote = {key: file for key, file in source.wrote.items() if key not in typed}
     source = replace(source, wrote=wrote, changes=changes.changes(source.tree, tree))
     return source, build(tree, source.label, {**source.wrote, **dict.fromkeys(typed, "command line")}), ours
+
+
+def _typed(settings: Sequence[str]) -> set[str]:
+    """Dotted keys of the recipe that the command line gives."""
+    return {resolve_key(split(setting)[0]) for setting in settings if not is_ours(setting)}
 
 
 def _initialised(tree: Tree, ours: dict[str, str], theirs: Sequence[str]) -> Tree:
@@ -160,15 +165,12 @@ def _deepspeed(source: Source, ours: dict[str, str], recipe: Recipe, device: str
     return zero.reopen(before.deepspeed, before.device != device), f"of {source.run.root}"
 
 
-def _settle(
-    source: Source, recipe: Recipe, settings: Sequence[str], where: devices.Devices, paths: Paths
-) -> ds_settle.Settled:
-    """The recipe and its DeepSpeed configuration, settled with each other."""
-    ours = dict(split(setting) for setting in settings if is_ours(setting))
-    typed = [resolve_key(split(setting)[0]) for setting in settings if not is_ours(setting)]
+def _given(
+    source: Source, recipe: Recipe, ours: dict[str, str], typed: set[str], where: devices.Devices
+) -> ds_settle.Source:
+    """The DeepSpeed configuration as it was given, to be settled with the recipe."""
     config, label = _deepspeed(source, ours, recipe, where.kind)
-    given = ds_settle.Source(config, label, ours.get("take", ""), typed)
-    return ds_settle.settle(given, recipe, where, facts.of_model(paths.model))
+    return ds_settle.Source(config, label, ours.get("take", ""), typed)
 
 
 def _threads(ranks: int) -> int:
@@ -263,7 +265,9 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
     before = old.placement if old and source.run else None
     where = _on_cluster(ours, cluster) if cluster else _devices(ours, before, imagine)
     paths = places.paths(recipe, run, source.beside, cluster.cache if cluster else None)
-    settled = _settle(source, recipe, settings, where, paths)
+    typed = _typed(settings)
+    given, known = _given(source, recipe, ours, typed, where), facts.of_model(paths.model)
+    settled = ds_settle.settle(given, recipe, where, known)
     taken = changes.changes(recipe.model_dump(), settled.recipe.model_dump())
     recipe, placement = settled.recipe, _place(settled, where, paths)
     odd = next((path for path in placement.paths.model_dump().values() if path and not is_text(path)), None)
@@ -285,10 +289,8 @@ def compose(name: str, settings: Sequence[str], imagine: bool, submits: bool = F
     except ValidationError as error:
         raise _refused(error) from None
     guard.check_spec(spec)
-    typed = {resolve_key(split(setting)[0]) for setting in settings if not is_ours(setting)}
     typed |= {line.partition(" ")[0] for line in taken}
-    notes = cautions.of_rate(recipe, source, typed, facts.of_model(placement.paths.model))
-    notes = [*settled.notes, *_habits(cluster), *notes]
+    notes = [*settled.notes, *_habits(cluster), *cautions.of_rate(recipe, source, typed, known)]
     return Composed(spec, run, (*where.notes, *notes), cluster, at, (*source.changes, *taken))
 
 

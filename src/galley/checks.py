@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from galley.logitcheck import MOST, Agreement
@@ -44,17 +44,10 @@ def conclude(what: str, against: str, weights: Weights, logits: Agreement) -> Ch
         what=what,
         against=against,
         verified=not wrong,
-        difference=logits.difference,
-        tolerance=logits.tolerance,
-        rounding=logits.rounding,
-        direct=logits.direct,
-        divergence=logits.divergence,
-        same_top=logits.same_top,
-        agree=logits.agree,
-        probes=logits.probes,
         tensors=weights.tensors,
         largest=weights.largest,
         wrong=wrong[:20],
+        **asdict(logits),
     )
     _tell(check, weights, logits)
     return check

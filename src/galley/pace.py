@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from galley.spec import RunSpec, Task
+from galley.spec import RunSpec, Schedule, Task
 
 FEW_STEPS = 48
 """Fewer optimizer steps than this hardly change a model: most of them are warm-up or decay."""
@@ -28,9 +28,9 @@ def steps(task: Task, samples: int) -> int:
     return ceil(total_samples(task, samples) / task.samples_per_step)
 
 
-def warmup_steps(task: Task, steps: int) -> int:
-    """Steps in which the learning rate rises."""
-    return round(task.schedule.warmup * steps)
+def warmup_steps(schedule: Schedule, steps: int) -> int:
+    """Steps in which the learning rate rises, of a run of ``steps``."""
+    return round(schedule.warmup * steps)
 
 
 def warnings(spec: RunSpec, samples: int, about: str = "") -> list[str]:
@@ -43,7 +43,7 @@ def warnings(spec: RunSpec, samples: int, about: str = "") -> list[str]:
     if count < FEW_STEPS:
         unit = spec.placement.micro_batch * spec.placement.data_parallel  # a step's samples are a multiple of it
         found.append(_few(task, samples, count, unit, about))
-    rising = warmup_steps(task, count)
+    rising = warmup_steps(task.schedule, count)
     if rising > 1 and 2 * rising > count:
         what = "never ends" if rising >= count else f"takes {rising} of {count} steps"
         found.append(f"the warm-up {what}: set schedule.warmup to less than {task.schedule.warmup:g}, such as 0.03")

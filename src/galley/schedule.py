@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import cos, pi
 
+from galley.pace import warmup_steps
 from galley.rundir import RunDir, read_json
 from galley.spec import Schedule
 
@@ -13,7 +14,7 @@ def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> flo
 
     ``wsd`` is warm-up, stable, decay (Hu et al., MiniCPM, 2024), with a linear decay.
     """
-    warmup = round(schedule.warmup * steps)
+    warmup = warmup_steps(schedule, steps)
     if step <= warmup:
         return peak * step / warmup
     if schedule.kind == "constant":
