@@ -172,7 +172,7 @@ def command(point: Point, model: Path, rows: Path, steps: int, here: Path) -> li
 
 def summary(seen: watch.Watched, log: Path, steps: int, model: Path) -> dict[str, Any]:
     """Speed by the run's own clock, for short steps are shorter than the stop-watch's; memory from outside."""
-    from galley.weights import count_parameters
+    from galley.storage.weights import count_parameters
 
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     taken = [line for line in lines if "step_s" in line][WARMUP:steps]

@@ -134,7 +134,7 @@ def document(measured: dict[str, list[Row]]) -> str:
     import torch
     import transformers
 
-    from galley import logitcheck, lowrank
+    from galley.export import logitcheck, lowrank
 
     every = [row for rows in measured.values() for row in rows]
 

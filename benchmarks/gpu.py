@@ -204,8 +204,8 @@ def shares(result: dict[str, Any], record: dict[str, Any], model: Path) -> dict[
     """The result's MFU, of the maker's peak (on a CPU of the measured rate) and of the measured rate."""
     if "failed" in result:
         return {}
-    from galley.metrics import flops_per_token
-    from galley.weights import count_parameters
+    from galley.storage.weights import count_parameters
+    from galley.train.metrics import flops_per_token
 
     setting, rates = record["setting"], record["rates"]
     text = SimpleNamespace(**setting["shape"])

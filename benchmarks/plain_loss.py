@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from galley import batches, model
-from galley.data import Split, open_split, read_manifest
-from galley.rundir import RunDir
-from galley.schedule import learning_rate
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.data import batches
+from galley.data.prepared import Split, open_split, read_manifest
+from galley.model import model
+from galley.train.schedule import learning_rate
 
 
 def documents(split: Split, ids: list[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -36,7 +36,7 @@ def rates(device: str) -> dict[str, Any]:
     """
     import torch
 
-    from galley.metrics import peak_flops
+    from galley.train.metrics import peak_flops
 
     size = 8192 if device == "cuda" else 512
     left, right = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))

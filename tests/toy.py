@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from galley.data import DTYPES, Manifest, ModelFacts, SplitFacts
-from galley.rundir import Checkpoint, RunDir
-from galley.spec import RunSpec
-from galley.weights import fingerprint
+from galley.contract.rundir import Checkpoint, RunDir
+from galley.contract.spec import RunSpec
+from galley.data.prepared import DTYPES, Manifest, ModelFacts, SplitFacts
+from galley.storage.weights import fingerprint
 
 VOCAB = 256
 
@@ -191,9 +191,9 @@ def rank_logs(run: RunDir) -> str:
 
 def write_data_sums(run: RunDir) -> None:
     """Checksums of prepared data in its manifest, as prepare leaves them."""
-    from galley.data import read_manifest
-    from galley.prepare import write_manifest
-    from galley.sums import of_folder
+    from galley.data.prepared import read_manifest
+    from galley.prepare.prepare import write_manifest
+    from galley.storage.sums import of_folder
 
     found = {name: value for name, value in of_folder(run.data).items() if name != "manifest.json"}
     write_manifest(read_manifest(run).model_copy(update={"checksums": found}), run)
@@ -201,7 +201,7 @@ def write_data_sums(run: RunDir) -> None:
 
 def reseal(checkpoint: Checkpoint) -> None:
     """Give a checkpoint that a test has changed the checksums that it would have had."""
-    from galley.sums import SEAL, crc32, seal
+    from galley.storage.sums import SEAL, crc32, seal
 
     manifest = json.loads(checkpoint.manifest.read_text())
     manifest["files"] = {name: (checkpoint.root / name).stat().st_size for name in manifest["files"]}

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO, cast
 
-from galley.errors import UserError
-from galley.text import Plain, one_line
-from galley_launch.arguments import VERBS, Command, parse
+from galley.contract.errors import UserError
+from galley.contract.text import Plain, one_line
+from galley_launch.base.grammar import VERBS, Command, parse
 from galley_launch.verbs import FUNCTIONS, Todo
 
 
@@ -91,7 +91,7 @@ def _main(argv: list[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else argv
         if words in (["--version"], ["version"]):
-            from galley_launch.compose import version
+            from galley_launch.plan.compose import version
 
             print(f"galley {version()}")
             return 0

@@ -10,19 +10,21 @@ from functools import partial
 from pathlib import Path
 
 import galley
-from galley.errors import UserError
-from galley.rundir import RunDir
-from galley.spec import RunSpec
-from galley.text import one_line
-from galley_launch import cautions, compose, plan, plan_screen, queue, resume, runs, view
-from galley_launch.arguments import split, whole
-from galley_launch.recipe import header
-from galley_launch.recipe import schema as recipe_schema
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.contract.text import one_line
+from galley_launch.base.grammar import split, whole
+from galley_launch.plan import cautions, compose, plan, resume, screen
+from galley_launch.recipe.schema import header
+from galley_launch.recipe.schema import schema as recipe_schema
+from galley_launch.runs import runs, table
+from galley_launch.submit import queue
 
 
 def show(name: str, settings: Sequence[str]) -> int:
     """Print a recipe's manual, what it extends, then the whole recipe with every default, explained."""
-    from galley_launch import explained
+    from galley_launch.recipe import explained
 
     source, recipe, _ = compose.resolve(name, settings)
     extends = f"Extends  {', which extends '.join(source.extends)}" if source.extends else ""
@@ -60,19 +62,19 @@ def _note(notes: Sequence[str]) -> None:
 
 def show_plan(name: str, settings: Sequence[str]) -> int:
     """Print what ``run`` or, with ``cluster=``, ``submit`` would write and start, and a summary."""
-    all_files, settings = plan_screen.wants_files(settings)
+    all_files, settings = screen.wants_files(settings)
     if any(split(setting)[0] == "cluster" for setting in settings):
         return _show_submission(name, settings, all_files)
     made = compose.compose(name, settings, imagine=True)
     outlook = resume.outlook(made.run, compose.earlier(made.run), made.spec)
     todo = plan.left(_make_plan(made.spec, made.run, outlook.attempt), outlook.what)
     notes = [*made.notes, *cautions.of_length(made.spec, made.run), *_said_of(outlook.what, made.spec.name)]
-    plan_screen.show(made, todo, notes, made.run.root, all_files)
+    screen.show(made, todo, notes, made.run.root, all_files)
     return 0
 
 
 def _submission(name: str, settings: Sequence[str]) -> tuple[compose.Composed, plan.Plan, resume.Outlook]:
-    from galley_launch import submission
+    from galley_launch.submit import submission
 
     made = compose.compose(name, settings, imagine=True, submits=True)
     assert made.cluster is not None
@@ -84,18 +86,18 @@ def _submission(name: str, settings: Sequence[str]) -> tuple[compose.Composed, p
 
 def _show_submission(name: str, settings: Sequence[str], all_files: bool) -> int:
     """The files of a submission, and its ``sbatch`` commands: what ``submit`` writes and runs, byte for byte."""
-    from galley_launch import submission
+    from galley_launch.submit import submission
 
     made, todo, outlook = _submission(name, settings)
     notes = [*made.notes, *cautions.of_length(made.spec, made.run), *_said_of(outlook.what, made.spec.name, "submit")]
     copies = list(submission.code()) if todo.stages else []
-    plan_screen.show(made, todo, notes, made.run.root.absolute(), all_files, copies)
+    screen.show(made, todo, notes, made.run.root.absolute(), all_files, copies)
     return 0
 
 
 def submit(name: str, settings: Sequence[str]) -> int:
     """Submit a run to a cluster."""
-    from galley_launch import submission
+    from galley_launch.submit import submission
 
     made, todo, outlook = _submission(name, settings)
     if not todo.stages:
@@ -114,7 +116,7 @@ def _said_of(what: resume.What, name: str, verb: str = "run") -> list[str]:
 
 def run(name: str, settings: Sequence[str]) -> int:
     """Train: prepare, train and export, or whatever of it is left."""
-    from galley_launch import runner
+    from galley_launch.local import runner
 
     made = compose.compose(name, settings, imagine=False)
     runner.check_installed()
@@ -133,13 +135,13 @@ def status(name: str, settings: Sequence[str]) -> int:
     if name:
         found = runs.find(name, base)
         jobs = queue.look([found]).get(found.root)
-        lines = view.details(runs.state(found, jobs), compose.read_spec(found), found.root)
+        lines = table.details(runs.state(found, jobs), compose.read_spec(found), found.root)
         print("\n".join([*lines, *(queue.details(jobs) if jobs else [])]))
         return 0
     every = runs.every(base)
     if every:
         asked = queue.look(every)
-        view.states([runs.state(each, asked.get(each.root)) for each in every])
+        table.states([runs.state(each, asked.get(each.root)) for each in every])
     else:
         print(f"no runs in {base}/ yet; start one with galley run (see galley recipes)")
     return 0
@@ -166,8 +168,8 @@ def stop(name: str, settings: Sequence[str]) -> int:
 
 def clusters(name: str, settings: Sequence[str]) -> int:
     """Print the profiles, or one in full, and what Slurm says to them."""
-    from galley_launch import clusters as sites
-    from galley_launch.arguments import of_cluster
+    from galley_launch.base.grammar import of_cluster
+    from galley_launch.submit import clusters as sites
 
     if name:
         text, problems = sites.details(name, of_cluster(settings))
@@ -182,7 +184,7 @@ def clusters(name: str, settings: Sequence[str]) -> int:
 
 def cancel(name: str, settings: Sequence[str]) -> int:
     """End a run now: its jobs, or its processes on this box."""
-    from galley_launch import cancelling
+    from galley_launch.local import cancelling
 
     found = runs.find(name, _runs(settings)[0])
     print(queue.cancel(found) if queue.is_submitted(found) else cancelling.cancel(found))
@@ -191,7 +193,7 @@ def cancel(name: str, settings: Sequence[str]) -> int:
 
 def forget(names: Sequence[str], settings: Sequence[str]) -> int:
     """Remove runs, after asking."""
-    from galley_launch import forget as forgetting
+    from galley_launch.runs import forget as forgetting
 
     base, ours = _runs(settings)
     answer = ours.get("yes", "false").lower()
@@ -202,7 +204,7 @@ def forget(names: Sequence[str], settings: Sequence[str]) -> int:
 
 def why(name: str, settings: Sequence[str]) -> int:
     """Print why a run failed."""
-    from galley_launch import why as reasons
+    from galley_launch.runs import why as reasons
 
     print("\n".join(reasons.lines(runs.find(name, _runs(settings)[0]))))
     return 0
@@ -210,14 +212,15 @@ def why(name: str, settings: Sequence[str]) -> int:
 
 def report(name: str, settings: Sequence[str]) -> int:
     """Write one page about a run, and print where it is."""
-    from galley_launch import report as page
+    from galley_launch.report import report as page
 
     print(page.write(runs.find(name, _runs(settings)[0])))
     return 0
 
 
 def _export_there(spec: RunSpec, run: RunDir, name: str | None, settings: Sequence[str], step: str) -> int:
-    from galley_launch import profiles, submission
+    from galley_launch.cluster import profiles
+    from galley_launch.submit import submission
 
     if not run.checkpoints():
         raise UserError(str(run.root), "has no checkpoint yet", "train it first: galley submit")
@@ -227,7 +230,7 @@ def _export_there(spec: RunSpec, run: RunDir, name: str | None, settings: Sequen
 
 def export(name: str, settings: Sequence[str]) -> int:
     """Write a run's export from a checkpoint."""
-    from galley_launch import runner
+    from galley_launch.local import runner
 
     base, ours = _runs(settings)
     found = runs.find(name, base)

@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from galley.errors import UserError
-from galley_launch import assets
-from galley_launch.arguments import RESERVED, VERBS
+from galley.contract.errors import UserError
+from galley_launch.base import assets
+from galley_launch.base.grammar import RESERVED, VERBS
 
 _BASH = r"""# galley: complete verbs, recipes, runs, clusters and keys
 _galley() {
@@ -133,7 +133,7 @@ def _runs(before: list[str]) -> list[str]:
 
 
 def _clusters() -> list[str]:
-    from galley_launch.profile_files import every
+    from galley_launch.cluster.profile_files import every
 
     return sorted(every())
 

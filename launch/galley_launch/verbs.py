@@ -230,14 +230,14 @@ def _completion() -> ModuleType:
 
 
 def _profile_files() -> ModuleType:
-    from galley_launch import profile_files
+    from galley_launch.cluster import profile_files
 
     return profile_files
 
 
 def _catalogue() -> ModuleType:
     """The verbs that need no more than the recipes' files: without pydantic they take half the time."""
-    from galley_launch import catalogue
+    from galley_launch.recipe import catalogue
 
     return catalogue
 

@@ -28,9 +28,9 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from galley.errors import UserError
-from galley.rundir import Attempt
-from galley.store import LAUNCHER, STORE, create, meet_nodes, private
+from galley.contract.errors import UserError
+from galley.contract.rundir import Attempt
+from galley.ranks.store import LAUNCHER, STORE, create, meet_nodes, private
 
 BACKEND = "file"
 _PATIENCE_S = 300.0
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"galley: {error}", file=sys.stderr, flush=True)
         if folder := os.environ.get("GALLEY_ATTEMPT_DIR"):
-            from galley.stage import record_error  # The spec's schemas, a tenth of the start, are for this alone.
+            from galley.ranks.stage import record_error  # The spec's schemas, a tenth of the start, are for this alone.
 
             record_error(Attempt(Path(folder)), "train", 2, str(error))
         return 2

@@ -39,7 +39,7 @@ def make(kind: str, vocabulary: int, **tokens: int) -> Any:
     """The configuration of a model of ``kind`` with ``vocabulary`` tokens."""
     from transformers import CONFIG_MAPPING
 
-    from galley.isolation import shrink
+    from galley.prepare.isolation import shrink
 
     config = CONFIG_MAPPING[kind](**PARTICULARS.get(kind, {}))
     small = config if kind in PARTICULARS else shrink(config)

@@ -28,8 +28,9 @@ CACHE = Path(os.environ.get("GALLEY_CACHE") or Path(tempfile.gettempdir()) / f"g
 """Where DeepSpeed's operators are compiled once, for all that is tried."""
 STAGES = ("prepare", "train", "export")
 PRELOAD = (
-    "bitsandbytes", "galley.prepare", "galley.arrays", "galley.fetch", "galley.isolation", "galley.convert",
-    "galley.loading", "prepare.conftest", "architectures.small", "recipes.bench",
+    "bitsandbytes", "galley.prepare.prepare", "galley.prepare.arrays", "galley.prepare.fetch",
+    "galley.prepare.isolation", "galley.prepare.convert",
+    "galley.model.loading", "prepare.conftest", "architectures.small", "recipes.bench",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -46,7 +47,7 @@ def make_twin(argv: list[str]) -> int:
     import torch
     from architectures.small import WIDE, make
 
-    from galley.towers import auto_class
+    from galley.model.towers import auto_class
 
     kind, folder = argv[0], Path(argv[1])
     tokenizer = train_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>")
@@ -68,7 +69,7 @@ def make_twin(argv: list[str]) -> int:
 
 def write_spec(root: Path, model: Path, data: Path, attention: str) -> Path:
     """A run of two steps with LoRA on everything linear, under ZeRO-2 in bf16 on one CPU rank."""
-    from galley.spec import RunSpec
+    from galley.contract.spec import RunSpec
 
     run = root / "run"
     run.mkdir()

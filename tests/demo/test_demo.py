@@ -12,8 +12,8 @@ import plot
 import pytest
 
 import demo
-from galley.errors import UserError
-from galley.rundir import RunDir
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
 from galley_launch import cli
 
 

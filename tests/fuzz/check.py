@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from galley.errors import UserError
+from galley.contract.errors import UserError
 
 LIMIT_S = 10
 MEMORY = 2 << 30

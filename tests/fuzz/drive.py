@@ -28,7 +28,7 @@ def base(root: Path, kinds: list[str]) -> Path:
     made = world.make(root / "first", "")
     os.chdir(made)
     try:
-        from galley_launch import compose
+        from galley_launch.plan import compose
 
         spec = compose.compose("mine.yaml", ["device=cpu", "ranks=1"], imagine=True).spec.to_json()
     finally:

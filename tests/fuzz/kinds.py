@@ -129,8 +129,8 @@ CONTROL: dict[str, Kind] = {
 
 def prepared_model(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Model folders, as prepare reads them before it loads one."""
-    from galley.tokens import _load
-    from galley.weights import check_folder, count_parameters, fingerprint, is_whole, weight_files
+    from galley.prepare.tokens import _load
+    from galley.storage.weights import check_folder, count_parameters, fingerprint, is_whole, weight_files
 
     folder = here / "model"
     done = _damage(rng, *world.victims(rng, folder, rng.choice((1, 1, 2))))
@@ -147,9 +147,9 @@ def prepared_model(rng: random.Random, here: Path) -> tuple[str, Calls]:
         _load(folder, False)
 
     def known() -> None:
-        from galley.configs import check_config
-        from galley.fetch import check_architecture
-        from galley.loading import check_loading
+        from galley.model.loading import check_loading
+        from galley.prepare.configs import check_config
+        from galley.prepare.fetch import check_architecture
 
         check_folder("model.path", folder)
         check_architecture(folder, trust=False)
@@ -166,7 +166,7 @@ def prepared_model(rng: random.Random, here: Path) -> tuple[str, Calls]:
 
 def gguf(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """GGUF files, as prepare converts them."""
-    from galley.convert import convert_gguf
+    from galley.prepare.convert import convert_gguf
 
     path = here / "model.gguf"
     return _damage(rng, path), [("convert", lambda: check.reader(lambda: convert_gguf(path, here / "cache")))]
@@ -174,11 +174,11 @@ def gguf(rng: random.Random, here: Path) -> tuple[str, Calls]:
 
 def rows(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Rows, rendered and tokenised."""
-    from galley.chat import mark, tokenize
-    from galley.rows import read_jsonl
-    from galley.sources import _file
-    from galley.template import study
-    from galley.tokens import _load
+    from galley.prepare.formats.chat import mark, tokenize
+    from galley.prepare.formats.rows import read_jsonl
+    from galley.prepare.formats.template import study
+    from galley.prepare.sources import _file
+    from galley.prepare.tokens import _load
 
     path = here / "rows.jsonl"
     done = _damage(rng, path)
@@ -197,10 +197,10 @@ def rows(rng: random.Random, here: Path) -> tuple[str, Calls]:
 
 def template(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Chat templates."""
-    from galley.chat import mark
-    from galley.rows import read_jsonl
-    from galley.template import study
-    from galley.tokens import _load
+    from galley.prepare.formats.chat import mark
+    from galley.prepare.formats.rows import read_jsonl
+    from galley.prepare.formats.template import study
+    from galley.prepare.tokens import _load
 
     path = here / "template.jinja"
     done = _damage(rng, path)
@@ -216,7 +216,7 @@ def template(rng: random.Random, here: Path) -> tuple[str, Calls]:
         done += extra
 
     def read() -> None:
-        from galley.errors import UserError
+        from galley.contract.errors import UserError
 
         try:
             text = path.read_text(encoding="utf-8")
@@ -230,11 +230,11 @@ def template(rng: random.Random, here: Path) -> tuple[str, Calls]:
 
 def resumed(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Run directories, as a stage reads them."""
-    from galley.checkpoint import best_checkpoint
-    from galley.metrics import drop_after
-    from galley.prepare import model_folder, ready
-    from galley.rundir import RunDir
-    from galley.stage import run_stage
+    from galley.checkpoint.checkpoint import best_checkpoint
+    from galley.contract.rundir import RunDir
+    from galley.prepare.prepare import model_folder, ready
+    from galley.ranks.stage import run_stage
+    from galley.train.metrics import drop_after
 
     root = here / "runs" / "box"
     done = _damage(rng, *world.victims(rng, root, rng.choice((1, 2))))
@@ -260,8 +260,8 @@ def load() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
-    import galley.loading
-    import galley.prepare  # noqa: F401
+    import galley.model.loading
+    import galley.prepare.prepare  # noqa: F401
 
     torch.zeros(64, 64) @ torch.zeros(64, 64)  # its threads
 

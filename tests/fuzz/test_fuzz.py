@@ -13,7 +13,7 @@ import pytest
 from fuzz.drive import base, failures, one
 from fuzz.kinds import CONTROL, DATA
 
-from galley_launch import devices
+from galley_launch.base import devices
 
 SEED = int(os.environ.get("GALLEY_FUZZ_SEED", "0"))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 
 RECIPE: dict[str, Any] = {
     "about": "a valid recipe", "model": {"path": "model", "dtype": "bfloat16"},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from slurm.fakes.scenario import Scenario
 
-from galley.rundir import Attempt, RunDir
+from galley.contract.rundir import Attempt, RunDir
 from galley_launch.job import begin
 
 CLUSTER: dict[str, Any] = {"name": "x", "limit_s": 3600, "first_attempt": 1, "attempts": 20, "gpu_hours": None}

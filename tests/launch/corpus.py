@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from galley.rundir import Attempt, RunDir
-from galley_launch.job.evidence import Evidence, collect
+from galley.contract.rundir import Attempt, RunDir
+from galley_launch.job.diagnose.evidence import Evidence, collect
 
 FILES = sorted((Path(__file__).parent / "failures").glob("*.txt"))
 FILLER = b"step  7/600  loss 1.2841  lr 1.9e-04  norm 0.71  31,204 tokens/s  71.9 GB  1 h 02 min left\n"

@@ -21,13 +21,13 @@ import typing
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).resolve().parents[2] / "launch" / "galley_launch" / "deepspeed_keys.json"
+TARGET = Path(__file__).resolve().parents[2] / "launch" / "galley_launch" / "deepspeed" / "deepspeed_keys.json"
 
 # Read outside DeepSpeedConfig: by the engine, by transformers (the other half of the HF integration), or by AutoTP.
 _ELSEWHERE = {"sequence_parallel_size": ["int", {"gt": 0}]}
 # Blocks that Galley refuses when they are on or leaves out, and whose inside is read far from the configuration.
 _ANYTHING = ("autotuning", "data_efficiency", "datastates_ckpt", "expert_parallel", "pipeline")
-# Their parameters depend on the type; galley_launch.ds_blocks knows those that a recipe can say.
+# Their parameters depend on the type; galley_launch.deepspeed.blocks knows those that a recipe can say.
 _TYPED = {"optimizer": ("type", "legacy_fusion"), "scheduler": ("type",)}
 
 _COUNT = ["int", {"gt": 0, "strict": True}]

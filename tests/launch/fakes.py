@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from galley.rundir import Attempt, RunDir
-from galley.spec import Batch, Data, Duration, Model, Optimizer, Origin, Paths, Placement, RunSpec, Task
-from galley_launch.plan import Plan, Stage
+from galley.contract.rundir import Attempt, RunDir
+from galley.contract.spec import Batch, Data, Duration, Model, Optimizer, Origin, Paths, Placement, RunSpec, Task
+from galley_launch.plan.plan import Plan, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = f"{ROOT / 'launch'}:{ROOT / 'src'}:{ROOT / 'tests'}"
@@ -78,16 +78,16 @@ def plan(made: RunSpec, run: RunDir, attempt: int, **scripts: str) -> Plan:
 
 
 def make(made: RunSpec, run: RunDir, **scripts: str) -> Callable[[int], Plan]:
-    """What :func:`galley_launch.runner.start` asks for."""
+    """What :func:`galley_launch.local.runner.start` asks for."""
     return lambda attempt: plan(made, run, attempt, **scripts)
 
 
 LAUNCHER = """
 import json, sys
 from pathlib import Path
-from galley.errors import UserError
-from galley.rundir import RunDir
-from galley_launch import runner, supervise
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley_launch.local import runner, supervise
 from launch import fakes
 supervise.GRACE_S = 0.5
 run = RunDir(Path(sys.argv[1]))

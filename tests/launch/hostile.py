@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 from launch.submitting import lay, option, options, profile, submission
 from pydantic import BaseModel, ValidationError
 
-from galley.errors import UserError
-from galley.rundir import RunDir
-from galley_launch import assets, compose, jobs, profile_words
-from galley_launch import submission as submitting
-from galley_launch.arguments import is_text
-from galley_launch.cluster import Cluster
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley_launch.base import assets
+from galley_launch.base.grammar import is_text
+from galley_launch.cluster import profile_words
+from galley_launch.cluster.profile import Cluster
 from galley_launch.job import begin
+from galley_launch.plan import compose
+from galley_launch.submit import scripts
+from galley_launch.submit import submission as submitting
 from launch import shims
 
 HOSTILE = [
@@ -144,7 +147,7 @@ def executed(made: compose.Composed, script: str, root: Path) -> shims.Seen:
     facts = begin._open(run.attempt(1), None, {"GALLEY_HEAD": "n1", "GALLEY_PREPARE": "1"})
     if made.cluster.setup:
         shims.write(Path(made.cluster.setup), "SET_UP=done; export SET_UP\n")
-    return shims.run(script, root / "box", facts, jobs.host_python(made.cluster))
+    return shims.run(script, root / "box", facts, scripts.host_python(made.cluster))
 
 
 def check_directives(script: str, cluster: Cluster, run: RunDir, plain: str) -> None:
@@ -281,7 +284,7 @@ def check_node(run: RunDir, root: Path) -> None:
     calls = [os.fsdecode(path.read_bytes()).split("\0")[:-1] for path in (root / "node").iterdir()]
     plain = [["-m", f"galley.{stage}", f"{run.root}/run.json"] for stage in ("prepare", "export")]
     assert [call for call in sorted(calls) if len(call) == 3] == sorted(
-        [*plain, ["-m", "galley_launch.job.preflight", str(run.attempt(1).root)]]
+        [*plain, ["-m", "galley_launch.job.node.preflight", str(run.attempt(1).root)]]
     )
     train, watch = sorted((call for call in calls if len(call) > 3), key=len, reverse=True)
     assert train[-3:] == ["-m", "galley.train", f"{run.root}/run.json"]

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from galley.rundir import Attempt
+from galley.contract.rundir import Attempt
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"node{number}" for number in range(5)]
@@ -50,7 +50,7 @@ def starting(attempt: Attempt, tmp_path: Path) -> Iterator[Start]:
         preexec, tried = more.pop("preexec", None), more.pop("attempt", attempt)
         node = {"SLURM_NODEID": number, "SLURMD_NODENAME": NAMES[number], "GALLEY_NODES": nodes, "GALLEY_PORT": port}
         env = base | {name: str(value) for name, value in (node | {"GALLEY_PREFLIGHT_S": 30} | more).items()}
-        module = [sys.executable, "-m", "galley_launch.job.preflight", *options.split(), str(tried.root)]
+        module = [sys.executable, "-m", "galley_launch.job.node.preflight", *options.split(), str(tried.root)]
         command = ["sh", "-c", under, "sh", *module]
         done = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=preexec)
         begun.append(done)

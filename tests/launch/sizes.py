@@ -5,7 +5,7 @@ GB are 10^9 bytes. Weights, gradients and optimizer state are exact; activations
 
 from typing import Any
 
-from galley_launch.recipe import Recipe
+from galley_launch.recipe.schema import Recipe
 
 GB = 1e9
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -13,7 +13,7 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 CUDA = 1.0
 """GB that CUDA, NCCL, buckets and fragmentation take: a guess."""
 PIECE = 128
-"""Tokens whose logits are in fp32 at a time (``galley.objective``)."""
+"""Tokens whose logits are in fp32 at a time (``galley.objective.sft``)."""
 Shapes = dict[str, Any]
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from slurm.fakes.scenario import Scenario
 
-from galley.rundir import RunDir
-from galley_launch import cli, commands, compose
-from galley_launch.plan import Plan
+from galley.contract.rundir import RunDir
+from galley_launch import cli, commands
+from galley_launch.plan import compose
+from galley_launch.plan.plan import Plan
 
 HUB = (
     "HF_HOME",

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from launch.test_grammar import nothing_happened
 
-from galley.rundir import RunDir
-from galley_launch import cli, devices
+from galley.contract.rundir import RunDir
+from galley_launch import cli
+from galley_launch.base import devices
 from launch import fakes
 
 ON_CPU = ["device=cpu", "ranks=2"]

@@ -10,7 +10,7 @@ from launch.submitting import sourced
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 from galley_launch.job import begin, chain, verdict
 
 __all__ = ["fakes", "run"]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from galley_launch import cli, devices
+from galley_launch import cli
+from galley_launch.base import devices
 
 LEVELS = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 10))
 BOMBS = {

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from launch.test_supervision import STUBBORN, alive
 
-from galley.errors import UserError
-from galley.rundir import RunDir
-from galley_launch import cancelling, locks
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley_launch.base import locks
+from galley_launch.local import cancelling
 from launch import fakes
 
 

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galley.errors import UserError
-from galley_launch import assets, catalogue, cli, compose
-from galley_launch.recipe import Recipe, build
-from galley_launch.strings import Tree, merged, read_yaml
+from galley.contract.errors import UserError
+from galley_launch import cli
+from galley_launch.base import assets
+from galley_launch.base.yaml_text import Tree, merged, read_yaml
+from galley_launch.plan import compose
+from galley_launch.recipe import catalogue
+from galley_launch.recipe.schema import Recipe, build
 
 BASE = "model: {path: org/model}\ndata: {path: org/data}\nbatch: {samples: 16}\nduration: {epochs: 2}\n"
 ON_CPU = ["device=cpu", "ranks=1"]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from galley_launch import catalogue, plan
 from galley_launch.cli import main
+from galley_launch.plan import plan
+from galley_launch.recipe import catalogue
 
 
 def notes(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:

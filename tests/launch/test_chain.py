@@ -10,7 +10,7 @@ from launch.attempts import STOPPED, allocate, attempted, changes, nothing, run,
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 from galley_launch.job import chain
 from galley_launch.job.begin import Allocation
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launch.submitting import here, option, profile, submission
 
-from galley.errors import UserError
-from galley_launch import cluster, profiles
+from galley.contract.errors import UserError
+from galley_launch.cluster import profile as cluster
+from galley_launch.cluster import profiles
 from galley_launch.job.slurm_parse import parse_limit
 
 __all__ = ["here"]

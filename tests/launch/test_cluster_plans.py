@@ -14,8 +14,10 @@ from launch.test_golden import ROOT
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley.errors import UserError
-from galley_launch import assets, cli, profiles
+from galley.contract.errors import UserError
+from galley_launch import cli
+from galley_launch.base import assets
+from galley_launch.cluster import profiles
 
 __all__ = ["fakes", "here"]
 

@@ -8,10 +8,12 @@ from launch.submitting import here, profile
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley_launch import assets, cli, clusters
-from galley_launch.cluster import Cluster
+from galley_launch import cli
+from galley_launch.base import assets
+from galley_launch.base.table import width
+from galley_launch.cluster.profile import Cluster
 from galley_launch.job.slurm_parse import partitions_from_sinfo
-from galley_launch.view import _width
+from galley_launch.submit import clusters
 
 __all__ = ["fakes", "here"]
 
@@ -41,9 +43,9 @@ def columns(lines: list[str]) -> list[list[str]]:
         cells, rest, at = [], line, 0
         for begin, end in zip(starts, [*starts[1:], 10**6], strict=True):
             taken = ""
-            while rest and at + _width(taken) < end:
+            while rest and at + width(taken) < end:
                 taken, rest = taken + rest[0], rest[1:]
-            at += _width(taken)
+            at += width(taken)
             assert not taken.strip() or taken[0] != " ", f"{line!r} does not line up at {begin}"
             cells.append(taken.strip())
         found.append(cells)

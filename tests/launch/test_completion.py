@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from galley_launch import catalogue, cli
-from galley_launch.arguments import VERBS
+from galley_launch import cli
+from galley_launch.base.grammar import VERBS
 from galley_launch.completion import SCRIPTS, _settings, candidates
-from galley_launch.recipe import keys
+from galley_launch.recipe import catalogue
+from galley_launch.recipe.schema import keys
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from galley.errors import UserError
-from galley.rundir import RunDir
-from galley.spec import RunSpec
-from galley_launch import cli, commands, compose, plan, resume
-from galley_launch.recipe import Recipe
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley_launch import cli, commands
+from galley_launch.plan import compose, plan, resume
+from galley_launch.recipe.schema import Recipe
 
 ON_CPU = ["device=cpu", "ranks=2"]
 

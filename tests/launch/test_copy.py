@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from launch.test_catalogue import BASE, ON_CPU, here, write
 
-from galley_launch import assets, catalogue, cli, compose
+from galley_launch import cli
+from galley_launch.base import assets
+from galley_launch.plan import compose
+from galley_launch.recipe import catalogue
 
 __all__ = ["here"]
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from fuzz import world
 
-from galley.rundir import RunDir
-from galley_launch import cli, devices, runs
+from galley.contract.rundir import RunDir
+from galley_launch import cli
+from galley_launch.base import devices
+from galley_launch.runs import runs
 from launch import fakes
 
 VERBS = ["status bad", "why bad", "logs bad", "report bad", "stop bad", "plan runs/bad device=cpu ranks=1",

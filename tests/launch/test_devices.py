@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from galley.errors import UserError
-from galley_launch import devices
+from galley.contract.errors import UserError
+from galley_launch.base import devices
 
 ROWS = """0, GPU-aaaa-1, NVIDIA H200, 143771, 3
 1, GPU-bbbb-2, NVIDIA H200, 143771, 90000

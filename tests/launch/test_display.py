@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from galley_launch.display import Lines, Tail, duration, status
+from galley_launch.base.terminal import Lines, Tail, duration, status
 from launch import fakes
 
 

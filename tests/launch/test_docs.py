@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from galley_launch import compose, jobs
-from galley_launch.arguments import VERBS
+from galley_launch.base.grammar import VERBS
+from galley_launch.plan import compose
+from galley_launch.submit import scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,7 +25,7 @@ def test_the_slurm_page_walks_through_the_script_as_it_is(tmp_path: Path, monkey
     page = (ROOT / "docs" / "slurm.md").read_text()
     walk = page.partition("<!-- script: begin -->")[2].partition("<!-- script: end -->")[0]
     shown = "".join(re.findall(r"```bash\n(.*?)```", walk, re.DOTALL))
-    assert shown == jobs.scripts(made.spec, made.run, made.cluster)["jobs/train.sbatch"]
+    assert shown == scripts.scripts(made.spec, made.run, made.cluster)["jobs/train.sbatch"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

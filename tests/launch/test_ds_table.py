@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from launch.test_recipe import LEAST
 
-from galley.errors import UserError
-from galley_launch import ds_settle
-from galley_launch.devices import Devices
-from galley_launch.ds_keys import table
-from galley_launch.ds_table import FATES
-from galley_launch.facts import Facts
-from galley_launch.recipe import build, override
+from galley.contract.errors import UserError
+from galley_launch.base.devices import Devices
+from galley_launch.deepspeed import settle
+from galley_launch.deepspeed.keys import table
+from galley_launch.deepspeed.table import FATES
+from galley_launch.recipe.model_facts import Facts
+from galley_launch.recipe.schema import build, override
 
 # For each key that is not kept as it stands: a value that switches it on, and one that does not.
 ON_AND_OFF: dict[str, tuple[Any, Any]] = {
@@ -52,10 +52,10 @@ NEVER_SAID = {
 }
 
 
-def settled(config: dict[str, Any], *words: str, take: str = "", device: str = "cuda") -> ds_settle.Settled:
+def settled(config: dict[str, Any], *words: str, take: str = "", device: str = "cuda") -> settle.Settled:
     recipe = build(override(LEAST, words), "x.yaml")
-    source = ds_settle.Source({"zero_optimization": {"stage": 2}} | config, "x.json", take)
-    return ds_settle.settle(source, recipe, Devices(device, 2, None), Facts(hidden_size=64))
+    source = settle.Source({"zero_optimization": {"stage": 2}} | config, "x.json", take)
+    return settle.settle(source, recipe, Devices(device, 2, None), Facts(hidden_size=64))
 
 
 def refused(config: dict[str, Any], *words: str, device: str = "cuda") -> str:
@@ -157,8 +157,8 @@ def test_autocast_is_settled_under_every_stage() -> None:
 def test_the_command_line_wins_over_take() -> None:
     recipe = build(override(LEAST, ["lr=1e-4", "clip=0.5"]), "x.yaml")
     config = {"gradient_clipping": 2.0, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "eps": 1e-6}}}
-    source = ds_settle.Source(config, "x.json", "deepspeed", ("optimizer.lr",))
-    done = ds_settle.settle(source, recipe, Devices("cuda", 1, None), Facts())
+    source = settle.Source(config, "x.json", "deepspeed", ("optimizer.lr",))
+    done = settle.settle(source, recipe, Devices("cuda", 1, None), Facts())
     assert (done.recipe.optimizer.lr, done.recipe.optimizer.clip, done.recipe.optimizer.eps) == (1e-4, 2.0, 1e-6)
     assert done.config["gradient_clipping"] == 2.0
     assert done.notes == (
@@ -191,8 +191,8 @@ _COMPARE = """
 import json, logging, sys
 logging.disable(logging.CRITICAL)
 import deepspeed_keys
-from galley_launch import ds_values
-from galley_launch.ds_keys import table
+from galley_launch.deepspeed import values
+from galley_launch.deepspeed.keys import table
 
 VALUES = [None, True, False, 0, 1, 2, 3, -1, 0.5, 1.0, 5e8, 1e-3, "auto", "Auto", "5e8", "500", "true", "x", "cpu",
           "CPU", "nvme", [], ["a"], {}, {"a": 1}, float("nan"), float("inf")]
@@ -211,7 +211,7 @@ def compare(model, keys, path):
                 continue  # dropped before; bounded only where fp16 is on
             if field == "compute_grad_norm" or path.endswith("zenflow"):
                 continue  # refused by a rule
-            ours = ds_values.check(field, value, spec)[1] is None
+            ours = values.check(field, value, spec)[1] is None
             real = takes(model, field, value)
             number = isinstance(value, bool) and spec[0] in ("int", "float", "enum")
             infinite = isinstance(value, float) and (value != value or value == float("inf"))

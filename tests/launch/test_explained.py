@@ -4,10 +4,12 @@ import re
 
 import pytest
 
-from galley_launch import assets, cli, compose
-from galley_launch.explained import text
-from galley_launch.recipe import Recipe, build, keys
-from galley_launch.strings import read_yaml
+from galley_launch import cli
+from galley_launch.base import assets
+from galley_launch.base.yaml_text import read_yaml
+from galley_launch.plan import compose
+from galley_launch.recipe.explained import text
+from galley_launch.recipe.schema import Recipe, build, keys
 
 RECIPES = sorted(path.stem for path in assets.folder("recipes").glob("*.yaml"))
 

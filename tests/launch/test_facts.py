@@ -7,26 +7,26 @@ from typing import Any
 
 import pytest
 
-from galley.errors import UserError
-from galley_launch import catalogue, facts
-from galley_launch.facts import Facts
+from galley.contract.errors import UserError
+from galley_launch.recipe import catalogue, model_facts
+from galley_launch.recipe.model_facts import Facts
 from launch import sizes
 
 
 def test_a_gguf_header_gives_the_facts(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(_gguf())
-    assert facts.of_model(str(path)) == Facts(hidden_size=576, layers=30, vocab=3)
+    assert model_facts.of_model(str(path)) == Facts(hidden_size=576, layers=30, vocab=3)
 
 
 def test_a_broken_gguf_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(_gguf()[:40])
     with pytest.raises(UserError, match="cannot be read"):
-        facts.of_model(str(path))
+        model_facts.of_model(str(path))
     path.write_bytes(b"PK\3\4")
     with pytest.raises(UserError, match="is not a GGUF file"):
-        facts.of_model(str(path))
+        model_facts.of_model(str(path))
 
 
 def _gguf() -> bytes:
@@ -56,7 +56,7 @@ def _gguf() -> bytes:
 )
 def test_a_config_gives_the_facts(config: dict[str, Any], found: Facts, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert facts.of_model(str(tmp_path)) == found
+    assert model_facts.of_model(str(tmp_path)) == found
 
 
 def test_a_model_that_was_downloaded_before_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,18 +64,20 @@ def test_a_model_that_was_downloaded_before_is_known(tmp_path: Path, monkeypatch
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"hidden_size": 64}')
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert facts.of_model("org/model").hidden_size == 64
-    assert facts.of_model("org/other") == Facts()
+    assert model_facts.of_model("org/model").hidden_size == 64
+    assert model_facts.of_model("org/other") == Facts()
 
 
 def test_the_table_knows_the_models_of_every_recipe() -> None:
     for path in catalogue.recipes().values():
-        assert catalogue.read(path).tree["model"]["path"] in facts.table()
+        assert catalogue.read(path).tree["model"]["path"] in model_facts.table()
 
 
-@pytest.mark.parametrize("model", sorted(facts.table()))
+@pytest.mark.parametrize("model", sorted(model_facts.table()))
 def test_the_number_of_parameters_follows_from_the_shapes(model: str) -> None:
     """To the last one: the stated numbers are those of the hub's files."""
-    shapes = facts.table()[model]
+    shapes = model_facts.table()[model]
     assert sizes.parameters(shapes) == shapes["parameters"]
-    assert facts.of_model(model) == Facts(*(shapes[name] for name in ("hidden_size", "layers", "vocab", "parameters")))
+    assert model_facts.of_model(model) == Facts(
+        *(shapes[name] for name in ("hidden_size", "layers", "vocab", "parameters"))
+    )

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from galley.cache import locked
-from galley.errors import UserError
-from galley.files import open_lock, open_regular, read_bytes, read_json, read_text
-from galley.rundir import RunDir
-from galley_launch import locks
+from galley.contract.errors import UserError
+from galley.contract.files import open_lock, open_regular, read_bytes, read_json, read_text
+from galley.contract.rundir import RunDir
+from galley.storage.cache import locked
+from galley_launch.base import locks
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from launch.attempts import BUG, attempted, raised, report, submitted
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 from galley_launch.job import chain, finish
 
 __all__ = ["fakes"]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from galley.rundir import RunDir
-from galley_launch import cli, queue
+from galley.contract.rundir import RunDir
+from galley_launch import cli
 from galley_launch.job import slurm
+from galley_launch.submit import queue
 from launch import fakes
 
 

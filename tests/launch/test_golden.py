@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from galley.spec import RunSpec
-from galley_launch import assets, compose, devices
-from galley_launch.plan import Plan, make
+from galley.contract.spec import RunSpec
+from galley_launch.base import assets, devices
+from galley_launch.plan import compose
+from galley_launch.plan.plan import Plan, make
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

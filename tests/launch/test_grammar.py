@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galley.errors import UserError
-from galley_launch import cli, compose, words
-from galley_launch.arguments import RESERVED, VERBS, parse
-from galley_launch.recipe import Recipe, keys, resolve_key
-from galley_launch.strings import read_names, read_value, read_yaml
+from galley.contract.errors import UserError
+from galley_launch import cli
+from galley_launch.base import words
+from galley_launch.base.grammar import RESERVED, VERBS, parse
+from galley_launch.base.yaml_text import read_names, read_value, read_yaml
+from galley_launch.plan import compose
+from galley_launch.recipe.schema import Recipe, keys, resolve_key
 
 WORDS = st.from_regex(re.compile(r"[a-z][a-z_.]{0,8}", re.ASCII), fullmatch=True).filter(
     lambda key: key not in RESERVED and key not in words.known()

@@ -11,9 +11,10 @@ from launch.submitting import RUN, galley, here, profile, submitted
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley import sensitive, stage
-from galley.rundir import RunDir
-from galley_launch import report
+from galley.contract import sensitive
+from galley.contract.rundir import RunDir
+from galley.ranks import stage
+from galley_launch.report import report
 
 __all__ = ["fakes", "here"]
 

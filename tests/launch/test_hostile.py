@@ -30,13 +30,14 @@ from launch.hostile import (
 )
 from launch.submitting import here, sourced, submission
 
-from galley.rundir import RunDir
-from galley_launch import cli, jobs
-from galley_launch import submission as submitting
-from galley_launch.arguments import is_text
-from galley_launch.cluster import Cluster
+from galley.contract.rundir import RunDir
+from galley_launch import cli
+from galley_launch.base.grammar import is_text
+from galley_launch.cluster.profile import Cluster
 from galley_launch.job import begin
-from galley_launch.recipe import Recipe
+from galley_launch.recipe.schema import Recipe
+from galley_launch.submit import scripts as jobs
+from galley_launch.submit import submission as submitting
 
 __all__ = ["here"]
 

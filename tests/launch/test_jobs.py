@@ -12,9 +12,9 @@ import pytest
 from launch.submitting import HUB, here, option, options, profile, submission
 from launch.test_golden import GOLDEN, ROOT, check
 
-from galley.errors import UserError
-from galley_launch import assets
-from galley_launch.jobs import STAGES
+from galley.contract.errors import UserError
+from galley_launch.base import assets
+from galley_launch.submit.scripts import STAGES
 
 __all__ = ["here"]
 

@@ -46,7 +46,12 @@ def run(galley: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.slow
 def test_the_wheel_holds_both_planes_and_the_shipped_folders(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("galley/spec.py", "galley/py.typed", "galley_launch/cli.py", "galley_launch/models.json"):
+    for name in (
+        "galley/contract/spec.py",
+        "galley/py.typed",
+        "galley_launch/cli.py",
+        "galley_launch/recipe/models.json",
+    ):
         assert name in names
     for name in ("recipes/smollm2-135m-lora.yaml", "recipes/schema.json", "ds_configs/zero3.json"):
         assert f"galley_launch/{name}" in names
@@ -121,6 +126,6 @@ def test_the_readmes_lines_for_what_trains(wheel: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "on       CPU, 2 ranks, ZeRO-2" in done.stderr
     python = tmp_path / "galley" / "bin" / "python"
-    probe = "import galley.prepare, galley.train, galley.export, torch; print(torch.__version__)"
+    probe = "import galley.prepare.prepare, galley.train, galley.export, torch; print(torch.__version__)"
     checked = subprocess.run([python, "-c", probe], cwd=tmp_path, capture_output=True, text=True, env=CLEAN)
     assert checked.returncode == 0, checked.stderr

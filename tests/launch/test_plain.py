@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galley.rundir import RunDir
-from galley.text import LONGEST, Plain, one_line, plain
-from galley_launch import cli, devices
+from galley.contract.rundir import RunDir
+from galley.contract.text import LONGEST, Plain, one_line, plain
+from galley_launch import cli
+from galley_launch.base import devices
 from launch import fakes
 
 EVIL = "a\x1b[31mred\x1b[0m\x1b]0;title\x07b\x1b]52;c;cm0gLXJm\x1b\\c\u202egpj.exe\u2066x\x9b2Jd\x08\x7f\u200fz\u2028"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from galley_launch import cli, compose
-from galley_launch.changes import changes
+from galley_launch import cli
+from galley_launch.plan import compose
+from galley_launch.recipe.changes import changes
 
 RECIPE = "smollm2-135m-lora"
 ROOT = Path(__file__).resolve().parents[2]

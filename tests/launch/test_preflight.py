@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from launch.preflight_nodes import NAMES, Start, checks, end, free_port, report, starting
 
-from galley.rundir import Attempt, RunDir
-from galley_launch.job.preflight import bad_nodes
+from galley.contract.rundir import Attempt, RunDir
+from galley_launch.job.node.preflight import bad_nodes
 
 
 @pytest.fixture

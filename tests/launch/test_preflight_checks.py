@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from launch.preflight_nodes import HEALTHY, Start, checks, end, free_port, rows, smi_putter, starting
 
-from galley.rundir import Attempt, RunDir
-from galley_launch.job.preflight import bad_nodes
-from galley_launch.job.preflight_checks import cgroup_limits
+from galley.contract.rundir import Attempt, RunDir
+from galley_launch.job.node.checks import cgroup_limits
+from galley_launch.job.node.preflight import bad_nodes
 
 
 @pytest.fixture

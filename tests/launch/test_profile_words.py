@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from galley.errors import UserError
-from galley_launch import cli, profiles
+from galley.contract.errors import UserError
+from galley_launch import cli
+from galley_launch.cluster import profiles
 
 BASE = "about: x\n"
 

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galley.errors import UserError
-from galley.spec import Cadence, RunSpec, Task
-from galley_launch import assets, catalogue, commands
-from galley_launch.recipe import Recipe, build, header, override
-from galley_launch.strings import Tree, read_yaml
+from galley.contract.errors import UserError
+from galley.contract.spec import Cadence, RunSpec, Task
+from galley_launch import commands
+from galley_launch.base import assets
+from galley_launch.base.yaml_text import Tree, read_yaml
+from galley_launch.recipe import catalogue
+from galley_launch.recipe.schema import Recipe, build, header, override
 from launch import fakes
 
 RECIPES = sorted(assets.folder("recipes").glob("*.yaml"))

@@ -16,8 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galley.rundir import Attempt, RunDir
-from galley_launch import cli, queue, report, report_charts, report_history, report_rows
+from galley.contract.rundir import Attempt, RunDir
+from galley_launch import cli
+from galley_launch.report import charts, history, report
+from galley_launch.report import rows as report_rows
+from galley_launch.submit import queue
 from launch import fakes
 
 BEGAN = 1_795_000_000.0
@@ -321,10 +324,10 @@ def test_a_prepare_job_that_failed(run: RunDir) -> None:
 
 
 def test_where_the_time_of_two_jobs_went(slurm: RunDir) -> None:
-    first, second = report_history.tries(slurm, report_rows.read_curves(slurm.metrics), False, True, BEGAN)
+    first, second = history.tries(slurm, report_rows.read_curves(slurm.metrics), False, True, BEGAN)
     assert first.account() == {"counted": 8, "lost": 2, "evaluate": 3, "save": 1.5, "start": 10, "other": 15.5}
     assert second.account() == {"counted": 10, "lost": 0, "evaluate": 3, "save": 1.5, "start": 10, "other": 5.5}
-    whole = report_history.account([first, second])
+    whole = history.account([first, second])
     assert whole is not None
     assert whole.spent["between"] == 10
     assert sum(whole.spent.values()) == whole.wall == 80
@@ -353,7 +356,7 @@ def test_where_the_time_of_two_jobs_went(slurm: RunDir) -> None:
 def test_what_tensorboard_lost_comes_from_the_metrics(slurm: RunDir) -> None:
     for path in slurm.tensorboard.iterdir():
         path.write_bytes(path.read_bytes()[:130])  # a kill leaves what was flushed, the last record torn
-    first, second = report_history.tries(slurm, report_rows.read_curves(slurm.metrics), False, True, BEGAN)
+    first, second = history.tries(slurm, report_rows.read_curves(slurm.metrics), False, True, BEGAN)
     assert [first.steps, second.steps] == [[1, 2, 3, 4], [5, 6, 7, 8, 9]]
     for path in slurm.tensorboard.iterdir():
         path.unlink()
@@ -372,7 +375,7 @@ def on_one_box(run: RunDir) -> None:
 
 def test_on_one_box_the_times_are_those_of_the_files(run: RunDir) -> None:
     on_one_box(run)
-    (only,) = report_history.tries(run, report_rows.read_curves(run.metrics), False, False, BEGAN)
+    (only,) = history.tries(run, report_rows.read_curves(run.metrics), False, False, BEGAN)
     assert (only.started, only.ended) == (BEGAN + 5, BEGAN + 75)
     assert only.account() == {"counted": 0, "lost": 30, "evaluate": 0, "save": 0, "start": 25, "other": 15}
 
@@ -381,7 +384,7 @@ def test_a_copy_without_its_times_is_dated_by_its_events(run: RunDir) -> None:
     on_one_box(run)
     for path in (run.attempt(1).placement, run.attempt(1).exit):
         os.utime(path, (BEGAN + 9e6, BEGAN + 9e6))
-    (only,) = report_history.tries(run, report_rows.read_curves(run.metrics), False, False, BEGAN)
+    (only,) = history.tries(run, report_rows.read_curves(run.metrics), False, False, BEGAN)
     assert (only.started, only.ended) == (BEGAN + 30, BEGAN + 60)
 
 
@@ -447,7 +450,7 @@ def test_torn_and_strange_rows_are_left_out(run: RunDir) -> None:
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000), st.integers(4, 60))
 def test_thinning_keeps_every_extreme(values: list[float], most: int) -> None:
     points = list(enumerate(values))
-    kept = report_charts.thin(points, most)  # type: ignore[arg-type]
+    kept = charts.thin(points, most)  # type: ignore[arg-type]
     assert len(kept) <= max(most, 4)
     assert set(kept) <= set(points)
     assert kept == sorted(kept)
@@ -458,7 +461,7 @@ def test_thinning_keeps_every_extreme(values: list[float], most: int) -> None:
 
 @given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
 def test_ticks_are_round_and_hold_every_value(low: float, span: float) -> None:
-    scale = report_charts.linear(low, low + span)
+    scale = charts.linear(low, low + span)
     slack = scale.step * 1e-6
     assert scale.low <= low + slack
     assert scale.high >= low + span - slack
@@ -478,7 +481,7 @@ def test_ticks_are_round_and_hold_every_value(low: float, span: float) -> None:
     ],
 )
 def test_labels_of_ticks(value: float, step: float, label: str) -> None:
-    assert report_charts.short(value, step) == label
+    assert charts.short(value, step) == label
 
 
 def test_the_verb_writes_the_page_and_prints_where(slurm: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from launch.submitting import galley, here, option, options, profile, refused, s
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley.errors import UserError
+from galley.contract.errors import UserError
 
 __all__ = ["fakes", "here"]
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from galley.errors import UserError
-from galley.rundir import RunDir
-from galley_launch import resume, runner
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley_launch.local import runner
+from galley_launch.plan import resume
 from launch import fakes
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from galley.errors import UserError
-from galley.rundir import RunDir
-from galley_launch import commands, locks, runs
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley_launch import commands
+from galley_launch.base import locks
+from galley_launch.runs import runs
 from launch import fakes
 
 

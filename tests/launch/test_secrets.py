@@ -10,7 +10,7 @@ from launch.submitting import RUN, galley, here, profile, submission, submitted
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley_launch import submission as submitting
+from galley_launch.submit import submission as submitting
 
 __all__ = ["fakes", "here"]
 

@@ -9,8 +9,10 @@ from typing import Any
 import jinja2
 import pytest
 
-from galley_launch import assets, catalogue, compose, facts
-from galley_launch.recipe import Recipe, build, header
+from galley_launch.base import assets
+from galley_launch.plan import compose
+from galley_launch.recipe import catalogue, model_facts
+from galley_launch.recipe.schema import Recipe, build, header
 from launch import sizes
 
 FOLDER = assets.folder("recipes")
@@ -59,7 +61,7 @@ def arithmetic(name: str) -> dict[str, float]:
 
 
 def shapes(name: str) -> dict[str, Any]:
-    return facts.table()[recipe(name).model.path]
+    return model_facts.table()[recipe(name).model.path]
 
 
 def test_there_is_a_recipe_for_every_purse() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from galley.rundir import RunDir
-from galley_launch import queue, runs
+from galley.contract.rundir import RunDir
+from galley_launch.runs import runs
+from galley_launch.submit import queue
 
 SILENT = "squeue: no answer from Slurm within 10 s"
 

@@ -16,12 +16,13 @@ from launch.submitting import here, profile, submission
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley.rundir import Attempt, RunDir
-from galley_launch import assets, jobs
-from galley_launch import submission as submitting
+from galley.contract.rundir import Attempt, RunDir
+from galley_launch.base import assets
 from galley_launch.job import chain, finish, names
-from galley_launch.job.evidence import collect
-from galley_launch.job.preflight import bad_nodes
+from galley_launch.job.diagnose.evidence import collect
+from galley_launch.job.node.preflight import bad_nodes
+from galley_launch.submit import scripts
+from galley_launch.submit import submission as submitting
 
 __all__ = ["fakes", "here"]
 
@@ -279,7 +280,7 @@ def test_a_file_of_secrets_that_nodes_cannot_read(
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
     run = submitted(tmp_path / "run")
     run.cluster.write_text(
-        json.dumps(json.loads(run.cluster.read_text()) | {"secrets_file": str(jobs.secrets_file(run))})
+        json.dumps(json.loads(run.cluster.read_text()) | {"secrets_file": str(scripts.secrets_file(run))})
     )
     assert submitting.keep_secrets(run, ["HF_TOKEN", "WANDB_API_KEY"]) == ["HF_TOKEN"]
     assert b"hf_of_the_user" not in b"".join(path.read_bytes() for path in run.root.rglob("*") if path.is_file())
@@ -288,11 +289,11 @@ def test_a_file_of_secrets_that_nodes_cannot_read(
     assert not run.attempt(1).log("job").exists()
     monkeypatch.delenv("HF_TOKEN")
     if state == "gone":
-        jobs.secrets_file(run).unlink()
+        scripts.secrets_file(run).unlink()
     training(run)
     said = run.attempt(2).log("job").read_text()
     assert said.startswith(
-        f"galley: secrets: HF_TOKEN of galley submit did not reach the job: {jobs.secrets_file(run)} {words}"
+        f"galley: secrets: HF_TOKEN of galley submit did not reach the job: {scripts.secrets_file(run)} {words}"
     )
     assert "XDG_CONFIG_HOME" in said
     submitting.keep_secrets(run, ["HF_TOKEN"])  # not set any more

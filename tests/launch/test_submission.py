@@ -10,10 +10,10 @@ from launch.submitting import RUN, galley, here, profile, refused, submission, s
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley.spec import RunSpec
-from galley_launch import locks
-from galley_launch import submission as submitting
+from galley.contract.spec import RunSpec
+from galley_launch.base import locks
 from galley_launch.job import slurm
+from galley_launch.submit import submission as submitting
 
 __all__ = ["fakes", "here"]
 

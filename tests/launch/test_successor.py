@@ -10,9 +10,11 @@ from launch.submitting import RUN, galley, here, submitted
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
-from galley.rundir import Attempt, RunDir
-from galley_launch import commands, queue, runs
+from galley.contract.rundir import Attempt, RunDir
+from galley_launch import commands
 from galley_launch.job import begin, chain, finish, slurm, successor
+from galley_launch.runs import runs
+from galley_launch.submit import queue
 from launch import fakes as made_up
 
 __all__ = ["fakes", "here", "run"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from galley.rundir import RunDir
-from galley_launch import locks
+from galley.contract.rundir import RunDir
+from galley_launch.base import locks
 from launch import fakes
 
 # Trains until it is asked to stop, then saves.

@@ -9,11 +9,15 @@ import pytest
 from launch.attempts import attempted
 from slurm.conftest import fakes as slurm_fakes
 
-from galley.errors import UserError
-from galley.rundir import UNVERIFIED, RunDir, write_atomic
-from galley_launch import places, report_history, report_page, resume, runner, runs, view, why
+from galley.contract.errors import UserError
+from galley.contract.rundir import UNVERIFIED, RunDir, write_atomic
 from galley_launch.job import finish
-from galley_launch.report_rows import read_curves
+from galley_launch.local import runner
+from galley_launch.plan import resume
+from galley_launch.recipe import paths
+from galley_launch.report import history, page
+from galley_launch.report.rows import read_curves
+from galley_launch.runs import runs, table, why
 from launch import fakes
 
 __all__ = ["slurm_fakes"]
@@ -43,14 +47,14 @@ def test_all_say_that_the_export_is_not_verified(run: RunDir, capfd: pytest.Capt
     assert (end["verdict"], end["exported"], end["unverified"], end["export_error"]) == ("done", False, True, MESSAGE)
     state = runs.state(run)
     assert (state.state, state.message) == ("unverified", MESSAGE)
-    told = view.details(state, fakes.spec(run.root), run.root)
+    told = table.details(state, fakes.spec(run.root), run.root)
     assert any(line.split() == ["unverified", str(run.unverified)] for line in told)
     lines = why.lines(run)
     assert lines[0] == "run x failed in export: the export could not be verified"
     assert any("layer 1 differs" in line for line in lines)
     assert any("export.unverified" in line and "README" in line for line in lines)
     assert not any("a setting" in line for line in lines)
-    text, _ = report_page.export(run, report_history.tries(run, read_curves(run.metrics), False, True, 0.0))
+    text, _ = page.export(run, history.tries(run, read_curves(run.metrics), False, True, 0.0))
     assert text == f"Step 9 was exported, but is not verified: model in {run.unverified / 'model'}"
 
 
@@ -80,9 +84,9 @@ def test_another_run_does_not_start_from_it_unasked(run: RunDir) -> None:
         (place / "model").mkdir(parents=True)
         (place / "model" / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"is not verified .*use model.path=\S+/export.unverified/model or model.path="):
-        places.exported_model("x", run.root.parent)
+        paths.exported_model("x", run.root.parent)
     (run.unverified / "model" / "config.json").unlink()
-    assert places.exported_model("x", run.root.parent) == str(run.export / "model")
+    assert paths.exported_model("x", run.root.parent) == str(run.export / "model")
 
 
 def test_a_cluster_says_the_same(run: RunDir) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from galley.rundir import Attempt, RunDir
-from galley_launch.job import watch
+from galley.contract.rundir import Attempt, RunDir
+from galley_launch.job.node import watch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +41,7 @@ sys.exit(1 if any(statuses) else 0)
 RANK = """
 import contextlib, faulthandler, json, os, signal, subprocess, sys, time
 from pathlib import Path
-from galley.rundir import write_atomic
+from galley.contract.rundir import write_atomic
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 faulthandler.register(signal.SIGUSR2, file=(folder / f"rank-{rank}.log").open("w"))
 def beat(step, phase="step", pid=os.getpid()):
@@ -98,7 +98,16 @@ def begin(root: Path, limits: str, *ranks: str, node: int = 0, under: str = 'exe
     }
     torchrun = subprocess.Popen([sys.executable, "-c", TORCHRUN, str(folder), *ranks], env=env)
     arguments = ["--parent", torchrun.pid, "--heartbeats", folder, "--attempt", attempt.root, "--every", 0.1]
-    command = [sys.executable, "-m", "galley_launch.job.watch", *arguments, "--limits", limits, "--ranks", len(ranks)]
+    command = [
+        sys.executable,
+        "-m",
+        "galley_launch.job.node.watch",
+        *arguments,
+        "--limits",
+        limits,
+        "--ranks",
+        len(ranks),
+    ]
     shell = ["sh", "-c", under, "sh", *map(str, command)]
     return Job(torchrun, subprocess.Popen(shell, env=env, stdout=subprocess.PIPE, text=True), folder, attempt)
 
@@ -190,7 +199,7 @@ def test_a_parent_that_is_gone_and_limits_that_are_wrong(tmp_path: Path) -> None
     def run(limits: str) -> subprocess.CompletedProcess[str]:
         gone = subprocess.Popen(["true"])
         gone.wait()
-        command = [sys.executable, "-m", "galley_launch.job.watch", "--parent", str(gone.pid), "--limits", limits]
+        command = [sys.executable, "-m", "galley_launch.job.node.watch", "--parent", str(gone.pid), "--limits", limits]
         env = {**os.environ, "PYTHONPATH": f"{ROOT / 'launch'}:{ROOT / 'src'}"}
         more = ["--heartbeats", str(tmp_path), "--attempt", str(tmp_path), "--ranks", "1"]
         return subprocess.run([*command, *more], env=env, capture_output=True, text=True, timeout=20, check=False)

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from launch.corpus import FILES, FILLER, evidence, read
 
-from galley_launch.job import patterns
-from galley_launch.job.advice import WORDS
-from galley_launch.job.classify import classify
-from galley_launch.job.evidence import LONGEST, TAIL, Evidence, clean, tail
-from galley_launch.job.findings import SHOWN
+from galley_launch.job.diagnose import patterns
+from galley_launch.job.diagnose.advice import WORDS
+from galley_launch.job.diagnose.classify import classify
+from galley_launch.job.diagnose.evidence import LONGEST, TAIL, Evidence, clean, tail
+from galley_launch.job.diagnose.findings import SHOWN
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,10 @@ from launch.corpus import FILES, lay, read
 from slurm.conftest import fakes as slurm_fakes
 from slurm.fakes.scenario import Scenario
 
-from galley.rundir import Attempt, RunDir
-from galley_launch import commands, queue, runs, why
+from galley.contract.rundir import Attempt, RunDir
+from galley_launch import commands
+from galley_launch.runs import runs, why
+from galley_launch.submit import queue
 from launch import fakes
 
 __all__ = ["slurm_fakes"]

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from galley.errors import UserError
-from galley_launch import cli, compose, words
-from galley_launch.arguments import RESERVED, VERBS, parse
-from galley_launch.cluster import Cluster
-from galley_launch.recipe import Recipe, build, keys, resolve_key
+from galley.contract.errors import UserError
+from galley_launch import cli
+from galley_launch.base import words
+from galley_launch.base.grammar import RESERVED, VERBS, parse
+from galley_launch.cluster.profile import Cluster
+from galley_launch.plan import compose
+from galley_launch.recipe.schema import Recipe, build, keys, resolve_key
 
 RECIPE = "smollm2-135m-lora"
 TABLE = words._table()
@@ -324,7 +326,7 @@ def test_gpus_are_checked_at_plan(value: str, message: str, capsys: pytest.Captu
 
 
 def test_all_gpus_are_those_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from galley_launch import devices
+    from galley_launch.base import devices
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "visible", lambda: [devices.Gpu("0"), devices.Gpu("1")])

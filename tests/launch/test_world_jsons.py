@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from launch.world_jsons import ACCEPTED, DIFFERS, OFF, REFUSED, WORLD, World
 
-from galley.errors import UserError
-from galley_launch.compose import Composed, compose
-from galley_launch.ds_settle import TAKE
+from galley.contract.errors import UserError
+from galley_launch.deepspeed.settle import TAKE
+from galley_launch.plan.compose import Composed, compose
 
 LONGEST = 500
 _RECIPE_SETTLES = ("autocast under stage 2", "fp16 without stages")  # no setting takes these, but they can be dropped

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launch.test_recipe import LEAST
 
-from galley.errors import UserError
-from galley_launch import assets, ds_settle, zero
-from galley_launch.devices import Devices
-from galley_launch.facts import Facts
-from galley_launch.recipe import build, override
+from galley.contract.errors import UserError
+from galley_launch.base import assets
+from galley_launch.base.devices import Devices
+from galley_launch.deepspeed import complete, settle
+from galley_launch.recipe.model_facts import Facts
+from galley_launch.recipe.schema import build, override
 from launch import deepspeed_keys
 
 PRESETS = ["zero0", "zero1", "zero2", "zero3", "zero3_hpz", "zero3_offload_cpu", "zero3_offload_nvme"]
@@ -68,8 +69,8 @@ def finish(
     config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS, nodes: int = 1
 ) -> Any:
     recipe = build(override(LEAST, words), "x.yaml")
-    source = ds_settle.Source(config, "x.json")
-    return ds_settle.settle(source, recipe, Devices(device, ranks, None, nodes=nodes), known).config
+    source = settle.Source(config, "x.json")
+    return settle.settle(source, recipe, Devices(device, ranks, None, nodes=nodes), known).config
 
 
 def refusal(config: dict[str, Any], *words: str, **how: Any) -> str:
@@ -80,7 +81,7 @@ def refusal(config: dict[str, Any], *words: str, **how: Any) -> str:
 
 
 def preset(name: str) -> dict[str, Any]:
-    return zero.find(name, None)[0]
+    return complete.find(name, None)[0]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -319,31 +320,31 @@ def test_int8_weights_are_refused_under_zero_3() -> None:
 def test_the_batch_is_the_product_or_an_error_that_helps(samples: int, micro: int, ranks: int) -> None:
     recipe = build(override(LEAST, [f"samples={samples}", f"micro_batch={micro}"]), "x.yaml")
     if samples % (micro * ranks) == 0:
-        assert zero.accumulation(recipe, ranks) * micro * ranks == samples
+        assert complete.accumulation(recipe, ranks) * micro * ranks == samples
         return
     with pytest.raises(UserError) as error:
-        zero.accumulation(recipe, ranks)
+        complete.accumulation(recipe, ranks)
     assert f"{samples} samples a step / (micro_batch {micro} x ranks {ranks})" in str(error.value)
     for word in error.value.todo.removeprefix("try ").split(" or "):
         better = build(override(recipe.model_dump(exclude_none=True), [word]), "x.yaml")
-        assert zero.accumulation(better, ranks) > 0
+        assert complete.accumulation(better, ranks) > 0
 
 
 def test_a_repeated_key_in_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"bf16": {}, "bf16": {"enabled": true}}')
     with pytest.raises(UserError, match="'bf16' is given twice"):
-        zero.read(path)
+        complete.read(path)
 
 
 def test_json_that_is_not_there_or_not_json(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no preset 'zreo3'; did you mean 'zero3'\?"):
-        zero.find("zreo3", None)
+        complete.find("zreo3", None)
     with pytest.raises(UserError, match=r"no file x/y\.json"):
-        zero.find("x/y.json", None)
+        complete.find("x/y.json", None)
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match="not readable as JSON"):
-        zero.find(str(tmp_path / "x.json"), None)
+        complete.find(str(tmp_path / "x.json"), None)
 
 
 def test_the_known_keys_are_those_of_the_installed_deepspeed() -> None:
@@ -386,12 +387,12 @@ def test_what_fp16_cannot_do(config: dict[str, Any], words: list[str], device: s
 def test_the_second_partition_is_a_node() -> None:
     done = finish(preset("zero3_hpz"), "batch.samples=32", nodes=2, ranks=8)
     assert done["zero_optimization"]["zero_hpz_partition_size"] == 8
-    moved = finish(zero.reopen(done, other_device=False), "batch.samples=32", nodes=4, ranks=4)
+    moved = finish(complete.reopen(done, other_device=False), "batch.samples=32", nodes=4, ranks=4)
     assert moved["zero_optimization"]["zero_hpz_partition_size"] == 4
 
 
 def test_a_finished_configuration_can_move(tmp_path: Path) -> None:
     on_gpu = finish(preset("zero3_offload_cpu"), device="cuda", ranks=2)
-    moved = finish(zero.reopen(on_gpu, other_device=True), device="cpu", ranks=4)
+    moved = finish(complete.reopen(on_gpu, other_device=True), device="cpu", ranks=4)
     assert moved == finish(preset("zero3_offload_cpu"), device="cpu", ranks=4)
-    assert zero.reopen(on_gpu, other_device=False)["zero_optimization"] == on_gpu["zero_optimization"]
+    assert complete.reopen(on_gpu, other_device=False)["zero_optimization"] == on_gpu["zero_optimization"]

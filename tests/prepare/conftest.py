@@ -11,8 +11,8 @@ import pytest
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog while the cook in the galley stirs the soup.",
@@ -155,8 +155,8 @@ def build_spec(root: Path, model: str, data: str, cache: Path, **more: Any) -> R
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[RunDir], str]:
     """Run prepare, which must fail as a user's mistake, and give its one line."""
-    from galley.prepare import work
-    from galley.stage import run_stage
+    from galley.prepare.prepare import work
+    from galley.ranks.stage import run_stage
 
     def run(directory: RunDir) -> str:
         capsys.readouterr()

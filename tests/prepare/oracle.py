@@ -13,11 +13,11 @@ from typing import Any
 
 from prepare.conftest import train_tokenizer
 
-from galley.chat import Rendered, mark, tokenize
-from galley.data import IGNORED
-from galley.reach import Reach, look
-from galley.rows import rows_of
-from galley.template import Template
+from galley.data.prepared import IGNORED
+from galley.prepare.formats.chat import Rendered, mark, tokenize
+from galley.prepare.formats.reach import Reach, look
+from galley.prepare.formats.rows import rows_of
+from galley.prepare.formats.template import Template
 
 ROOT = Path(__file__).resolve().parents[2]
 # Anything that looks like a control token is one, as in the tokenizers that these templates belong to.
@@ -150,7 +150,7 @@ class Verdict:
 
 def judge(tokenizer: Any, template: Template, record: dict[str, Any]) -> Verdict:
     """Render, tokenise and look for the planted words. A refusal is passed on as text."""
-    from galley.errors import UserError
+    from galley.contract.errors import UserError
 
     try:
         (row,) = rows_of(iter([copy.deepcopy(record)]), "here")

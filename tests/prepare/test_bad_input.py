@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from prepare.conftest import chat, rows, save_model, train_tokenizer, write_jsonl
 
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
 
 Make = Callable[..., tuple[RunSpec, RunDir]]
 Refused = Callable[[RunDir], str]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from prepare.conftest import build_spec
 
-from galley.cache import entry, link_tree
-from galley.errors import UserError
-from galley.operators import ADAM, ASYNC_IO, PINNING, SHARED_MEMORY, adopt, environment, wanted
-from galley.weights import check_folder, count_parameters, file_fingerprint, fingerprint, is_whole, weight_files
+from galley.contract.errors import UserError
+from galley.ranks.operators import ADAM, ASYNC_IO, PINNING, SHARED_MEMORY, adopt, environment, wanted
+from galley.storage.cache import entry, link_tree
+from galley.storage.weights import check_folder, count_parameters, file_fingerprint, fingerprint, is_whole, weight_files
 
 
 def make(folder: Path) -> None:

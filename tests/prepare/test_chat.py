@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepare.families import FAMILIES, GEMMA, LLAMA3, MISTRAL, SMOLLM2, TALK, Family, assistant, user
 
-from galley.chat import mark, tokenize
-from galley.data import IGNORED
-from galley.errors import UserError
-from galley.rows import Row
-from galley.template import Template, render, study
+from galley.contract.errors import UserError
+from galley.data.prepared import IGNORED
+from galley.prepare.formats.chat import mark, tokenize
+from galley.prepare.formats.rows import Row
+from galley.prepare.formats.template import Template, render, study
 
 
 def learnt(tokenizer: Any, template: Template, messages: list[dict[str, Any]]) -> tuple[list[str], int]:

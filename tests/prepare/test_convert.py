@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from prepare.conftest import CHATML, rows, train_tokenizer, write_jsonl
 
-from galley.convert import convert_gguf
-from galley.data import open_split, read_manifest
-from galley.errors import UserError
-from galley.prepare import work
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.data.prepared import open_split, read_manifest
+from galley.prepare.convert import convert_gguf
+from galley.prepare.prepare import work
 
 WIDTH, HEADS, FEED = 32, 4, 64
 

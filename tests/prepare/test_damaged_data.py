@@ -11,10 +11,10 @@ import pytest
 from damage import KINDS, do_damage, edit_json
 from prepare.conftest import rows, write_jsonl
 
-from galley.data import damage, read_manifest
-from galley.prepare import make, ready, request_key
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.data.prepared import damage, read_manifest
+from galley.prepare.prepare import make, ready, request_key
 
 Make = Callable[..., tuple[RunSpec, RunDir]]
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from fuzz import world
 
-from galley.configs import check_config
-from galley.convert import convert_gguf
-from galley.errors import UserError
-from galley.headers import read_gguf, read_safetensors
-from galley.weights import check_folder
-from galley_launch import facts
+from galley.contract.errors import UserError
+from galley.contract.headers import read_gguf, read_safetensors
+from galley.prepare.configs import check_config
+from galley.prepare.convert import convert_gguf
+from galley.storage.weights import check_folder
+from galley_launch.recipe import model_facts
 
 SINGLE = "model-00001-of-00002.safetensors"
 
@@ -42,7 +42,7 @@ def test_a_sound_folder_is_taken(folder: Path, tmp_path: Path) -> None:
     check_config(folder, trust=False)
     world.gguf(tmp_path / "m.gguf")
     assert read_gguf(tmp_path / "m.gguf")["tokenizer.ggml.tokens"] == 32
-    assert facts.of_gguf(tmp_path / "m.gguf") == facts.Facts(64, 2, 32)
+    assert model_facts.of_gguf(tmp_path / "m.gguf") == model_facts.Facts(64, 2, 32)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_configurations_that_are_no_object(folder: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"config\.json' is not a JSON object"):
         check_folder("model.path", folder)
     with pytest.raises(UserError, match=r"config\.json is not"):
-        facts.of_model(str(folder))
+        model_facts.of_model(str(folder))
 
 
 @pytest.mark.timeout(60)
@@ -133,7 +133,7 @@ def test_configurations_of_no_model(folder: Path, key: str, value: Any) -> None:
     with pytest.raises(UserError, match=r"model\.path: .*config\.json") as caught:
         check_config(folder, trust=False)
     assert len(str(caught.value)) < 500
-    assert facts.of_model(str(folder)).vocab in (288, None)
+    assert model_facts.of_model(str(folder)).vocab in (288, None)
 
 
 def damaged_gguf(path: Path, old: bytes, new: bytes) -> Path:
@@ -166,7 +166,7 @@ def test_lengths_of_gguf_are_held_against_the_file(tmp_path: Path, place: str, h
     path = damaged_gguf(tmp_path / "m.gguf", old, new)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=r"cannot be read \("):
-        facts.of_gguf(path)
+        model_facts.of_gguf(path)
     with pytest.raises(UserError, match="is not a whole GGUF file"):
         convert_gguf(path, tmp_path / "cache")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
@@ -177,4 +177,4 @@ def test_gguf_that_is_cut_short(tmp_path: Path, size: int) -> None:
     world.gguf(tmp_path / "m.gguf")
     os.truncate(tmp_path / "m.gguf", size)
     with pytest.raises(UserError, match="cannot be read"):
-        facts.of_gguf(tmp_path / "m.gguf")
+        model_facts.of_gguf(tmp_path / "m.gguf")

@@ -9,10 +9,10 @@ import pytest
 from prepare.conftest import chat, rows, write_jsonl
 from prepare.families import QWEN3, assistant, user
 
-from galley.data import read_manifest
-from galley.prepare import work
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.data.prepared import read_manifest
+from galley.prepare.prepare import work
 
 Make = Callable[..., tuple[RunSpec, RunDir]]
 

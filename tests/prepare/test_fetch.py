@@ -11,11 +11,11 @@ import pytest
 from prepare.conftest import rows, write_jsonl
 from prepare.hub import COMMIT, Hub, serve
 
-from galley.data import read_manifest
-from galley.errors import UserError
-from galley.fetch import load_data
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.data.prepared import read_manifest
+from galley.prepare.fetch import load_data
 
 Make = Callable[..., tuple[RunSpec, RunDir]]
 ROOT = Path(__file__).parents[2]
@@ -154,7 +154,7 @@ BROKEN: list[tuple[dict[str, bytes], str]] = [
 @pytest.mark.slow
 def test_hub_data_sets_that_are_empty_or_broken_are_one_line(tmp_path: Path) -> None:
     code = (
-        "import sys; from galley.errors import UserError; from galley.fetch import load_data\n"
+        "import sys; from galley.contract.errors import UserError; from galley.prepare.fetch import load_data\n"
         "try: list(load_data('org/name', None, 'train'))\n"
         "except UserError as error: print('said', error)"
     )

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING, GPT2Config, Lfm2Config, LlamaConfig, Qwen3NextConfig
 
-from galley.attention import BY_DOCUMENT
-from galley.errors import UserError
-from galley.isolation import _verdict, attends_by_document, layers_needed, measure, packing_refused, shrink
-from galley.spec import Model
+from galley.contract.errors import UserError
+from galley.contract.spec import Model
+from galley.model.attention import BY_DOCUMENT
+from galley.prepare.isolation import _verdict, attends_by_document, layers_needed, measure, packing_refused, shrink
 
 KEPT_APART = ["llama", "qwen3", "gemma3_text"]
 
@@ -106,7 +106,7 @@ def test_a_model_that_sees_and_cannot_write_alone_is_refused(kind: str, reason: 
 def test_an_answer_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LlamaConfig(hidden_size=64, num_attention_heads=4).save_pretrained(tmp_path / "model")
     assert packing_refused(tmp_path / "model", Model(path="x"), tmp_path) is None
-    monkeypatch.setattr("galley.isolation.measure", None)
+    monkeypatch.setattr("galley.prepare.isolation.measure", None)
     assert packing_refused(tmp_path / "model", Model(path="x"), tmp_path) is None
 
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_tried_is_not_packed(tmp_path: Path, monkeypatch: pytest.
         raise RuntimeError("shapes differ\nin many ways")
 
     LlamaConfig().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("galley.isolation.measure", fail)
+    monkeypatch.setattr("galley.prepare.isolation.measure", fail)
     reason = packing_refused(tmp_path / "model", Model(path="x"), tmp_path)
     assert reason == "its architecture could not be checked (RuntimeError: shapes differ)"
 

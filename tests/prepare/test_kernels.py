@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from toy import make_spec
 
-from galley import kernels
-from galley.errors import UserError
-from galley.rundir import RunDir
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley.model import kernels
 
 
 def test_liger_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

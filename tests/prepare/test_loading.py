@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from prepare.conftest import rows, write_jsonl
 
-from galley.errors import UserError
-from galley.loading import check_loading
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.model.loading import check_loading
 
 Tensors = dict[str, Any]
 Make = Callable[..., tuple[RunSpec, RunDir]]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from galley.errors import UserError
-from galley.positions import check_positions, longest
+from galley.contract.errors import UserError
+from galley.prepare.positions import check_positions, longest
 
 KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40},

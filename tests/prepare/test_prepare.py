@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from prepare.conftest import chat, rows, write_jsonl
 
-import galley.arrays
-import galley.cache
-import galley.encode
-import galley.prepare
-from galley.data import HELD_OUT, IGNORED, TRAIN, Split, open_split, read_manifest, tokenizer_folder
-from galley.errors import UserError
-from galley.prepare import model_folder as find_model
-from galley.prepare import work, write_manifest
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+import galley.prepare.arrays
+import galley.prepare.formats.encode
+import galley.prepare.prepare
+import galley.storage.cache
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.data.prepared import HELD_OUT, IGNORED, TRAIN, Split, open_split, read_manifest, tokenizer_folder
+from galley.prepare.prepare import model_folder as find_model
+from galley.prepare.prepare import work, write_manifest
 
 Make = Callable[..., tuple[RunSpec, RunDir]]
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_again_is_quick_and_loads_nothing_heavy(make_run: Make, model_folder: Pa
     spec, run = make_run(model_folder, data)
     prepare(spec, run)
     check = (
-        "import sys; from galley.prepare import work; from galley.stage import run_stage\n"
+        "import sys; from galley.prepare.prepare import work; from galley.ranks.stage import run_stage\n"
         f"status = run_stage('prepare', work, [{str(run.spec)!r}])\n"
         "sys.exit(status or ', '.join({'torch', 'transformers', 'deepspeed', 'datasets'} & set(sys.modules)) or 0)"
     )
@@ -394,13 +394,13 @@ def fork(target: Callable[[], None]) -> multiprocessing.process.BaseProcess:
 
 # Reading, packing, writing, linking, syncing and renaming, each after a pause that is long enough to be hit.
 PAUSED = [
-    (galley.encode, "tokenize"),
-    (galley.arrays, "write_split"),
-    (galley.arrays, "pack"),
-    (galley.encode, "_create"),
-    (galley.cache, "fsync_tree"),
-    (galley.cache, "_link"),
-    (galley.cache, "fsync_path"),
+    (galley.prepare.formats.encode, "tokenize"),
+    (galley.prepare.arrays, "write_split"),
+    (galley.prepare.arrays, "pack"),
+    (galley.prepare.formats.encode, "_create"),
+    (galley.storage.cache, "fsync_tree"),
+    (galley.storage.cache, "_link"),
+    (galley.storage.cache, "fsync_path"),
     (os, "replace"),
     (os, "fsync"),
 ]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from galley.errors import UserError
-from galley.quantised import check_quantisation
+from galley.contract.errors import UserError
+from galley.model.quantised import check_quantisation
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -68,9 +68,9 @@ def test_the_share_is_what_bitsandbytes_makes_of_the_model(tmp_path: Any) -> Non
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from galley.model import load_quantised
-    from galley.quantised import share
-    from galley.spec import Model
+    from galley.contract.spec import Model
+    from galley.model.model import load_quantised
+    from galley.model.quantised import share
 
     for kind in ("llama", "qwen3_moe", "phi3", "gpt_neox"):
         config = AutoConfig.for_model(kind, **SIZES | MIXTURE, pad_token_id=None)
@@ -84,9 +84,9 @@ def test_the_share_is_what_bitsandbytes_makes_of_the_model(tmp_path: Any) -> Non
 def test_the_share_reaches_the_report(make_run: Any, model_folder: Any, tmp_path: Any) -> None:
     from prepare.conftest import rows, write_jsonl
 
-    from galley.data import read_manifest
-    from galley.prepare import work
-    from galley_launch.report_page import summary
+    from galley.data.prepared import read_manifest
+    from galley.prepare.prepare import work
+    from galley_launch.report.page import summary
 
     spec, run = make_run(model_folder, write_jsonl(tmp_path / "rows.jsonl", rows(8)), method={"kind": "qlora"})
     work(spec, run, run.attempt(1))

@@ -12,13 +12,13 @@ from prepare.conftest import CHATML, chat, write_jsonl
 from prepare.families import MARKED, QWEN25, assistant, user
 from prepare.oracle import TOOLS, call
 
-from galley.chat import mark, tokenize
-from galley.data import IGNORED
-from galley.errors import UserError
-from galley.formats import check_file
-from galley.reach import Reach, look
-from galley.rows import NULLS, Row, read_jsonl, rows_of
-from galley.template import study
+from galley.contract.data_files import check_file
+from galley.contract.errors import UserError
+from galley.data.prepared import IGNORED
+from galley.prepare.formats.chat import mark, tokenize
+from galley.prepare.formats.reach import Reach, look
+from galley.prepare.formats.rows import NULLS, Row, read_jsonl, rows_of
+from galley.prepare.formats.template import study
 
 OVERHANG = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ '<tool>' + m.content + '</tool>' }}"

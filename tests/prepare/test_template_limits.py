@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fuzz import world
 
-from galley import template
-from galley.errors import UserError
-from galley.limits import ends
-from galley.tokens import _load
+from galley.contract.errors import UserError
+from galley.prepare.formats import template
+from galley.prepare.tokens import _load
+from galley.storage.limits import ends
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from prepare.oracle import KINDS, Verdict, double_encoded, judge, templates, tokenizer_for
 
-from galley.errors import UserError
-from galley.template import Template, study
+from galley.contract.errors import UserError
+from galley.prepare.formats.template import Template, study
 
 ALL = templates()
 # Templates for images and text: they take content as a list of parts only, which Galley's rows do not have.

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from prepare.conftest import write_jsonl
 from transformers import AutoTokenizer
 
-from galley.data import HELD_OUT, IGNORED, Split, open_split, read_manifest
-from galley.plain import pieces
-from galley.prepare import work
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.data.prepared import HELD_OUT, IGNORED, Split, open_split, read_manifest
+from galley.prepare.formats.text import pieces
+from galley.prepare.prepare import work
 
 Make = Callable[..., tuple[RunSpec, RunDir]]
 Refused = Callable[[RunDir], str]
@@ -91,8 +91,8 @@ def test_long_texts_can_be_dropped_or_cut(make_run: Make, base_folder: Path, dat
 
 def test_an_older_run_keeps_what_it_prepared(make_run: Make, model_folder: Path, data: Path) -> None:
     """The hash of what chats ask for is what it was before plain text was known."""
-    from galley.cache import digest
-    from galley.prepare import request_key
+    from galley.prepare.prepare import request_key
+    from galley.storage.cache import digest
 
     spec, _ = make_run(model_folder, data)
     asked = spec.task.data.model_dump(mode="json")

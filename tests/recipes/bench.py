@@ -15,10 +15,11 @@ from prepare.families import assistant, user
 from ranks import Ranks
 from safetensors import safe_open
 
-from galley.rundir import RunDir, read_json
-from galley_launch import compose, plan, resume, runner
-from galley_launch.plan import Stage
-from galley_launch.recipe import Recipe
+from galley.contract.rundir import RunDir, read_json
+from galley_launch.local import runner
+from galley_launch.plan import compose, plan, resume
+from galley_launch.plan.plan import Stage
+from galley_launch.recipe.schema import Recipe
 from launch import sizes
 from recipes import twins
 
@@ -109,8 +110,8 @@ class Bench:
 
 def prepare(argv: list[str]) -> int:
     """What ``python -m galley.prepare`` does."""
-    from galley.prepare import work
-    from galley.stage import run_stage
+    from galley.prepare.prepare import work
+    from galley.ranks.stage import run_stage
 
     return run_stage("prepare", work, argv)
 

@@ -11,7 +11,8 @@ from recipes.bench import Bench
 FAMILIES = ("llama", "qwen3", "qwen3_moe", "gemma3", "mistral", "phi3", "olmo2", "olmo3", "smollm3")
 PRELOAD = (
     *(f"transformers.models.{name}.modeling_{name}" for name in FAMILIES),
-    "bitsandbytes", "galley.prepare", "galley.arrays", "galley.fetch", "galley.isolation", "galley.convert",
+    "bitsandbytes", "galley.prepare.prepare", "galley.prepare.arrays", "galley.prepare.fetch",
+    "galley.prepare.isolation", "galley.prepare.convert",
     "prepare.conftest",
 )  # fmt: skip
 

@@ -11,8 +11,8 @@ from recipes.bench import Bench
 from recipes.result import COLUMNS
 from recipes.twins import LAYERS
 
-from galley.rundir import RunDir, read_json
-from galley_launch import compose
+from galley.contract.rundir import RunDir, read_json
+from galley_launch.plan import compose
 from recipes import bench as benches
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 from prepare.conftest import train_tokenizer
 from recipes.tongues import tongue
 
-from galley_launch import facts
+from galley_launch.recipe import model_facts
 
 LAYERS, WIDTH, HEADS = 2, 64, 4
 COMMIT = "7" * 40
@@ -49,7 +49,7 @@ def snapshot(hub: Path, model: str) -> Path:
 
 def settings(model: str) -> dict[str, Any]:
     """The configuration of the twin of ``model``, but for its tokens."""
-    real = facts.table()[model]
+    real = model_facts.table()[model]
     square = real["heads"] * real["head_dim"] == real["hidden_size"]
     small = {
         "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS,
@@ -84,7 +84,7 @@ def make(hub: Path, model: str) -> None:
         "pad_token_id": None,
     }  # fmt: skip
     set_seed(0)
-    config = AutoConfig.for_model(facts.table()[model]["model_type"], **settings(model), **ids)
+    config = AutoConfig.for_model(model_facts.table()[model]["model_type"], **settings(model), **ids)
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     ref = folder.parents[1] / "refs" / "main"

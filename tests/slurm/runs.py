@@ -22,9 +22,9 @@ from prepare.families import SMOLLM2
 from slurm.box import Box
 from toy import make_model
 
-from galley.rundir import Checkpoint, RunDir, read_json
-from galley_launch import queue
+from galley.contract.rundir import Checkpoint, RunDir, read_json
 from galley_launch.job import chain
+from galley_launch.submit import queue
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 48
@@ -267,7 +267,7 @@ def operators(folder: Path) -> Path:
 def _seed_operators(folder: Path) -> None:
     """Compile the operators where every other test of this user finds them, too, and copy them from there."""
     env = {name: value for name, value in os.environ.items() if name != "TORCH_EXTENSIONS_DIR"}
-    command = [sys.executable, "-m", "galley.operators"]
+    command = [sys.executable, "-m", "galley.ranks.operators"]
     env |= {"DS_ACCELERATOR": "cpu", "PYTHONPATH": f"{ROOT}/src"}
     where = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
     if any(Path(where).glob(".galley-deepspeed_shm_comm-cpu.json")):

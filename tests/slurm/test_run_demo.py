@@ -8,8 +8,8 @@ import sys
 import pytest
 from slurm.runs import ROOT, Kitchen, losses, rows
 
-from galley.rundir import RunDir
-from galley_launch.places import cache
+from galley.contract.rundir import RunDir
+from galley_launch.recipe.paths import cache
 
 pytestmark = [pytest.mark.cluster_slow, pytest.mark.timeout(3600)]
 
@@ -18,9 +18,8 @@ pytestmark = [pytest.mark.cluster_slow, pytest.mark.timeout(3600)]
 def smollm(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The demo's model, from where the demo has it."""
     look = f"import sys; sys.path.insert(0, {str(ROOT / 'demo')!r}); import model; from pathlib import Path; "
-    look += (
-        f"from galley.rundir import RunDir; print(model.find(RunDir(Path('none')), Path({str(cache() / 'demo')!r}))[0])"
-    )
+    look += "from galley.contract.rundir import RunDir; "
+    look += f"print(model.find(RunDir(Path('none')), Path({str(cache() / 'demo')!r}))[0])"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from slurm.runs import Kitchen, assert_sound
 
-from galley.rundir import read_json
-from galley_launch import runs
+from galley.contract.rundir import read_json
+from galley_launch.runs import runs
 
 pytestmark = pytest.mark.cluster_slow
 DONE = ("done", "finished", "")

@@ -6,7 +6,7 @@ import time
 
 from slurm.runs import STEPS, Kitchen, Submitted, assert_sound
 
-from galley_launch import runs
+from galley_launch.runs import runs
 
 
 def state(made: Submitted) -> str:

@@ -8,7 +8,7 @@ import time
 import pytest
 from slurm.runs import Kitchen, Submitted, assert_sound, read
 
-from galley.rundir import read_json
+from galley.contract.rundir import read_json
 
 pytestmark = [pytest.mark.cluster_slow, pytest.mark.timeout(1800)]
 DONE = ("done", "finished", "")

@@ -23,7 +23,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("launch", "src", "slurm", "recipes", "ds_configs"):
         ignored = shutil.ignore_patterns("__pycache__", "data")
         shutil.copytree(ROOT / name, tmp_path / "checkout" / name, ignore=ignored)
-    loop = tmp_path / "checkout" / "src" / "galley" / "loop.py"
+    loop = tmp_path / "checkout" / "src" / "galley" / "train" / "loop.py"
     loop.write_text(loop.read_text().replace("trainable parameters (", "trainable parameters, says the copy ("))
     return tmp_path / "checkout"
 

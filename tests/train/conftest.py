@@ -13,8 +13,8 @@ import pytest
 import toy
 from ranks import Ranks
 
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
 
 # Compiling what swapping needs takes minutes: make test-nvme.
 NVME = [] if os.environ.get("GALLEY_NVME") == "1" else ["test_nvme.py"]
@@ -60,7 +60,7 @@ def train(ranks: Ranks) -> toy.Train:
 
     def run_it(run: RunDir, spec: RunSpec) -> None:
         world = spec.placement.data_parallel
-        statuses = ranks.run("galley.train:main", [str(run.spec)], world, run.root / "ranks.log")
+        statuses = ranks.run("galley.train.train:main", [str(run.spec)], world, run.root / "ranks.log")
         assert statuses == [0] * world, toy.rank_logs(run)
 
     return run_it

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from triton.language.extra import libdevice
 from triton.runtime import interpreter
 
-from galley import kernels
+from galley.model import kernels
 
 _convert = interpreter._implicit_cvt
 

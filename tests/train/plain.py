@@ -8,8 +8,8 @@ from typing import Any
 
 from toy import Document, make_spec, write_data
 
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
 
 Samples = list[list[Document]]
 
@@ -29,9 +29,10 @@ def plain_losses(
     """
     import torch
 
-    from galley import batches, model
-    from galley.data import read_manifest
-    from galley.schedule import learning_rate
+    from galley.data import batches
+    from galley.data.prepared import read_manifest
+    from galley.model import model
+    from galley.train.schedule import learning_rate
 
     run = RunDir(root)
     spec = make_spec(run, model_folder, **{"stage": 1} | settings)
@@ -72,7 +73,7 @@ def noise(spec: RunSpec, samples: Samples, ids: list[int], step: int, ranks: int
     """What each sample's embeddings get: each rank draws for its micro-batches in turn, padding and all."""
     import torch
 
-    from galley import batches
+    from galley.data import batches
 
     method, micro = spec.task.method, spec.placement.micro_batch
     width, found = net.get_input_embeddings().weight.shape[1], {}

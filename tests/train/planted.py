@@ -18,12 +18,14 @@ import torch
 import toy
 from safetensors.torch import load_file, save_file
 
-from galley import evaluate, export, model
-from galley.checks import Check
-from galley.data import Manifest, open_split, read_manifest
-from galley.rundir import RunDir
-from galley.spec import RunSpec
-from galley_launch import facts
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.data.prepared import Manifest, open_split, read_manifest
+from galley.export import export
+from galley.export.checks import Check
+from galley.model import model
+from galley.train import evaluate
+from galley_launch.recipe import model_facts as facts
 from recipes import twins
 
 SAMPLES = [[document] for document in toy.make_documents(6, shortest=16, longest=48)]

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import Train, make_documents, make_spec, metrics, write_data
 
-from galley import attention, model
-from galley.batches import document_lengths
-from galley.data import read_manifest
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
+from galley.data.batches import document_lengths
+from galley.data.prepared import read_manifest
+from galley.model import attention, model
 
 
 def documents_of(lengths: tuple[int, ...]) -> torch.Tensor:

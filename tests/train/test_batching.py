@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import Train, make_documents, make_spec, metrics, write_data
 
-from galley.batches import NOBODY, Order, collate, share
-from galley.data import IGNORED as NO
-from galley.data import Split
-from galley.rundir import RunDir
-from galley.spec import Placement
+from galley.contract.rundir import RunDir
+from galley.contract.spec import Placement
+from galley.data.batches import NOBODY, Order, collate, share
+from galley.data.prepared import IGNORED as NO
+from galley.data.prepared import Split
 
 SAMPLES = [[document] for document in make_documents(20, longest=40)]
 SPLITS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4), (4, 1), (4, 2)]
@@ -42,9 +42,9 @@ def test_splitting_the_batch_changes_neither_loss_nor_gradient(tmp_path: Path, l
 
 
 def test_packed_and_separate_documents_have_the_same_loss(tmp_path: Path, llama: Path) -> None:
-    from galley.model import load_plain
-    from galley.objective import output_head, sft_loss_sum
-    from galley.spec import Model
+    from galley.contract.spec import Model
+    from galley.model.model import load_plain
+    from galley.objective.sft import output_head, sft_loss_sum
 
     documents = make_documents(12, seed=3, longest=40)
     packed = [documents[0:5], documents[5:9], documents[9:12]]
@@ -66,9 +66,9 @@ def test_packed_and_separate_documents_have_the_same_loss(tmp_path: Path, llama:
 
 
 def test_only_supervised_places_reach_the_output_head(llama: Path, tmp_path: Path) -> None:
-    from galley.model import load_plain
-    from galley.objective import output_head, sft_loss_sum
-    from galley.spec import Model
+    from galley.contract.spec import Model
+    from galley.model.model import load_plain
+    from galley.objective.sft import output_head, sft_loss_sum
 
     write_data(RunDir(tmp_path), llama, SAMPLES, None, packed=False)
     model = load_plain(str(llama), Model(path=str(llama), dtype="float32"), torch.float32)
@@ -82,7 +82,7 @@ def test_only_supervised_places_reach_the_output_head(llama: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 def test_the_loss_in_pieces_is_the_loss_and_its_gradient(dtype: torch.dtype, tolerance: float) -> None:
-    from galley.objective import _CHUNK, _CrossEntropySum
+    from galley.objective.sft import _CHUNK, _CrossEntropySum
 
     torch.manual_seed(0)
     count = 2 * _CHUNK + 5

@@ -9,7 +9,7 @@ import pytest
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, metrics, write_data, write_tokenizer
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 
 pytestmark = pytest.mark.slow
 SAMPLES = [[document] for document in make_documents(16)]
@@ -29,6 +29,6 @@ def test_compiled_layers(tmp_path: Path, llama: Path, train: Train, ranks: Ranks
     train(run, spec)
     assert metrics(run) == whole
     write_tokenizer(run.data / "tokenizer")
-    assert ranks.run("galley.export:main", [str(run.spec)], 1, run.root / "export.log") == [0]
+    assert ranks.run("galley.export.export:main", [str(run.spec)], 1, run.root / "export.log") == [0]
     adapter = json.loads((run.export / "export.json").read_text())["checks"][0]
     assert adapter["direct"] == 0, "what it is compared with was computed by compiled layers"

@@ -14,11 +14,12 @@ from damage import KINDS, do_damage, edit_json
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, metrics, rank_logs, write_data, write_data_sums
 
-from galley import data, whole
-from galley.errors import UserError
-from galley.export import choose
-from galley.rundir import Checkpoint, RunDir, read_json
-from galley.spec import RunSpec
+from galley.checkpoint import whole
+from galley.contract.errors import UserError
+from galley.contract.rundir import Checkpoint, RunDir, read_json
+from galley.contract.spec import RunSpec
+from galley.data import prepared as data
+from galley.export.export import choose
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, llama: Path, ranks: Ranks) ->
     spec = make_spec(run, llama, world=2, steps=STEPS, cadence={"save_every": 2, "keep": 3})
     write_data(run, llama, SAMPLES, None, packed=False)
     write_data_sums(run)
-    assert ranks.run("galley.train:main", [str(run.spec)], 2, run.root / "ranks.log") == [0, 0], rank_logs(run)
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 2, run.root / "ranks.log") == [0, 0], rank_logs(run)
     losses = metrics(run)
     shutil.rmtree(run.checkpoint(STEPS).root)
     (run.attempt(1).exit).unlink()
@@ -104,7 +105,7 @@ def test_every_damage_of_two_hundred_is_found(made: Made, tmp_path: Path) -> Non
 
 def resumes(made: Made, ranks: Ranks, run: RunDir, done: str) -> None:
     """The run ends with identical losses, or refuses in one line without a step taken."""
-    statuses = ranks.run("galley.train:main", [str(run.spec)], 2, run.root / "ranks.log")
+    statuses = ranks.run("galley.train.train:main", [str(run.spec)], 2, run.root / "ranks.log")
     if statuses == [0, 0]:
         assert metrics(run) == made.losses, done
         return
@@ -181,7 +182,7 @@ def test_where_none_is_whole_the_run_refuses(made: Made, ranks: Ranks, tmp_path:
     for step in (2, 4):
         flip(run.checkpoint(step).root / "rank-00000.safetensors")
     before = sorted(path for path in (run.root / "checkpoints").rglob("*"))
-    assert ranks.run("galley.train:main", [str(run.spec)], 2, run.root / "ranks.log") == [2, 2]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 2, run.root / "ranks.log") == [2, 2]
     message = str(run.attempt(1).errors()[0]["message"])
     assert "no checkpoint is whole: step-000004: rank-00000.safetensors is not as it was written" in message
     assert "begin again from step 0" in message
@@ -214,7 +215,7 @@ def test_an_export_takes_the_newest_whole_checkpoint(
 def test_damaged_data_are_refused_by_ranks_and_prepared_again(made: Made, ranks: Ranks, tmp_path: Path) -> None:
     run = made.copy(tmp_path / "run")
     flip(run.data / "train" / "tokens.npy")
-    assert ranks.run("galley.train:main", [str(run.spec)], 2, run.root / "ranks.log") == [2, 2]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 2, run.root / "ranks.log") == [2, 2]
     assert "train/tokens.npy is not as it was written (CRC-32)" in str(run.attempt(1).errors()[0]["message"])
 
 

@@ -14,9 +14,9 @@ import toy
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, write_data, write_tokenizer
 
-from galley.errors import UserError
-from galley.export import choose
-from galley.rundir import UNVERIFIED, RunDir
+from galley.contract.errors import UserError
+from galley.contract.rundir import UNVERIFIED, RunDir
+from galley.export.export import choose
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def trained_run(root: Path, model: Path, train: Train, **settings: Any) -> RunDi
 
 def export(ranks: Ranks, run: RunDir, step: str = "last") -> int:
     env = {"GALLEY_EXPORT_STEP": step}
-    return ranks.run("galley.export:main", [str(run.spec)], 1, run.root / "export.log", env)[0]
+    return ranks.run("galley.export.export:main", [str(run.spec)], 1, run.root / "export.log", env)[0]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ import toy
 from safetensors.torch import load_file
 from train.planted import Case, Exported, make_model, weights_of, write_weights
 
-from galley import bases, generation
-from galley.convert import grow_embedding
-from galley.data import Manifest, read_manifest
-from galley.rundir import RunDir
-from galley.spec import RunSpec
-from galley.weights import fingerprint
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.data.prepared import Manifest, read_manifest
+from galley.export import bases
+from galley.model import generation
+from galley.prepare.convert import grow_embedding
+from galley.storage.weights import fingerprint
 
 pytestmark = pytest.mark.slow
 

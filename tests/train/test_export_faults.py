@@ -10,13 +10,13 @@ import pytest
 import torch
 from train.planted import ARCHITECTURES, NORM, SMALL, Case, make_model, make_run, sweep
 
-from galley import consolidate, export, lowrank
-from galley.checks import conclude
-from galley.logitcheck import agreement, in_float32
-from galley.rundir import RunDir
-from galley.spec import RunSpec
-from galley.stage import Unverified
-from galley.weightcheck import Weights
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.export import consolidate, export, lowrank
+from galley.export.checks import conclude
+from galley.export.logitcheck import agreement, in_float32
+from galley.export.weightcheck import Weights
+from galley.ranks.stage import Unverified
 
 pytestmark = pytest.mark.slow
 

@@ -10,10 +10,10 @@ import toy
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, metrics, write_data, write_tokenizer
 
-from galley.convert import grow_embedding
-from galley.data import read_manifest
-from galley.rundir import RunDir
-from galley.weights import fingerprint
+from galley.contract.rundir import RunDir
+from galley.data.prepared import read_manifest
+from galley.prepare.convert import grow_embedding
+from galley.storage.weights import fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_families_train_and_export(
     train(run, spec)
     losses = metrics(run)
     assert losses[-1] < losses[0] - 0.01
-    status = ranks.run("galley.export:main", [str(run.spec)], 1, tmp_path / "export.log")
+    status = ranks.run("galley.export.export:main", [str(run.spec)], 1, tmp_path / "export.log")
     assert status == [0], (tmp_path / "export.log").read_text()
     assert sorted(p.name for p in model.glob("*.safetensors")) == ["model.safetensors"]
     if kind == "qwen3_moe":
@@ -83,7 +83,7 @@ def test_families_train_and_export(
 def test_an_attention_that_the_architecture_lacks_is_refused(tmp_path: Path, ranks: Ranks) -> None:
     model = save_model(tmp_path / "model", "gpt_oss")
     run, _ = prepare(tmp_path / "run", model, method="lora")
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
     message = run.attempt(1).errors()[0]["message"]
     assert message.endswith("does not support 'sdpa'; use model.attention=eager")
 
@@ -106,7 +106,7 @@ def test_tokens_that_a_template_added_are_trained_beside_the_adapter(
     added = PACKED[0][0][0][:3]
     add_tokens(run, added)
     train(run, spec)
-    status = ranks.run("galley.export:main", [str(run.spec)], 1, tmp_path / "export.log")
+    status = ranks.run("galley.export.export:main", [str(run.spec)], 1, tmp_path / "export.log")
     assert status == [0], (tmp_path / "export.log").read_text()
     before, after = (load_file(folder / "model.safetensors") for folder in (model, run.export / "model"))
     for name in ["model.embed_tokens.weight"] + ["lm_head.weight"] * (not tied):
@@ -125,7 +125,7 @@ def test_an_adapter_with_added_tokens_loads_as_its_card_says(tmp_path: Path, ran
     run, spec = prepare(tmp_path / "run", grown, method="lora")
     add_tokens(run, [256, 257], source=str(base))
     train(run, spec)
-    status = ranks.run("galley.export:main", [str(run.spec)], 1, tmp_path / "export.log")
+    status = ranks.run("galley.export.export:main", [str(run.spec)], 1, tmp_path / "export.log")
     assert status == [0], (tmp_path / "export.log").read_text()
     with safe_open(run.export / "adapter" / "adapter_model.safetensors", "pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
@@ -143,7 +143,7 @@ def test_an_adapter_with_added_tokens_loads_as_its_card_says(tmp_path: Path, ran
 def test_tokens_beside_an_adapter_are_refused_under_zero_3(tmp_path: Path, llama: Path, ranks: Ranks) -> None:
     run, _ = prepare(tmp_path / "run", llama, method="lora", stage=3)
     add_tokens(run, [5])
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
     assert "use deepspeed=zero2, or method.kind=full" in run.attempt(1).errors()[0]["message"]
 
 

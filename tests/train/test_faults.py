@@ -12,8 +12,8 @@ import pytest
 from ranks import Ranks
 from toy import make_documents, make_spec, metrics, write_data
 
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def go(ranks: Ranks, run: RunDir, **fault: str) -> int:
     env = {f"GALLEY_FAULT_{key.upper()}": value for key, value in fault.items()}
     if fault:
         env["GALLEY_FAULT_DIR"] = "/checkpoints"
-    return ranks.run("galley.train:main", [str(run.spec)], 1, run.root / "log", env)[0]
+    return ranks.run("galley.train.train:main", [str(run.spec)], 1, run.root / "log", env)[0]
 
 
 def newest(run: RunDir) -> int:

@@ -13,8 +13,8 @@ import pytest
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, metrics, write_data
 
-from galley.rundir import Checkpoint, RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import Checkpoint, RunDir
+from galley.contract.spec import RunSpec
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def paused(pid: int) -> bool:
 def pause_at(faulty: Ranks, run: RunDir, number: int) -> int:
     """Start the first attempt, which stops itself before its file operation ``number``."""
     fault = {"GALLEY_FAULT_AT": f"{number}-pause", "GALLEY_FAULT_DIR": "/checkpoints", "GALLEY_ATTEMPT": "1"}
-    pid = faulty.start("galley.train:main", [str(run.spec)], 1, run.root / "log", fault)[0]
+    pid = faulty.start("galley.train.train:main", [str(run.spec)], 1, run.root / "log", fault)[0]
     assert paused(pid), number
     return pid
 
@@ -69,7 +69,7 @@ def pause_at(faulty: Ranks, run: RunDir, number: int) -> int:
 def count(faulty: Ranks, run: RunDir) -> int:
     """File operations of a run that nothing disturbs."""
     fault = {"GALLEY_FAULT_COUNT": str(run.root / "count"), "GALLEY_FAULT_DIR": "/checkpoints"}
-    assert faulty.run("galley.train:main", [str(run.spec)], 1, run.root / "log", fault) == [0]
+    assert faulty.run("galley.train.train:main", [str(run.spec)], 1, run.root / "log", fault) == [0]
     return (run.root / "count").stat().st_size
 
 
@@ -81,7 +81,7 @@ def is_whole(run: RunDir) -> bool:
 
 def start(ranks: Ranks, run: RunDir) -> None:
     """Run the newest attempt to its end."""
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, run.root / "log") == [0]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 1, run.root / "log") == [0]
 
 
 def let_go(faulty: Ranks, run: RunDir, pid: int) -> bool:
@@ -135,7 +135,7 @@ def test_a_later_attempt_ends_training_without_a_save(tmp_path: Path, llama: Pat
     make_spec(run, llama, world=world, steps=100_000)
     write_data(run, llama, SAMPLES, None, packed=False)
     run.begin_attempt()
-    ranks.start("galley.train:main", [str(run.spec)], world, tmp_path / "log", {"GALLEY_ATTEMPT": "1"})
+    ranks.start("galley.train.train:main", [str(run.spec)], world, tmp_path / "log", {"GALLEY_ATTEMPT": "1"})
     while not run.metrics.exists() or not metrics(run):
         time.sleep(0.01)
     run.begin_attempt()
@@ -152,7 +152,7 @@ def test_a_later_attempt_ends_an_evaluation(tmp_path: Path, llama: Path, ranks: 
     make_spec(run, llama, world=2, steps=4, cadence={"eval_every": 2})
     write_data(run, llama, SAMPLES, [[document] for document in make_documents(20_000)], packed=False)
     run.begin_attempt()
-    ranks.start("galley.train:main", [str(run.spec)], 2, tmp_path / "log", {"GALLEY_ATTEMPT": "1"})
+    ranks.start("galley.train.train:main", [str(run.spec)], 2, tmp_path / "log", {"GALLEY_ATTEMPT": "1"})
     while not run.metrics.exists() or len(metrics(run)) < 2:
         time.sleep(0.005)
     time.sleep(0.2)
@@ -171,18 +171,20 @@ def test_an_attempt_that_comes_too_late_drops_no_rows(tmp_path: Path, llama: Pat
     shutil.rmtree(run.checkpoint(STEPS).root)  # so that the first would start over, and drop every row
     before = shared(run, pid=0)
     env = {"GALLEY_ATTEMPT": "1"}
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log", env) == [0]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 1, tmp_path / "log", env) == [0]
     assert NOTICE in run.attempt(1).log("rank-0").read_text()
     assert shared(run, pid=0) == before
 
 
 def save_twice(argv: list[str]) -> int:
     """Run on each rank: save a step that stands, as when another attempt was quicker."""
-    from galley import engine, evaluate, model
-    from galley.checkpoint import State
-    from galley.data import TRAIN, open_split, read_manifest
-    from galley.saving import Writer
-    from galley.world import join
+    from galley.checkpoint.checkpoint import State
+    from galley.checkpoint.saving import Writer
+    from galley.data.prepared import TRAIN, open_split, read_manifest
+    from galley.engine import engine
+    from galley.model import model
+    from galley.ranks.world import join
+    from galley.train import evaluate
 
     run = RunDir(Path(argv[0]).parent)
     spec = RunSpec.read(argv[0])

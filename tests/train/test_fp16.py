@@ -9,7 +9,7 @@ import pytest
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, metrics, rank_logs, write_data
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 
 pytestmark = pytest.mark.slow
 SAMPLES = [[document] for document in make_documents(16)]
@@ -20,7 +20,7 @@ def train_in_fp16(argv: list[str]) -> int:
     """Run on each rank."""
     from deepspeed.accelerator import get_accelerator
 
-    from galley import train
+    from galley.train import train
 
     get_accelerator().is_fp16_supported = lambda: True
     return train.main(argv)

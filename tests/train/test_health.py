@@ -11,9 +11,9 @@ import toy
 from ranks import Ranks
 from toy import make_documents, make_spec, write_data
 
-from galley.errors import UserError
-from galley.health import Health
-from galley.rundir import RunDir, read_json
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir, read_json
+from galley.train.health import Health
 
 SAMPLES = [[document] for document in make_documents(24)]
 
@@ -29,7 +29,7 @@ def test_a_rate_that_destroys_the_model_is_named(tmp_path: Path, llama: Path, ra
     run = RunDir(tmp_path)
     make_spec(run, llama, method=method, world=2, steps=30, task={"optimizer": {"lr": 1000}})
     write_data(run, llama, SAMPLES, SAMPLES[:4], packed=False)
-    assert ranks.run("galley.train:main", [str(run.spec)], 2, tmp_path / "log") == [2, 2]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 2, tmp_path / "log") == [2, 2]
     message = str((read_json(run.attempt(1).error("rank-0")) or {})["message"])
     assert "gradient norm" in message
     assert "optimizer.lr is 1000: try a lower one" in message

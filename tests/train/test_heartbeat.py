@@ -15,8 +15,8 @@ import pytest
 from ranks import Ranks
 from toy import make_documents, make_spec, metrics, rank_logs, write_data
 
-from galley import heartbeat
-from galley.rundir import RunDir, read_json
+from galley.contract.rundir import RunDir, read_json
+from galley.ranks import heartbeat
 
 slow = pytest.mark.slow
 SAMPLES = [[document] for document in make_documents(16)]
@@ -24,7 +24,7 @@ SAMPLES = [[document] for document in make_documents(16)]
 
 def train_and_keep(argv: list[str]) -> int:
     """Run on each rank: train, keeping what the rank's file holds after each beat."""
-    from galley import train
+    from galley.train import train
 
     rank, folder, beat = os.environ["RANK"], Path(os.environ["GALLEY_HEARTBEATS"]), heartbeat.beat
 
@@ -67,7 +67,7 @@ def test_a_rank_that_hangs_in_a_collective_says_where_on_sigusr2(tmp_path: Path,
     write_data(run, llama, SAMPLES, None, packed=False)
     folder.mkdir()
     env = {"GALLEY_HEARTBEATS": str(folder)}
-    pids = ranks.start("galley.train:main", [str(run.spec)], 2, tmp_path / "log", env)
+    pids = ranks.start("galley.train.train:main", [str(run.spec)], 2, tmp_path / "log", env)
     while not run.metrics.exists() or not metrics(run):
         time.sleep(0.01)
     os.kill(pids[1], signal.SIGSTOP)
@@ -81,7 +81,7 @@ def test_a_rank_that_hangs_in_a_collective_says_where_on_sigusr2(tmp_path: Path,
         time.sleep(0.01)
     stacks = log.read_text()
     assert "distributed_c10d.py" in stacks, "the collective that it waits in"
-    assert "galley/train.py" in stacks
+    assert "galley/train/train.py" in stacks
     os.kill(pids[1], signal.SIGKILL)
     waited, died = ranks.wait()
     assert died == -signal.SIGKILL

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from toy import Train, make_documents, make_spec, metrics, write_data
 
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
 
 pytestmark = pytest.mark.slow
 SAMPLES = [[document] for document in make_documents(16)]

@@ -14,8 +14,8 @@ import pytest
 from ranks import Ranks
 from toy import make_documents, make_spec, rank_logs, write_data
 
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,8 @@ def make_run(root: Path, model: Path, world: int) -> RunDir:
 
 def lose_the_last(argv: list[str]) -> int:
     """Run on each rank: the last one stops dead once all have met, as when its network is cut."""
-    from galley import train, world
+    from galley.ranks import world
+    from galley.train import train
 
     world.REACH = 2.0
     if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
@@ -60,7 +61,7 @@ def test_a_rank_that_does_not_answer_ends_the_others_in_time(tmp_path: Path, lla
 
 def be_late(argv: list[str]) -> int:
     """Run on each rank: the last one comes late, and is late once more afterwards."""
-    from galley import world
+    from galley.ranks import world
 
     world.REACH = 2.0
     spec, late = RunSpec.read(argv[0]), os.environ["RANK"] == "1"
@@ -84,8 +85,8 @@ def meet_on(argv: list[str]) -> int:
     import torch
     from torch.distributed import FileStore
 
-    from galley.errors import UserError
-    from galley.world import World, meet
+    from galley.contract.errors import UserError
+    from galley.ranks.world import World, meet
 
     rank = int(os.environ["RANK"])
     store = FileStore(os.environ["GALLEY_STORE"], -1)

@@ -14,9 +14,9 @@ import toy
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, metrics, write_data
 
-from galley.rundir import RunDir, read_json
-from galley.schedule import learning_rate
-from galley.spec import Schedule
+from galley.contract.rundir import RunDir, read_json
+from galley.contract.spec import Schedule
+from galley.train.schedule import learning_rate
 
 slow = pytest.mark.slow
 SAMPLES = [[document] for document in make_documents(24)]
@@ -28,7 +28,7 @@ def test_a_stop_request_saves_and_ends(tmp_path: Path, llama: Path, ranks: Ranks
     run = RunDir(tmp_path)
     make_spec(run, llama, world=world, steps=100_000)
     write_data(run, llama, SAMPLES, None, packed=False)
-    ranks.start("galley.train:main", [str(run.spec)], world, tmp_path / "log")
+    ranks.start("galley.train.train:main", [str(run.spec)], world, tmp_path / "log")
     while not run.metrics.exists() or not metrics(run):
         time.sleep(0.01)
     run.attempt(1).request_stop("walltime")
@@ -47,7 +47,7 @@ def test_a_stop_request_is_heeded_during_evaluation(tmp_path: Path, llama: Path,
     stopper = threading.Thread(target=stop_at_step, args=(run, 2))
     stopper.start()
     started = time.monotonic()
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [0]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 1, tmp_path / "log") == [0]
     stopper.join()
     ending = read_json(run.attempt(1).exit) or {}
     assert (ending["verdict"], ending["step"], spec.task.duration.steps) == ("stopped", 2, 4)
@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_rows(tmp_path: Path, ra
     weights = load_file(model / "model.safetensors")
     weights["model.embed_tokens.weight"][SAMPLES[5][0][0][0]] = float("nan")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    assert ranks.run("galley.train:main", [str(run.spec)], 2, tmp_path / "log") == [2, 2]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 2, tmp_path / "log") == [2, 2]
     message = run.attempt(1).errors()[0]["message"]
     affected = [row for row, [(tokens, _)] in enumerate(SAMPLES) if SAMPLES[5][0][0][0] in tokens]
     named = json.loads(message.split("data rows ")[1].split(";")[0])
@@ -135,7 +135,7 @@ def test_a_gradient_that_is_not_finite_is_not_stepped_on(tmp_path: Path, ranks: 
     run = RunDir(tmp_path / "run")
     make_spec(run, model, stage=stage, steps=4)
     write_data(run, model, SAMPLES, None, packed=False)
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
     message = run.attempt(1).errors()[0]["message"]
     assert "the gradient norm of step 1 is inf, though its loss is" in message
     assert run.checkpoints() == []
@@ -173,7 +173,7 @@ def test_the_world_must_be_the_one_that_was_planned(tmp_path: Path, llama: Path,
     run = RunDir(tmp_path)
     make_spec(run, llama, world=2)
     write_data(run, llama, SAMPLES, None, packed=False)
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
     assert "run.json is for 2 ranks, but 1 started" in run.attempt(1).errors()[0]["message"]
 
 

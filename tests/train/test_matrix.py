@@ -9,7 +9,7 @@ import pytest
 import toy
 from toy import Train, make_documents, make_spec, metrics, write_data
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -22,9 +22,10 @@ def plain_loop(model_folder: Path, method: str, dtype: str) -> list[float]:
     """The same training in a few lines of PyTorch, a fp32 copy of each weight kept by hand."""
     import torch
 
-    from galley import batches, model
-    from galley.data import read_manifest
-    from galley.schedule import learning_rate
+    from galley.data import batches
+    from galley.data.prepared import read_manifest
+    from galley.model import model
+    from galley.train.schedule import learning_rate
 
     run = RunDir(model_folder.parent / f"plain-{method}-{dtype}")
     spec = make_spec(run, model_folder, method=method, dtype=dtype, stage=1, steps=STEPS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from galley.memory import free_bytes
+from galley.ranks.memory import free_bytes
 
 MIB = 1 << 20
 

@@ -15,7 +15,7 @@ from toy import Train, make_documents, make_spec, metrics, write_data, write_tok
 from train.plain import plain_losses
 from train.test_families import SIZES, save_model
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 
 SAMPLES = [[document] for document in make_documents(24)]
 ADAPTER: dict[str, Any] = {"rank": 4, "alpha": 8}
@@ -38,7 +38,7 @@ def go(train: Train, root: Path, model: Path, **settings: Any) -> RunDir:
 
 def resumes_to_the_bit(train: Train, run: RunDir) -> None:
     """Throw the last half away, and go on from the first."""
-    from galley.spec import RunSpec
+    from galley.contract.spec import RunSpec
 
     keys = ("loss", "grad_norm", "lr")
     before = [metrics(run, key) for key in keys]
@@ -49,7 +49,7 @@ def resumes_to_the_bit(train: Train, run: RunDir) -> None:
 
 
 def exports(ranks: Ranks, run: RunDir) -> None:
-    assert ranks.run("galley.export:main", [str(run.spec)], 1, run.root / "export.log") == [0], (
+    assert ranks.run("galley.export.export:main", [str(run.spec)], 1, run.root / "export.log") == [0], (
         run.root / "export.log"
     ).read_text()
     checks = json.loads((run.export / "export.json").read_text())["checks"]
@@ -101,7 +101,7 @@ def test_a_method_learns_what_a_plain_loop_learns(
 def frozen_weights_are_whole_and_nowhere_else(run: RunDir, model: Path) -> None:
     from safetensors.torch import load_file
 
-    from galley.checkpoint import Reader
+    from galley.checkpoint.checkpoint import Reader
 
     before, after = (load_file(folder / "model.safetensors") for folder in (model, run.export / "model"))
     kept = {name for name in before if before[name].to(after[name].dtype).equal(after[name])}
@@ -131,9 +131,9 @@ def test_noise_on_embeddings_is_drawn_again_and_only_in_training(
 def test_each_token_knows_how_long_its_document_is(tmp_path: Path, llama: Path) -> None:
     import torch
 
-    from galley.batches import NOBODY, collate
-    from galley.data import Split
-    from galley.neftune import document_sizes
+    from galley.data.batches import NOBODY, collate
+    from galley.data.prepared import Split
+    from galley.model.neftune import document_sizes
 
     documents = make_documents(6, seed=1)
     lengths = [len(tokens) for tokens, _ in documents]
@@ -151,10 +151,10 @@ def test_each_token_knows_how_long_its_document_is(tmp_path: Path, llama: Path) 
 def attached(folder: Path, manifest_of: Path, **method: Any) -> Any:
     import torch
 
-    from galley.adapter import attach_adapter
-    from galley.data import read_manifest
-    from galley.model import load_plain
-    from galley.spec import Method, Model
+    from galley.contract.spec import Method, Model
+    from galley.data.prepared import read_manifest
+    from galley.model.adapter import attach_adapter
+    from galley.model.model import load_plain
 
     write_data(RunDir(manifest_of), folder, SAMPLES, None, packed=False)
     base = load_plain(str(folder), Model(path=str(folder), attention="eager"), torch.float32)
@@ -177,7 +177,7 @@ def tiny_mixture(folder: Path, kind: str) -> Path:
 def test_every_matrix_of_every_expert_gets_an_adapter_of_its_own(tmp_path: Path, kind: str) -> None:
     import torch
 
-    from galley.adapter import experts_without
+    from galley.model.adapter import experts_without
 
     wrapped = attached(tiny_mixture(tmp_path / "model", kind), tmp_path / "run", targets="all-linear+experts")
     found = [
@@ -195,8 +195,8 @@ def test_every_matrix_of_every_expert_gets_an_adapter_of_its_own(tmp_path: Path,
 
 
 def test_what_of_a_mixture_gets_no_adapter_is_known(tmp_path: Path) -> None:
-    from galley.adapter import experts_without
-    from galley.errors import UserError
+    from galley.contract.errors import UserError
+    from galley.model.adapter import experts_without
 
     folder = tiny_mixture(tmp_path / "oss", "GptOssConfig")
     left = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
@@ -222,7 +222,7 @@ def test_what_of_a_mixture_gets_no_adapter_is_known(tmp_path: Path) -> None:
 def test_names_that_the_model_lacks_and_tied_matrices_are_refused(
     tmp_path: Path, llama: Path, method: dict[str, Any], message: str
 ) -> None:
-    from galley.errors import UserError
+    from galley.contract.errors import UserError
 
     with pytest.raises(UserError) as error:
         attached(llama, tmp_path, **method)
@@ -239,10 +239,10 @@ def test_names_that_the_model_lacks_and_tied_matrices_are_refused(
 def test_patterns_that_freeze_nothing_or_everything_are_refused(llama: Path, patterns: list[str], message: str) -> None:
     import torch
 
-    from galley.adapter import freeze
-    from galley.errors import UserError
-    from galley.model import load_plain
-    from galley.spec import Model
+    from galley.contract.errors import UserError
+    from galley.contract.spec import Model
+    from galley.model.adapter import freeze
+    from galley.model.model import load_plain
 
     model = load_plain(str(llama), Model(path=str(llama)), torch.float32)
     with pytest.raises(UserError) as error:

@@ -14,11 +14,11 @@ from ranks import Ranks
 from safetensors import safe_open
 from toy import Train, make_documents, make_spec, metrics, rank_logs, write_data
 
-from galley import operators
-from galley.cache import digest
-from galley.errors import UserError
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.ranks import operators
+from galley.storage.cache import digest
 
 pytestmark = pytest.mark.slow
 SAMPLES = [[document] for document in make_documents(16)]
@@ -73,13 +73,13 @@ def test_to_memory_and_back(tmp_path: Path, wide: Path, train: Train) -> None:
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, wide: Path, ranks: Ranks) -> None:
     run = RunDir(tmp_path / "run")
     spec_of(run, wide, 1, Path("/proc/none"))
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, run.root / "ranks.log") == [2]
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 1, run.root / "ranks.log") == [2]
     assert "deepspeed offload_optimizer: '/proc/none' does not do for direct access" in rank_logs(run)
 
 
 def test_memory_that_may_not_be_locked() -> None:
     """Of root too, once it lacks the capability: DeepSpeed itself would only abort."""
-    ask = f"import sys; sys.path[:0] = {sys.path!r}; from galley.swap import may_lock; print(may_lock(1 << 20))"
+    ask = f"import sys; sys.path[:0] = {sys.path!r}; from galley.engine.swap import may_lock; print(may_lock(1 << 20))"
     command = ["prlimit", "--memlock=65536", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]
     for words, answer in (([], "True"), (command, "False")):
         done = subprocess.run([*words, sys.executable, "-c", ask], capture_output=True, text=True, check=True)

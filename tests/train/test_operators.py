@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from toy import Train, make_documents, make_spec, metrics, rank_logs, write_data
 
-from galley.operators import ADAM, build_operators, folder, library
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.ranks.operators import ADAM, build_operators, folder, library
 
 pytestmark = pytest.mark.slow
 

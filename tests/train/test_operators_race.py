@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from toy import make_spec
 
-from galley.operators import PINNING, SHARED_MEMORY, build_operators, library
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
+from galley.ranks.operators import PINNING, SHARED_MEMORY, build_operators, library
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +48,8 @@ PyMODINIT_FUNC PyInit_NAME(void) { return PyModule_Create(&module); }
 """
 BUILD = """
 import sys
-from galley.operators import build_operators
-from galley.spec import RunSpec
+from galley.ranks.operators import build_operators
+from galley.contract.spec import RunSpec
 build_operators(RunSpec.read(sys.argv[1]))
 """
 

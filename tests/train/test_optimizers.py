@@ -11,7 +11,7 @@ from toy import Train, make_spec, metrics
 from train.plain import plain_losses
 from train.test_methods import ADAPTER, SAMPLES, go, resumes_to_the_bit
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +97,6 @@ def test_a_checkpoint_has_what_its_optimizer_needs_and_other_ranks_may_read_it_o
             whole = go(train, tmp_path / "whole", untied, world=1, steps=4, **settings)
             assert metrics(run) == pytest.approx(metrics(whole), rel=1e-3)
         else:
-            assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
+            assert ranks.run("galley.train.train:main", [str(run.spec)], 1, tmp_path / "log") == [2]
             message = run.attempt(1).errors()[0]["message"]
             assert "has 8-bit optimizer state, which is of 2 ranks under ZeRO-2; go on with as many ranks" in message

@@ -12,15 +12,15 @@ from toy import Train, make_spec, metrics, write_data, write_tokenizer
 from train.plain import plain_losses
 from train.test_methods import ADAPTER, SAMPLES, exports, resumes_to_the_bit, tolerance
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 
 pytestmark = pytest.mark.slow
 METHOD = ADAPTER | {"kind": "lora", "init": "pissa"}
 
 
 def go(train: Train, run: RunDir, model: Path, **settings: Any) -> None:
-    from galley.data import read_manifest
-    from galley.model import begin_adapter
+    from galley.data.prepared import read_manifest
+    from galley.model.model import begin_adapter
 
     spec = make_spec(run, model, steps=4, cadence={"save_every": 2, "keep": 9}, **settings)
     write_data(run, model, SAMPLES, None, packed=False)
@@ -40,7 +40,7 @@ def test_it_begins_as_the_base_and_learns_what_peft_learns(
     lora = plain_losses(tmp_path / "lora", untied, SAMPLES, method="lora", dtype=dtype, steps=4)
     assert metrics(run)[0] == pytest.approx(lora[0], rel=tolerance(dtype)), "it computes what the base computes"
     assert metrics(run)[-1] != pytest.approx(lora[-1], rel=1e-2), "it learns otherwise"
-    monkeypatch.setattr("galley.model.load", lambda *_: of_peft(untied, dtype))
+    monkeypatch.setattr("galley.model.model.load", lambda *_: of_peft(untied, dtype))
     theirs = plain_losses(tmp_path / "peft", untied, SAMPLES, method="lora", dtype=dtype, steps=4)
     assert metrics(run) == pytest.approx(theirs, rel=1e-2)
     resumes_to_the_bit(train, run)
@@ -54,7 +54,7 @@ def test_a_layer_smaller_than_the_rank(tmp_path: Path, shape: tuple[int, int]) -
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from galley import pissa
+    from galley.model import pissa
 
     def wrapped() -> Any:
         torch.manual_seed(0)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from toy import Train, make_documents, make_spec, metrics, write_data
 
-from galley.profiling import PHASES, kind, table
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
+from galley.train.profiling import PHASES, kind, table
 
 SAMPLES = [[document] for document in make_documents(16)]
 

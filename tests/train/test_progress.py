@@ -2,7 +2,7 @@
 
 import time
 
-from galley.progress import Progress
+from galley.ranks.progress import Progress
 
 
 def spoken(seconds: float, *things: str, shows: bool = True, parts: tuple[str, ...] = ()) -> list[str]:

@@ -20,9 +20,11 @@ from listeners import Listener, attack, listeners
 from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousTimeoutError
 
 from galley import launch_ranks
-from galley.rundir import RunDir, read_json
-from galley.store import STORE, meet_nodes, private
-from galley_launch import locks, plan, supervise
+from galley.contract.rundir import RunDir, read_json
+from galley.ranks.store import STORE, meet_nodes, private
+from galley_launch.base import locks
+from galley_launch.local import supervise
+from galley_launch.plan import plan
 
 SAMPLES = [[document] for document in toy.make_documents(64)]
 ROOT = Path(__file__).parents[2]
@@ -157,7 +159,7 @@ def test_two_launchers_number_their_ranks_in_a_shared_folder(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_one_box_stays_on_its_loopback_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    from galley.world import stay_inside
+    from galley.ranks.world import stay_inside
 
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")

@@ -15,8 +15,8 @@ import pytest
 from ranks import Ranks
 from toy import Train, make_documents, make_spec, metrics, rank_logs, write_data
 
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def rows(run: RunDir) -> list[tuple[Any, ...]]:
 
 def kill_at(ranks: Ranks, run: RunDir, spec: RunSpec, step: int, victim: int) -> None:
     """Start the run and SIGKILL one rank as soon as step ``step`` is on record."""
-    pids = ranks.start("galley.train:main", [str(run.spec)], spec.placement.data_parallel, run.root / "ranks.log")
+    pids = ranks.start("galley.train.train:main", [str(run.spec)], spec.placement.data_parallel, run.root / "ranks.log")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (run.metrics.exists() and len(metrics(run)) >= step):
         time.sleep(0.005)

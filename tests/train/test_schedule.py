@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from galley.rundir import RunDir
-from galley.schedule import learning_rate, note_longer
-from galley.spec import Schedule
+from galley.contract.rundir import RunDir
+from galley.contract.spec import Schedule
+from galley.train.schedule import learning_rate, note_longer
 
 
 def ended(root: Path, **end: Any) -> RunDir:

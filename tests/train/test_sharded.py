@@ -13,8 +13,8 @@ import pytest
 from ranks import Ranks
 from toy import make_documents, make_spec, write_data
 
-from galley.rundir import RunDir
-from galley.spec import RunSpec
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
 
 pytestmark = pytest.mark.slow
 
@@ -27,9 +27,9 @@ def anonymous() -> int:
 
 def load_and_measure(argv: list[str]) -> int:
     """Run on each rank: load the model, writing how much memory that took at its worst."""
-    from galley import model
-    from galley.data import read_manifest
-    from galley.world import join
+    from galley.data.prepared import read_manifest
+    from galley.model import model
+    from galley.ranks.world import join
 
     run = RunDir(Path(argv[0]).parent)
     spec = RunSpec.read(argv[0])
@@ -57,9 +57,9 @@ def load_and_compare(argv: list[str]) -> int:
     import deepspeed
     import torch
 
-    from galley import model
-    from galley.data import read_manifest
-    from galley.world import join
+    from galley.data.prepared import read_manifest
+    from galley.model import model
+    from galley.ranks.world import join
 
     run = RunDir(Path(argv[0]).parent)
     spec = RunSpec.read(argv[0])

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from train.test_families import SIZES
 
-from galley.adapter import attach_adapter, fused_experts, left_out, missed
-from galley.errors import UserError
-from galley.linear import all_linear
-from galley.spec import Method
+from galley.contract.errors import UserError
+from galley.contract.spec import Method
+from galley.model.adapter import attach_adapter, fused_experts, left_out, missed
+from galley.model.linear import all_linear
 
 VISION = {
     "gemma3": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -43,7 +43,7 @@ def seeing(kind: str) -> Any:
     import torch
     from transformers import AutoConfig
 
-    from galley.towers import auto_class
+    from galley.model.towers import auto_class
 
     torch.manual_seed(0)
     more = {"image_token_id": 5, "image_token_index": 5, "vision_start_token_id": 6, "video_token_id": 7}
@@ -158,7 +158,7 @@ def test_no_adapter_reaches_a_tower(kind: str, targets: Any) -> None:
 
 @pytest.mark.parametrize("kind", list(VISION))
 def test_an_unused_tower_is_frozen(kind: str) -> None:
-    from galley.towers import freeze_unused, unused_by_text
+    from galley.model.towers import freeze_unused, unused_by_text
 
     model = seeing(kind)
     assert unused_by_text(model) == TOWERS[kind]
@@ -171,7 +171,7 @@ def test_an_unused_tower_is_frozen(kind: str) -> None:
 
 
 def test_a_text_model_has_no_tower() -> None:
-    from galley.towers import freeze_unused
+    from galley.model.towers import freeze_unused
 
     model = make("llama")
     assert freeze_unused(model) is None
@@ -188,7 +188,7 @@ def test_an_architecture_without_linear_layers_is_refused() -> None:
         def get_output_embeddings(self) -> None:
             return None
 
-    from galley.adapter import _linear
+    from galley.model.adapter import _linear
 
     with pytest.raises(UserError, match=r"method.targets: a bare model has no linear layer that peft can adapt"):
         _linear(Bare())

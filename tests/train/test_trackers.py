@@ -15,11 +15,11 @@ import pytest
 from ranks import Ranks
 from toy import make_documents, make_spec, metrics, rank_logs, write_data
 
-from galley import trackers
-from galley.errors import UserError
-from galley.prepare import work
-from galley.rundir import RunDir, read_json
-from galley.spec import RunSpec
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir, read_json
+from galley.contract.spec import RunSpec
+from galley.prepare.prepare import work
+from galley.track import trackers
 
 SAMPLES = [[document] for document in make_documents(24)]
 KEY = "0123456789abcdef" * 2 + "01234567"
@@ -41,7 +41,7 @@ def train(ranks: Ranks, run: RunDir, env: dict[str, str]) -> str:
     """One attempt; returns what rank 0 printed."""
     attempt = run.begin_attempt()
     env = SECRETS | {"GALLEY_ATTEMPT": str(attempt.number)} | env
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, run.root / "ranks.log", env) == [0], rank_logs(run)
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 1, run.root / "ranks.log", env) == [0], rank_logs(run)
     return attempt.log("rank-0").read_text()
 
 

@@ -10,7 +10,7 @@ from ranks import Ranks
 from toy import Train, make_documents, make_spec, metrics, write_data, write_tokenizer
 from train.test_targets import TOWERS, seeing
 
-from galley.rundir import RunDir
+from galley.contract.rundir import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def test_text_is_trained_and_the_tower_is_exported_as_it_was(
     from safetensors.torch import load_file
     from transformers import AutoConfig
 
-    from galley.towers import auto_class
+    from galley.model.towers import auto_class
 
     model = save(kind, tmp_path / "model")
     run = RunDir(tmp_path / "run")
@@ -51,7 +51,7 @@ def test_text_is_trained_and_the_tower_is_exported_as_it_was(
     log = run.attempt(1).log("rank-0").read_text()
     assert "not trained, for text does not pass through them: " in log
     assert ", ".join(TOWERS[kind]) in log
-    status = ranks.run("galley.export:main", [str(run.spec)], 1, tmp_path / "export.log")
+    status = ranks.run("galley.export.export:main", [str(run.spec)], 1, tmp_path / "export.log")
     assert status == [0], (tmp_path / "export.log").read_text()
     for name in PROCESSORS:
         assert (run.export / "model" / name).read_text() == (model / name).read_text()
@@ -82,7 +82,9 @@ def test_activation_checkpointing_that_the_architecture_lacks_names_the_setting(
     attention = {"model": {"path": str(tmp_path / "model"), "dtype": "float32", "attention": "eager"}}
     make_spec(run, tmp_path / "model", method="full", checkpointing=True, task=attention)
     write_data(run, tmp_path / "model", SAMPLES, None, packed=False)
-    assert ranks.run("galley.train:main", [str(run.spec)], 1, tmp_path / "log") == [2], (tmp_path / "log").read_text()
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 1, tmp_path / "log") == [2], (
+        tmp_path / "log"
+    ).read_text()
     message = run.attempt(1).errors()[0]["message"]
     assert message == (
         "activation_checkpointing: transformers has no activation checkpointing for a ctrl model; "

@@ -1,1 +1,4 @@
-"""What runs inside a job: the standard library and ``galley.rundir`` only, for a host's own Python from 3.9 on."""
+"""What a job decides on the cluster's nodes, and how Slurm is asked.
+
+Imports the standard library and `rundir`, `files` and `text` of the contract, for a host's own Python from 3.9 on.
+"""

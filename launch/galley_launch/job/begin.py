@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from galley.rundir import Attempt, RunDir, read_json, write_atomic
+from galley.contract.rundir import Attempt, RunDir, read_json, write_atomic
 from galley_launch.job import chain, slurm, successor
 from galley_launch.job.ending import Ending, judge, newest_checkpoint, used_hours
 from galley_launch.job.finish import conclude, drop_successor, export

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from galley.files import number, open_regular, read_rows
-from galley.rundir import RunDir, read_json, write_atomic
+from galley.contract.files import number, open_regular, read_rows
+from galley.contract.rundir import RunDir, read_json, write_atomic
 from galley_launch.job import slurm
 
 DEFAULT_S = 300

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from galley.files import number
-from galley.rundir import Attempt, RunDir, read_json
-from galley_launch.job.classify import Failure, classify
-from galley_launch.job.evidence import being_ended, collect
+from galley.contract.files import number
+from galley.contract.rundir import Attempt, RunDir, read_json
+from galley_launch.job.diagnose.classify import Failure, classify
+from galley_launch.job.diagnose.evidence import being_ended, collect
 
 # Requests to stop that come from outside: the run goes on in its next attempt.
 _INTERRUPTIONS = ("walltime", "preemption", "node failure", "signal", "watchdog")

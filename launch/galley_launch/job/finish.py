@@ -8,12 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from galley.rundir import UNVERIFIED, Attempt, RunDir, read_json, write_atomic
-from galley_launch.job import chain, preflight, slurm, successor
-from galley_launch.job.classify import classify
+from galley.contract.rundir import UNVERIFIED, Attempt, RunDir, read_json, write_atomic
+from galley_launch.job import chain, slurm, successor
+from galley_launch.job.diagnose.classify import classify
+from galley_launch.job.diagnose.evidence import collect, last_step
 from galley_launch.job.ending import Ending, judge, newest_checkpoint
-from galley_launch.job.evidence import collect, last_step
 from galley_launch.job.names import known_as
+from galley_launch.job.node import preflight
 
 _UNFIT = 3
 """So many preflights in a row may find nodes that are not fit; then it is not the nodes."""

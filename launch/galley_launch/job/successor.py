@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from galley.rundir import Attempt, RunDir, read_json, write_atomic
+from galley.contract.rundir import Attempt, RunDir, read_json, write_atomic
 from galley_launch.job import chain, slurm
 
 BEGIN_S, END_S = 30.0, 600.0

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from galley.rundir import Attempt, RunDir, read_json
+from galley.contract.rundir import Attempt, RunDir, read_json
 from galley_launch.job import begin, chain, finish, slurm, successor
 from galley_launch.job.ending import used_hours
 

@@ -1,0 +1,119 @@
+"""A profile as people write it, made what its types want; and what is wrong with one, in plain words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from galley.contract.errors import UserError
+from galley_launch.base import words
+from galley_launch.base.grammar import nearest
+from galley_launch.base.yaml_text import Tree
+from galley_launch.cluster.profile import Cluster, Container, Patience, Side
+from galley_launch.recipe.schema import sentence
+
+SECTIONS: dict[str, type[BaseModel]] = {"container": Container, "side": Side, "patience": Patience}
+_TYPO = 0.8  # As alike (difflib's ratio) as a word and its misspelling.
+_LISTS = ("modules", "secrets", "directives", "container.mounts")
+_EXAMPLES = {
+    "container": "container: {runtime: apptainer, image: /shared/train.sif}",
+    "side": "side: {partition: cpu}",
+    "patience": "patience: {step: 1800}",
+    "variables": "variables: {NCCL_DEBUG: WARN}",
+}
+
+
+def plain(tree: Tree) -> Tree:
+    """``tree`` with ``container: /x.sif`` as its runtime and image, and ``modules: a b`` as a list."""
+    result: dict[str, Any] = dict(tree)
+    image = result.get("container")
+    if isinstance(image, str) and image:
+        result["container"] = {"runtime": _runtime(image), "image": image}
+    for path in _LISTS:
+        section, _, leaf = path.rpartition(".")
+        part = result.get(section) if section else result
+        if isinstance(part, dict) and isinstance(part.get(leaf), str):
+            part = part | {leaf: part[leaf].split()}
+            result = result | {section: part} if section else part
+    return result
+
+
+def _runtime(image: str) -> str:
+    """What runs an image: .sqsh files, and ``registry#image:tag``, are Pyxis's; all else is Apptainer's."""
+    return "pyxis" if image.endswith((".sqsh", ".squashfs")) or "#" in image else "apptainer"
+
+
+def refused(error: ValidationError, file: str, given: Collection[str]) -> UserError:
+    """What is wrong with the profile ``file``, or with the keys ``given`` on the command line."""
+    first, *others = error.errors()
+    parts = [str(part) for part in first["loc"] if part != "[key]"]
+    place = ".".join(parts)
+    typed = any(f"{key}.".startswith(f"{place}.") or f"{place}.".startswith(f"{key}.") for key in given)
+    where = "command line: cluster" if typed else file
+    if first["type"] == "extra_forbidden":
+        return UserError(where, f"no such key: {place!r}", _known(parts))
+    at = f"{where}{'.' if typed else ': '}{place}" if place else where
+    what, todo = _told(first, others, parts)
+    return UserError(at, what, todo)
+
+
+def _known(parts: list[str]) -> str:
+    section = SECTIONS.get(parts[0], Cluster)
+    near = nearest(parts[-1], section.model_fields)
+    elsewhere = [name for name, kind in SECTIONS.items() if parts[-1] in kind.model_fields]
+    if difflib.get_close_matches(parts[-1], section.model_fields, n=1, cutoff=_TYPO):
+        return near
+    if parts[-1] in Cluster.model_fields:
+        return f"it belongs at the top level: {parts[-1]}: …"
+    if elsewhere:
+        return f"it belongs under {elsewhere[0]}: {elsewhere[0]}: {{{parts[-1]}: …}}"
+    own = words.cluster_key(parts[-1].replace("-", "_"))
+    return (
+        f"here it is called {own.removeprefix('cluster.')}"
+        if own
+        else words.answer(parts[-1].replace("-", "_")) or near
+    )
+
+
+def _told(error: ErrorDetails, others: list[ErrorDetails], parts: list[str]) -> tuple[str, str]:
+    """What is wrong, and what to do."""
+    value, name = error["input"], parts[0] if parts else ""
+    match error["type"]:
+        case "missing":
+            return "is missing", f"write it ({_EXAMPLES[name]})" if name in _EXAMPLES else "write it"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{value!r} is not a section of keys", f"write {_EXAMPLES.get(name, 'keys and values')}"
+        case "list_type":
+            return f"{value!r} is not a list", f"write {parts[-1]}: [a, b]"
+        case (
+            "int_parsing"
+            | "int_type"
+            | "int_from_float"
+            | "float_parsing"
+            | "float_type"
+            | "bool_parsing"
+            | "bool_type"
+        ):
+            return sentence(error, others), _meaning(parts)
+        case "value_error":
+            what, _, todo = str(error["msg"]).removeprefix("Value error, ").rpartition("; ")
+            shown = "" if error["loc"] == () else f"{value!r} "
+            return shown + (what or todo), todo if what else "change it"
+        case "string_type" if value is None:
+            return "is empty", f"write a value, or leave {parts[-1]} out"
+        case "string_type":
+            return f"{value!r} is more than one value", "write one value there"
+        case _:
+            return sentence(error, others), "change it"
+
+
+def _meaning(parts: list[str]) -> str:
+    fields: Mapping[str, Any] = Cluster.model_fields
+    section, leaf = (SECTIONS.get(parts[0]), parts[-1]) if len(parts) > 1 else (None, parts[0] if parts else "")
+    found = (section.model_fields if section else fields).get(leaf) or fields.get(parts[0] if parts else "")
+    description = " ".join((found.description or "").split()).removesuffix(".").replace("``", "") if found else ""
+    return f"it means: {description}" if description else "change it"

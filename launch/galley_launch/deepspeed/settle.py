@@ -1,0 +1,155 @@
+"""A user's DeepSpeed JSON beside a recipe: everything that is wrong at once, or the finished configuration.
+
+``take=deepspeed`` puts the JSON's values into the recipe where the two differ, ``take=recipe`` the other way; without
+either, a difference is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from galley.contract.errors import UserError
+from galley_launch.base.devices import Devices
+from galley_launch.base.problems import Claim, Findings, Problem, refusal, short, words_of
+from galley_launch.deepspeed import batch, blocks, complete, keys, table
+from galley_launch.recipe import deepspeed_rules
+from galley_launch.recipe.model_facts import Facts
+from galley_launch.recipe.schema import Recipe, build, override
+
+Config = dict[str, Any]
+TAKE = ("deepspeed", "recipe")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A configuration, what messages call it, and which of it and the recipe is to win."""
+
+    config: Config
+    label: str
+    take: str = ""
+    typed: Collection[str] = field(default=())
+    """Dotted keys of the recipe that the command line says: they win over ``take=deepspeed``."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What ranks get, and the recipe that it belongs to."""
+
+    recipe: Recipe
+    config: Config
+    notes: tuple[str, ...]
+
+
+def settle(source: Source, recipe: Recipe, where: Devices, facts: Facts) -> Settled:
+    """The finished configuration for ``recipe`` on all ranks of all nodes.
+
+    Raises ``UserError`` with everything that is wrong: keys and values that DeepSpeed refuses or passes over,
+    contradictions with the recipe, combinations that are known to be wrong, batches that do not split.
+    """
+    if source.take not in ("", *TAKE):
+        raise UserError(
+            "take", f"{source.take!r} is neither deepspeed nor recipe", f"write take={' or take='.join(TAKE)}"
+        )
+    read = keys.read_keys(source.config)
+    notes = [*read.notes, *(f"{path} is left out: it is off" for path in read.off if source.take)]
+    problems = [*read.problems, *(read.off.values() if not source.take else ())]
+    sorted_out = Findings()
+    config = table.sort_out(read.config, sorted_out)
+    findings = _compare(config, recipe, where)
+    if source.take == "deepspeed":
+        recipe, findings, taken = _take(source, config, recipe, findings, where)
+        notes += taken
+    elif source.take == "recipe":
+        notes += [f"the recipe's: {claim.line()}" for claim in findings.claims]
+        findings.claims.clear()
+    problems += sorted_out.problems + findings.problems
+    problems += _combinations(read.problems, config, recipe, where, bool(findings.claims))
+    if problems or findings.claims:
+        raise refusal(source.label, problems, findings.claims, _more(config, recipe, findings.claims, where))
+    done = complete.complete(config, source.label, recipe, where, facts)
+    return Settled(recipe, done, _labelled(source.label, notes + sorted_out.notes + findings.notes))
+
+
+def _labelled(label: str, notes: list[str]) -> tuple[str, ...]:
+    return tuple(f"deepspeed {short(label)}: {note}" for note in dict.fromkeys(notes))
+
+
+def _stage(config: Config) -> int:
+    return int(batch.at(config, "zero_optimization.stage") or 0)
+
+
+def _compare(config: Config, recipe: Recipe, where: Devices) -> Findings:
+    findings, ranks = Findings(), where.nodes * where.ranks
+    batch.batch(config, recipe, ranks, findings)
+    batch.clipping(config, recipe, findings)
+    batch.precision(config, recipe, _stage(config), findings)
+    blocks.optimizer(config, recipe, findings)
+    blocks.scheduler(config, recipe, findings)
+    return findings
+
+
+def _with(recipe: Recipe, words: list[str]) -> Recipe:
+    return build(override(recipe.model_dump(exclude_none=True), words), "the DeepSpeed JSON")
+
+
+def _take(
+    source: Source, config: Config, recipe: Recipe, findings: Findings, where: Devices
+) -> tuple[Recipe, Findings, list[str]]:
+    """The recipe with the JSON's values, what still differs, and the notes about it."""
+    words = [word for word in words_of(findings.claims) if not _is_typed(word, source.typed)]
+    if not words and not findings.claims:
+        return recipe, findings, []
+    recipe = _with(recipe, words)
+    notes = [f"taken over the recipe's: {' '.join(words)}"] if words else []
+    left = _compare(config, recipe, where)
+    for claim in list(left.claims):
+        if claim.minor or (claim.words and all(_is_typed(word, source.typed) for word in claim.words)):
+            notes.append(f"not taken: {claim.line()}")
+            left.claims.remove(claim)
+    return recipe, left, notes
+
+
+def _is_typed(word: str, typed: Collection[str]) -> bool:
+    """Whether the command line says the key of ``word``, or another answer to its question (steps, epochs, tokens)."""
+    key = word.partition("=")[0]
+    section = key.rpartition(".")[0]
+    return key in typed or (section in ("batch", "duration") and any(name.startswith(section) for name in typed))
+
+
+def _combinations(
+    unread: list[Problem], config: Config, recipe: Recipe, where: Devices, differs: bool
+) -> list[Problem]:
+    """What the rules refuse, and a batch that does not split; neither can be told of a stage that was not read."""
+    if any(problem.what.startswith("zero_optimization.stage ") for problem in unread):
+        return []
+    problems = deepspeed_rules.broken(deepspeed_rules.Case(recipe, where.kind, _without_autos(config)))
+    problems += complete.broken(config, where)
+    try:
+        batch.accumulation(recipe, where.nodes * where.ranks)
+    except UserError as error:
+        if not differs:  # Else the JSON's own batch may be what settles it.
+            problems.append(Problem(error.what, error.todo, error.where))
+    return problems
+
+
+def _without_autos(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_autos(value) for key, value in config.items() if value != "auto"}
+
+
+def _more(config: Config, recipe: Recipe, claims: list[Claim], where: Devices) -> str:
+    """The first thing that would stand in the way once the JSON's values were taken."""
+    words = words_of(claims)
+    if not words:
+        return ""
+    try:
+        taken = _with(recipe, words)
+        before = {problem.what for problem in _combinations([], config, recipe, where, False)}
+        every = _combinations([], config, taken, where, False)
+        after = [problem for problem in every if problem.what not in before]
+    except UserError as error:
+        return f"{error.what}; {error.todo}"
+    return f"{after[0].what}: {after[0].todo}" if after else ""

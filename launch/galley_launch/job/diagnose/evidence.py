@@ -1,0 +1,151 @@
+"""What an attempt left behind, read from its directory: records of errors, the ends of its logs, heartbeats, checks.
+
+Nothing here judges (:mod:`.classify` does), and nothing here fails: what is torn, missing or strange
+is left out. An attempt is looked at *because* something went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from galley.contract.files import open_regular
+from galley.contract.rundir import Attempt, RunDir, read_json
+from galley.contract.text import plain
+from galley_launch.job.names import known_as
+
+TAIL = 64 * 1024
+"""Bytes of a log that are read, from its end."""
+LONGEST = 1000
+"""Characters of a line that are looked at."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that is known of an attempt that failed."""
+
+    status: int | None
+    """Exit status of the job step, of torchrun or of the stage; above 128: the signal that ended it. None: unknown."""
+    state: str
+    """Slurm's word for the job: RUNNING, TIMEOUT, NODE_FAIL, OUT_OF_MEMORY, PREEMPTED, CANCELLED … Empty: unknown."""
+    errors: list[dict[str, Any]]
+    """``{"who", "status", "message", "time", "host"}``, first failure first."""
+    logs: dict[str, str]
+    """Name (``rank-3``, ``train-node1``, ``job``, ``prepare``) to its last :data:`TAIL` bytes.
+
+    A name with a slash is a file of the run: what Slurm itself wrote, ``jobs/logs/train-4242.out``.
+    """
+    heartbeats: list[dict[str, Any]]
+    """``{"rank", "pid", "host", "phase", "step", "time"}``."""
+    preflight: list[dict[str, Any]]
+    """``{"node", "ok", "checks": [{"name", "ok", "detail"}]}``."""
+    hang: dict[str, Any] | None
+    """``{"node", "rank", "phase", "step", "silent_s"}`` of the watcher that called it a hang first."""
+    step: int | None
+    """Last step in the run's metrics."""
+
+
+def tail(path: Path, size: int = TAIL) -> str:
+    """The last ``size`` bytes of ``path``, from a line's beginning; nothing where it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - size))
+            data = file.read(size)
+    except OSError:
+        return ""
+    text = data.decode("utf-8", "replace")
+    cut = length > size and "\n" in text
+    return text[text.index("\n") + 1 :] if cut else text
+
+
+def clean(text: str) -> str:
+    """``text`` in lines of at most :data:`LONGEST` characters, without control characters.
+
+    A carriage return begins a line too: progress bars draw over what they drew before.
+    """
+    lines = text.replace("\t", "    ").splitlines()
+    return "\n".join(plain(line[:LONGEST]).rstrip() for line in lines)
+
+
+def _objects(paths: list[Path]) -> list[dict[str, Any]]:
+    return [value for value in map(read_json, paths) if value is not None]
+
+
+def _errors(attempt: Attempt) -> list[dict[str, Any]]:
+    try:
+        return attempt.errors()
+    except (TypeError, ValueError):  # a record whose time is no number
+        return _objects(sorted((attempt.root / "errors").glob("*.json")))
+
+
+def _hang(attempt: Attempt) -> dict[str, Any] | None:
+    found = sorted(attempt.root.glob("hang-*.json"), key=written)
+    return next(iter(_objects(found)), None)
+
+
+def written(path: Path) -> float:
+    """When a file was last written to; endlessly late where that cannot be known."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return float("inf")
+
+
+def last_step(run: RunDir) -> int | None:
+    """The last step in the run's metrics."""
+    for line in reversed(tail(run.metrics).splitlines()):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue  # a line torn by a kill
+    return None
+
+
+def slurm_log(run: RunDir, job: object, stage: str) -> dict[str, str]:
+    """What Slurm wrote of a job besides the job's own log: why it ended it."""
+    path = run.jobs / "logs" / f"{stage}-{job}.out"
+    text = tail(path) if job and re.fullmatch(r"[0-9_]{1,30}", str(job), re.ASCII) else ""
+    return {str(path.relative_to(run.root)): text} if text.strip() else {}
+
+
+_CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+([^*]*)\*\*\*")
+_CAUSES = {"TIME LIMIT": "TIMEOUT", "PREEMPTION": "PREEMPTED", "NODE FAILURE": "NODE_FAIL"}
+
+
+def being_ended(run: RunDir, attempt: Attempt) -> str:
+    """Slurm's word for a job that it is ending, from slurmstepd's line in the job's output: until it has ended, the
+    controller just calls it ``COMPLETING``. Empty where there is no such line.
+    """
+    job = (read_json(attempt.job) or {}).get("job")
+    found = _CANCELLED.findall("\n".join(slurm_log(run, job, "train").values()))
+    if not found:
+        return ""
+    return next((word for cause, word in _CAUSES.items() if cause in found[-1]), "CANCELLED")
+
+
+def _as_slurm(records: list[dict[str, Any]], key: str, nodes: object) -> list[dict[str, Any]]:
+    """``records`` whose node has Slurm's name, where it called itself by a longer one."""
+    known = [str(node) for node in nodes] if isinstance(nodes, list) else []
+    return [{**each, key: known_as(str(each[key]), known) or each[key]} if key in each else each for each in records]
+
+
+def collect(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Evidence:
+    """Read what ``attempt`` left. ``status`` and ``state`` are as in :class:`Evidence`."""
+    facts = read_json(attempt.job) or {}
+    job, nodes = facts.get("job"), facts.get("nodes")
+    logs = {path.stem: tail(path) for path in sorted(attempt.logs.glob("*.log"))}
+    return Evidence(
+        status=status,
+        state=state,
+        errors=_as_slurm(_errors(attempt), "host", nodes),
+        logs={**logs, **slurm_log(run, job, "train" if attempt.number else "prepare")},
+        heartbeats=_as_slurm(_objects(sorted(attempt.heartbeats.glob("*.json"))), "host", nodes),
+        preflight=_as_slurm(_objects(sorted(attempt.preflight.glob("*.json"))), "node", nodes),
+        hang=next(iter(_as_slurm([hang] if (hang := _hang(attempt)) else [], "node", nodes)), None),
+        step=last_step(run),
+    )

@@ -1,0 +1,294 @@
+"""What failures say in logs, what kind they are, and what to do: one table for each question that the classifier asks.
+
+Within a table the first rule that fits wins, so the special stands before the general. Texts are those of torch 2.4 to
+2.13, NCCL 2.14 to 2.27, gloo, DeepSpeed, huggingface_hub, NVIDIA's driver (its Xid catalogue) and Slurm 20.11 to 25.05.
+A pattern is tried on lines of at most :data:`galley_launch.job.diagnose.evidence.LONGEST` characters.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from galley_launch.job.diagnose.advice import (
+    ACCESS,
+    CONTAINER,
+    DRIVER,
+    EXPORT,
+    FIND,
+    HOST,
+    HOST_PYTHON,
+    INSTALL,
+    KERNEL,
+    KILLED,
+    LATE,
+    LATER,
+    LESS,
+    LINKS,
+    LOCKED,
+    MEET,
+    MODULES,
+    OFFLINE,
+    PEERS,
+    REPLACE,
+    REQUEST,
+    ROOM,
+    SCRATCH,
+    SHM,
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A kind of failure, how a log says it, and what to do about it."""
+
+    kind: str
+    pattern: re.Pattern[str]
+    """May name the node to blame: ``(?P<node>…)``."""
+    advice: str
+    blames: bool = False
+    """The node that it was said on is broken."""
+    retry: bool | None = None
+    """Whether trying again can cure it; None: as for every failure of the kind."""
+    more: int = 0
+    """Lines after the one that fits which belong to it."""
+
+
+def _rule(kind: str, pattern: str, advice: str, blames: bool = False, retry: bool | None = None, more: int = 0) -> Rule:
+    return Rule(kind, re.compile(pattern, re.MULTILINE), advice, blames, retry, more)
+
+
+RETRIED = frozenset(["gpu_oom", "host_oom", "nccl", "gloo", "port", "node", "hang", "killed"])
+"""Kinds that trying again can cure. Out of memory: only where a step was done before; the classifier sees to that."""
+
+HARDWARE = (
+    # Xids that a program cannot cause; 13, 31, 43, 45 and others are usually a kernel's own mistake.
+    _rule(
+        "node",
+        r"NVRM: Xid(?: \([^)]*\))?:? (?:48|6[2-4]|74|79|92|94|95|110|119|12[0-3]|13[67]|14[0-9]|15[0-8])\b.*",
+        REPLACE,
+        blames=True,
+    ),
+    _rule(
+        "node",
+        r"(?i)fallen off the bus|uncorrectable (?:ECC|NVLink) error|over nvlink or a hardware error",
+        REPLACE,
+        blames=True,
+    ),
+    _rule("node", r"Unable to determine the device handle for GPU", REPLACE, blames=True),
+    _rule("node", r"CUDA (?:error: unknown error|failure 999)", REPLACE, blames=True),
+    _rule("node", r"Driver/library version mismatch|NVIDIA-SMI has failed because", DRIVER, blames=True),
+    _rule("node", r"CUDA driver version is insufficient|NVIDIA driver on your system is too old", DRIVER, blames=True),
+    _rule("node", r"Error 80[234]: |unsupported display driver / cuda driver", DRIVER, blames=True),
+    _rule("node", r"[Nn]o CUDA-capable device is detected|No CUDA GPUs are available", DRIVER, blames=True),
+    _rule("node", r"CUDA-capable device\(s\) is/are busy or unavailable", REPLACE, blames=True),
+    _rule(
+        "node",
+        r"CUDA error: invalid device ordinal|needs GPU \d+, but \d+ are visible",
+        "Fewer GPUs are visible there than ranks were started: a GPU is lost, or the job got fewer than it asked for.",
+        blames=True,
+    ),
+    _rule(
+        "node",
+        r"CUDA out of memory(?=.*this process has).*\bProcess \d+ has \d+\.\d+ GiB memory in use",
+        "Another process holds that GPU's memory: end it (nvidia-smi shows its number), or take another GPU or node.",
+        blames=True,
+    ),
+)
+"""A node that cannot work. It explains whatever its ranks and their peers say."""
+
+CAUSES = (
+    _rule("gpu_oom", r"(?:CUDA|HIP) out of memory|(?i:CUDA (?:error|failure)[^\n]{0,8} '?out of memory)", LESS),
+    _rule("gpu_oom", r"CU(?:BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation", LESS),
+    _rule("nccl", r"Call to ibv_\w+ failed with error Cannot allocate memory", LOCKED, more=1),
+    _rule("nccl", r"NET/OFI Unable to register memory", LOCKED, more=1),
+    _rule("host_oom", r"(?i)(?:insufficient|out of) shared memory|No space left on device: '/dev/shm", SHM),
+    _rule("host_oom", r"unable to (?:write to file|open shared memory object) </torch_", SHM),
+    _rule("host_oom", r"shared memory segment /dev/shm/|/dev/shm/nccl-\S+.*No space left", SHM, more=1),
+    _rule("host_oom", r"DataLoader worker .*is killed by signal: Killed", HOST),
+    _rule("host_oom", r"DefaultCPUAllocator: (?:can't allocate|not enough) memory", HOST),
+    _rule("host_oom", r"^(?:\S*: )?MemoryError\b|std::bad_alloc|\[Errno 12\] Cannot allocate memory", HOST),
+    _rule(
+        "disk",
+        r"No space left on device: '/(?:var/)?tmp/",
+        SCRATCH,
+        blames=True,
+        retry=True,
+    ),
+    _rule("disk", r"No space left on device|StorageFull|the disk is full\b", ROOM),
+    _rule("disk", r"Disk quota exceeded|\[Errno 122\]", ROOM),
+    _rule("disk", r"PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+", ROOM),
+    _rule("disk", r"; free some space, or set another cache folder", ROOM),
+    _rule(
+        "node",
+        r"\[Errno (?:5|107|116)\]|Stale file handle|Transport endpoint is not connected|: Input/output error",
+        "A file system broke away under that node: have its mounts looked at.",
+        blames=True,
+    ),
+    _rule(
+        "hub",
+        r"\b5\d\d Server Error|Server error '5\d\d|\b50[0-4] (?:Internal|Bad G|Service U|Gateway)",
+        LATER,
+        retry=True,
+    ),
+    _rule("hub", r"\b429 (?:Client Error|Too Many Requests)|Client error '429", LATER, retry=True),
+    _rule("hub", r"\b(?:Read|Connect|Pool)Timeout\b|Max retries exceeded with url", LATER, retry=True),
+    _rule("hub", r"RemoteProtocolError|without sending complete message body|IncompleteRead\(", LATER, retry=True),
+    _rule("hub", r"is gated and this account|GatedRepoError|Cannot access gated repo", ACCESS),
+    _rule("hub", r"the hub has none of that name|has no revision '|(?:Repository|Revision|Entry)NotFoundError", ACCESS),
+    _rule("hub", r"\b40[134] Client Error|Client error '40[134]|\b40[13] (?:Forbidden|Unauthorized)", ACCESS),
+    _rule("hub", r"the hub refuses '", ACCESS),
+    _rule("hub", r"the hub cannot be reached|OfflineModeIsEnabled|LocalEntryNotFoundError", OFFLINE),
+    _rule("hub", r"We couldn't connect to 'https?://|offline mode is enabled", OFFLINE),
+    _rule("port", r"EADDRINUSE|errno: 98\b|\[Errno 98\]", MEET),
+    _rule(
+        "gloo",
+        r"Unable to find address for: \S+",
+        "No such network interface there: correct cluster.interface (GLOO_SOCKET_IFNAME).",
+    ),
+    _rule("nccl", r"Bootstrap ?: no socket interface found", LINKS),
+    _rule("nccl", r"with family \d+ is neither AF_INET", LINKS),
+    _rule(
+        "code",
+        r"CUDA error: (?:an illegal memory access|device-side assert|misaligned address|unspecified launch failure)",
+        KERNEL,
+    ),
+    _rule("configuration", r"Duplicate GPU detected", "Two ranks got one GPU: no --gpus-per-task, no binding of GPUs."),
+    _rule(
+        "configuration",
+        r"no kernel image is available for execution",
+        "This torch was not built for these GPUs: install one that knows their compute capability.",
+    ),
+    _rule("configuration", r"^galley: host_python: .*", HOST_PYTHON),
+    _rule("configuration", r"^galley: export: .*", EXPORT),
+    _rule("configuration", r"^galley: modules: .*", MODULES),
+    _rule("configuration", r"^galley: environment: no Python at \S+", INSTALL, blames=True),
+    _rule("node", r"^galley: scratch: .*", SCRATCH, blames=True),
+    _rule("configuration", r"Lmod has detected the following error", MODULES, more=2),
+    _rule("configuration", r"Unable to locate a modulefile for|\b(?:module|ml): command not found", MODULES),
+    _rule("configuration", r"CondaError:|EnvironmentNameNotFound|\bconda: command not found", MODULES),
+    _rule(
+        "configuration",
+        r"pyxis: (?:failed to import|couldn't start container|container start failed)",
+        CONTAINER,
+        more=3,
+    ),
+    _rule("configuration", r"FATAL: +(?:could not open image|container creation failed|while extracting)", CONTAINER),
+    _rule(
+        "configuration", r"\b(?:apptainer|singularity|enroot|pyxis)\b.*(?:command not found|No such file)", CONTAINER
+    ),
+    _rule("configuration", r"s(?:run|batch): unrecognized option '--container", CONTAINER),
+    _rule("configuration", r"s(?:run|batch): (?:error: )?(?:unrecognized option|[Ii]nvalid option)", REQUEST),
+    _rule("configuration", r"Unable to create step for job \d+: (?!.*(?:busy|timed out|already)).*", REQUEST),
+    _rule(
+        "configuration",
+        r"\bpython[\d.]*['’]?: (?:cannot execute: )?(?:No such file|command not found|not found)",
+        INSTALL,
+    ),
+    _rule("configuration", r"/activate: No such file|(?:env|execve\(\)): .*python.*: No such file", INSTALL),
+    _rule("configuration", r"ModuleNotFoundError: No module named|: No module named [\w.'\"]+$", INSTALL),
+    _rule("configuration", r"cannot open shared object file|version [`']\w+_[\d.]+' not found", INSTALL),
+    _rule("configuration", r"ImportError: cannot import name", INSTALL),
+    _rule(
+        "configuration",
+        r"Error building extension '|CUDA_HOME does not exist|does not match the version torch was",
+        "DeepSpeed could not compile its operators: load the CUDA toolkit and compiler that torch was built with.",
+    ),
+    _rule(
+        "configuration", r"\[Errno 24\]|Too many open files", "Raise the limit of open files: ulimit -n, LimitNOFILE."
+    ),
+    _rule(
+        "configuration",
+        r"can't start new thread|pthread_create failed|libgomp: Thread creation failed",
+        "The limit of processes is reached: ask for more cores, or set threads=1.",
+    ),
+    _rule("configuration", r"\[Errno (?:13|30)\]|: Permission denied$", "Correct the permissions of that path."),
+)
+"""What breaks one rank or one stage by itself; the first in time is the cause."""
+
+LOST = (
+    _rule("node", r"Node failure on (?P<node>[\w.-]+)", REPLACE),
+    _rule("node", r"\bNodes (?P<node>[\w.-]+) are still not ready", REPLACE),
+    _rule("node", r"ON (?P<node>[\w.-]+) UNCORRECTABLE MEMORY ERROR AT", REPLACE),
+    _rule("node", r"DUE TO NODE FAILURE", "Slurm lost a node: see its reason (scontrol show node, sinfo -R)."),
+    _rule("node", r"Task launch for \S+ failed on node (?P<node>[\w.-]+): .*", REPLACE),
+)
+"""A node that Slurm has lost."""
+
+MEMORY = (
+    _rule("host_oom", r"Detected \d+ oom[_-]kill event", HOST),
+    _rule("host_oom", r"srun: error: (?P<node>[\w.-]+): tasks? [\d,-]+: Out Of Memory", HOST),
+    _rule("host_oom", r"[Oo]ut of memory: Killed process \d+", HOST),
+    _rule("host_oom", r"oom-kill:constraint=", HOST),
+    _rule("host_oom", r"[Ee]xceeded (?:job |step )?memory limit", HOST),
+)
+"""The kernel, or Slurm in its name, ended a process for want of memory."""
+
+HANGS = (_rule("hang", r"galley: hang: (?P<node>[\w.-]+): rank \d+ has been silent", ""),)
+"""A node's watcher ended ranks that stood still."""
+
+ENDINGS = (
+    _rule("killed", r"CANCELLED\b.* DUE TO TIME LIMIT", "Time ran out: it goes on from the last checkpoint."),
+    _rule("killed", r"CANCELLED\b.* DUE TO PREEMPTION", "The job was preempted: it goes on from the last checkpoint."),
+    _rule("killed", r"CANCELLED\b.* DUE TO JOB REQUEUE", "The job was requeued: it goes on from the last checkpoint."),
+    _rule(
+        "killed",
+        r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+ (?:DUE to SIGNAL \w+ )?\*\*\*",
+        "Somebody cancelled the job.",
+        retry=False,
+    ),
+)
+"""Slurm ended the job; errors after that are its doing."""
+
+FABRIC = (
+    _rule("nccl", r"Got completion from peer .* with (?:status|error)[ =]\S+", LINKS, more=1),
+    _rule("nccl", r"Got (?:non-fatal |fatal )?async event ?: (?:port|device|local catastrophic) ", LINKS),
+    _rule("nccl", r"Call to ibv_\w+ failed|NCCL WARN NET/OFI .*(?:failed|error)", LINKS, more=1),
+)
+"""What the network's hardware says: of itself, or because a peer is gone."""
+
+ECHOES = (
+    _rule("nccl", r"Watchdog caught collective operation timeout", LATE),
+    _rule("nccl", r"NCCL communicator was aborted|watchdog thread terminated with exception", PEERS),
+    _rule("nccl", r"unhandled (?:system|cuda) error|NCCL error in:.*(?:internal error|invalid usage)", LINKS, more=3),
+    _rule(
+        "nccl",
+        r"NCCL error in:|ncclRemoteError|ncclSystemError|ncclInternalError|ncclUnhandledCudaError",
+        PEERS,
+        more=3,
+    ),
+    _rule("nccl", r"NCCL WARN .*(?:closed by remote peer|[Cc]onnection (?:refused|reset|timed out)|failed)", PEERS),
+    _rule("gloo", r"connectFullMesh failed", FIND),
+    _rule("gloo", r"[Tt]imed out waiting \d+ ?ms for (?:recv|send) operation|timed out in monitoredBarrier", LATE),
+    _rule("gloo", r"gloo/\S+\.(?:cc|h):\d+\]", PEERS),
+    _rule("gloo", r"Connection (?:closed|reset) by (?:remote )?peer|ConnectionResetError|BrokenPipeError", PEERS),
+    _rule("port", r"Timed out after \d+ seconds waiting for (?:clients|workers)", FIND),
+    _rule("port", r"client socket has (?:timed out|failed) .*connect", FIND),
+    _rule("port", r"ranks could not reach each other within", FIND),
+    _rule("port", r"RendezvousTimeoutError|network addresses of \(.*\) cannot be retrieved", FIND),
+    _rule("port", r"RendezvousConnectionError|RendezvousClosedError|RendezvousStateError", FIND),
+    _rule("killed", r"SignalException: Process \d+ got signal: 15|Received 15 death signal", KILLED),
+    _rule("killed", r"error: (?P<node>[\w.-]+): tasks? [\d,-]+: (?:Killed|Terminated)|: line \d+: +\d+ Killed", KILLED),
+    _rule("port", r"wait timeout after \d+ms, keys: |DistStoreError|DistNetworkError|Broken pipe", PEERS),
+)
+"""What ranks say when a peer is gone or late: all of it may follow from one failure elsewhere."""
+
+STATES = {
+    "NODE_FAIL": ("node", True, "Slurm lost a node of the job: see its reason (sinfo -R)."),
+    "BOOT_FAIL": ("node", True, "A node did not boot: see its reason (sinfo -R)."),
+    "OUT_OF_MEMORY": ("host_oom", None, HOST),
+    "TIMEOUT": ("killed", True, "Time ran out: it goes on from the last checkpoint; cadence.save_every= loses less."),
+    "PREEMPTED": ("killed", True, "The job was preempted: it goes on from the last checkpoint."),
+    "DEADLINE": ("killed", False, "The job's deadline passed: submit it again without one, or with a later one."),
+    "CANCELLED": ("killed", False, "Somebody cancelled the job: start the run again to go on."),
+}
+"""States of a job that are themselves the reason: kind, whether to try again (None: as for the kind), advice."""
+
+SIGNALS = {
+    4: ("code", "A program ran an instruction that this processor does not have: install builds for it."),
+    7: ("host_oom", SHM),
+    8: ("code", "A program divided by zero outside Python: look at the rank's log."),
+    9: ("killed", "Look whether the kernel wanted memory (dmesg, or the job's MaxRSS): then ask for more host memory."),
+    11: ("code", "A library crashed: PYTHONFAULTHANDLER: 1 among cluster.variables shows where."),
+}
+"""Signals that a rank died of by itself; 15 and 6 are what torchrun and its peers' libraries do to the others."""

@@ -1,0 +1,263 @@
+"""What a node is asked before training. The checks that need no other node; :mod:`.preflight` runs them."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from galley.contract.rundir import Attempt
+
+Outcome = dict[str, Any]
+"""``{"ok", "detail"}``, and what else a check found."""
+_MIB, _GIB = 1 << 20, 1 << 30
+_SKEW_S = 30.0
+_OF_FREE, _OF_LIMIT = 0.8, 0.95
+# Shares of the time limit: the head stops waiting, then the others, then every check; the report has the rest. Nodes
+# do not start at the same moment, so one that waits for the head must outwait it.
+GATHER, JOIN, CHECKS = 0.7, 0.85, 0.95
+
+
+@dataclass(frozen=True)
+class Node:
+    """This node, and what is asked of it."""
+
+    attempt: Attempt
+    name: str
+    number: int
+    """``SLURM_NODEID``; the head is 0."""
+    nodes: int
+    head: str
+    port: int
+    gpus: int
+    scratch: str
+    memory_mb: int
+    began: float
+    """``time.monotonic()`` at the start."""
+    limit: float
+    loopback: bool
+    """Whether the head may have a loopback address: several nodes of a test on one host."""
+
+    @property
+    def run(self) -> Path:
+        """The run's directory."""
+        return self.attempt.root.parent.parent
+
+    def left(self, share: float) -> float:
+        """Seconds until that share of the time limit is over; at least a tenth."""
+        return max(0.1, self.began + share * self.limit - time.monotonic())
+
+    def is_over(self, share: float) -> bool:
+        """Whether that share of the time limit is over."""
+        return time.monotonic() >= self.began + share * self.limit
+
+
+Check = Callable[[Node], Outcome]
+"""Any exception is a failed check."""
+
+
+def outcome(ok: bool, detail: str, **more: Any) -> Outcome:
+    """What a check returns: whether the node passed, one line of why, and anything else for the report."""
+    return {"ok": ok, "detail": detail, **more}
+
+
+class _Gpu(NamedTuple):
+    slot: str
+    uuid: str
+    name: str
+    total: str = ""
+    used: str = ""
+    ecc: str = ""
+    temperature: str = ""
+
+    def fault(self) -> str:
+        """What is wrong with it, or nothing. A value that a device does not have reads ``[N/A]``."""
+        cells = " ".join(self[3:])
+        if any(word in cells for word in ("Unknown Error", "lost", "requires reset")):
+            return f"GPU {self.slot} ({self.uuid}) does not answer: {cells}"
+        if self.ecc.isdigit() and int(self.ecc):
+            return f"GPU {self.slot} ({self.uuid}) has {self.ecc} uncorrected memory errors"
+        if self.used.isdigit() and int(self.used) > 2048:
+            return f"GPU {self.slot} ({self.uuid}): {self.used} of {self.total} MiB are taken by another process"
+        return ""
+
+
+def _query(node: Node) -> tuple[list[_Gpu], str]:
+    """The GPUs that the driver lists, and its first line that is no GPU."""
+    fields = "index,uuid,name,memory.total,memory.used,ecc.errors.uncorrected.volatile.total,temperature.gpu"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=node.left(JOIN), check=False)
+    except subprocess.TimeoutExpired as late:
+        return [], f"; nvidia-smi does not answer in {late.timeout:.0f} s"
+    except OSError as error:
+        if Path("/dev/kfd").exists() or shutil.which("rocm-smi"):
+            return [], "; this node has AMD's GPUs, which are not supported: Galley trains on NVIDIA's"
+        return [], f"; nvidia-smi cannot be run: {error.strerror}"
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    strange = [", ".join(row) for row in rows if len(row) != 7] + done.stderr.splitlines()
+    return [_Gpu(*row) for row in rows if len(row) == 7], "".join(f"; nvidia-smi: {line}" for line in strange[:1])
+
+
+def _visible(present: list[_Gpu]) -> list[_Gpu]:
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = os.environ.get("SLURM_STEP_GPUS", os.environ.get("SLURM_JOB_GPUS")) if mask is None else mask
+    if names is None:
+        return present
+    found: list[_Gpu] = []
+    for name in filter(None, (name.strip() for name in names.split(","))):
+        match = [gpu for gpu in present if name == gpu.slot or (len(name) > 4 and gpu.uuid.startswith(name))]
+        if not match and not (present and name.startswith("MIG-")):
+            # CUDA ignores everything from the first unknown device on. But Slurm counts the whole node's GPUs, and
+            # where a cgroup hides the others, the driver counts this job's.
+            return found if mask is not None else present
+        found.append(match[0] if match else _Gpu(name, name, "MIG device"))
+    return found
+
+
+def devices(node: Node) -> Outcome:
+    """Enough GPUs are visible, none is broken, and nobody else's process holds their memory."""
+    if not node.gpus:
+        return outcome(True, "no GPU is asked for")
+    patience = time.monotonic() + min(20.0, node.left(JOIN) - 1)
+    while True:
+        listed, complaint = _query(node)
+        gpus = _visible(listed)[: node.gpus]
+        faults = [fault for fault in (gpu.fault() for gpu in gpus) if fault]
+        # Processes of the job before may still be on their way out.
+        if not any("are taken" in fault for fault in faults) or time.monotonic() > patience:
+            break
+        time.sleep(0.5)
+    if len(gpus) < node.gpus:
+        faults.append(f"{len(gpus)} of {node.gpus} GPUs are visible{complaint}")
+    detail = "; ".join(faults) or f"{node.gpus} x {gpus[0].name}"
+    return outcome(not faults, detail, gpus=[gpu._asdict() for gpu in gpus])
+
+
+def cgroup_limits(table: str, root: Path) -> list[int]:
+    """The limits in bytes of a memory cgroup and those above it, versions 1 and 2.
+
+    ``table`` is ``/proc/PID/cgroup`` (cgroups(7)), ``root`` where cgroups are mounted.
+    """
+    found = []
+    for line in table.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "memory" if controllers else root
+        here = top / path.lstrip("/")
+        for folder in (here, *here.parents):
+            with contextlib.suppress(OSError, ValueError):  # "max", or nothing to read
+                found.append(int((folder / ("memory.limit_in_bytes" if controllers else "memory.max")).read_text()))
+            if folder == top:
+                break
+    return found
+
+
+def memory(node: Node) -> Outcome:
+    """Enough memory is free, and allowed to the job; ranks have shared memory to talk through."""
+    lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
+    free = next(int(line[1]) // 1024 for line in lines if line[0] == "MemAvailable:")
+    groups = cgroup_limits(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))
+    limit = min(groups, default=1 << 62) // _MIB
+    shm = os.statvfs("/dev/shm")
+    size, room = shm.f_blocks * shm.f_frsize // _MIB, shm.f_bavail * shm.f_frsize // _MIB
+    allowed = "" if limit > 1 << 40 else f", {limit} MiB allowed to the job"
+    needed = f"{node.memory_mb} MiB needed" if node.memory_mb else "what is needed is not known"
+    detail = f"{free} MiB free{allowed}; {needed}; /dev/shm has {size} MiB, {room} MiB free"
+    # The system has a part of what a node is said to have, and a cgroup's limit may be rounded.
+    enough = (
+        free >= _OF_FREE * node.memory_mb and limit >= _OF_LIMIT * node.memory_mb and (size >= 64 or node.gpus == 1)
+    )
+    return outcome(enough, detail)
+
+
+def _probe(folder: Path, node: Node, who: str) -> float:
+    """Write, sync, rename and delete a file. Seconds that this host's clock is ahead of the disk's."""
+    beside = folder / f".galley-{who}-{node.name}-{os.getpid()}"
+    final = beside.with_name(f"{beside.name}-done")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        before = time.time()
+        os.write(descriptor, bytes(1 << 16))
+        os.fsync(descriptor)
+        after, stamp = time.time(), os.fstat(descriptor).st_mtime
+        beside.replace(final)
+    finally:
+        os.close(descriptor)
+        for path in (beside, final):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+    return max(0.0, before - stamp) or min(0.0, after - stamp)
+
+
+def _folder(folder: Path, node: Node, scratch: bool) -> str:
+    try:
+        _probe(folder, node, "disk")
+    except OSError as error:
+        return f"{folder} cannot be written: {error.strerror}"
+    disk = os.statvfs(folder)
+    if scratch and disk.f_flag & os.ST_NOEXEC:
+        return f"{folder} is mounted noexec, so compiled kernels cannot be loaded from it; set cluster.scratch"
+    free = disk.f_bavail * disk.f_frsize
+    if free < _GIB:
+        return f"{folder} has {free // _MIB} MiB left"
+    # Some file systems have no fixed number of files and say 0.
+    return f"{folder} has room for {disk.f_favail} files" if disk.f_files and disk.f_favail < 1000 else ""
+
+
+def disk(node: Node) -> Outcome:
+    """The run's directory, on the shared disk, and the node's own scratch can be written, and have room."""
+    if node.scratch:
+        Path(node.scratch).mkdir(exist_ok=True)  # not its parents: a disk that is not mounted is a fault
+    scratch = [Path(node.scratch)] if node.scratch else []
+    faults = [_folder(node.run, node, scratch=False), *(_folder(each, node, scratch=True) for each in scratch)]
+    return outcome(not any(faults), "; ".join(filter(None, faults)) or "writable, with room")
+
+
+def _longer(head: str) -> str:
+    """What helps where a node's name does not resolve: most often its domain is missing."""
+    domain = socket.getfqdn().partition(".")[2]
+    with contextlib.suppress(OSError, UnicodeError):
+        if domain and "." not in head and socket.getaddrinfo(f"{head}.{domain}", None):
+            return f", but {head}.{domain} does: have {domain} put into this node's search domains (resolv.conf)"
+    return ": have the site put it into DNS or /etc/hosts of its nodes"
+
+
+def name(node: Node) -> Outcome:
+    """The head's name is known here, and does not lead back to this node."""
+    try:
+        rows = socket.getaddrinfo(node.head, None, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        return outcome(False, f"{node.head}, the head's name, does not resolve here ({error}){_longer(node.head)}")
+    found = sorted({str(row[4][0]) for row in rows})
+    loops = [each for each in found if ipaddress.ip_address(each.partition("%")[0]).is_loopback]
+    ok = not loops or node.nodes == 1 or node.number == 0 or node.loopback
+    return outcome(ok, f"{node.head} is {', '.join(found)}" + ("" if ok else ", which is this node itself"))
+
+
+def limits(node: Node) -> Outcome:
+    """Reports the limits that networks and data loaders run into. Fails nobody: not every network needs them."""
+    memlock, files = (resource.getrlimit(each)[0] for each in (resource.RLIMIT_MEMLOCK, resource.RLIMIT_NOFILE))
+    words = "unlimited" if memlock == resource.RLIM_INFINITY else f"{memlock // 1024} KiB"
+    low = node.gpus and node.nodes > 1 and 0 <= memlock < 64 * _MIB
+    warning = "; warning: too little locked memory for InfiniBand, see LimitMEMLOCK of slurmd" if low else ""
+    return outcome(True, f"memlock {words}, nofile {files}{warning}")
+
+
+def clock(node: Node, exchange: Outcome) -> Outcome:
+    """This node's clock agrees with the shared disk's, and with the other nodes' (seen in the ``exchange``)."""
+    found = {"the shared disk": _probe(node.run, node, "clock")}
+    if "ahead" in exchange and node.nodes > 1:
+        found["the other nodes"] = float(exchange["ahead"])
+    detail = ", ".join(f"{abs(by):.1f} s {'ahead of' if by > 0 else 'behind'} {what}" for what, by in found.items())
+    return outcome(all(abs(by) <= _SKEW_S for by in found.values()), detail)

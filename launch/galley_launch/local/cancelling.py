@@ -1,0 +1,74 @@
+"""End a run on this box at once: its launcher is asked to, and whoever still holds the run then is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
+from galley_launch.base import locks
+from galley_launch.local import supervise
+
+_GAP_S = 0.5
+"""Between two requests: the launcher looks ten times a second, and two signals at once may count as one."""
+_PATIENCE_S = supervise.GRACE_S + 5.0
+
+
+def cancel(run: RunDir) -> str:
+    """End ``run`` now, without saving; returns what to tell. Raises ``UserError`` where it is not live here."""
+    attempts = run.attempts()
+    if not attempts or not locks.is_live(run):
+        raise UserError(str(run.root), "is not running", "see galley status")
+    host = locks.holder(run).partition("host ")[2]
+    holders = _holders(run)
+    if not holders:
+        where = f"on {host}" if host and host != socket.gethostname() else "by a process that is not yours"
+        raise UserError(str(run.root), f"is held {where}", "cancel it there")
+    attempts[-1].request_stop("user")
+    for _ in range(2):  # as Ctrl-C twice
+        _signal(_launchers(run, holders), signal.SIGTERM)
+        time.sleep(_GAP_S)
+    _wait(run, _PATIENCE_S)
+    if locks.is_live(run):  # no launcher, or one that does not answer
+        _signal([pid for holder in _holders(run) for pid in supervise.descendants(holder)], signal.SIGKILL)
+        _wait(run, _PATIENCE_S)
+    if locks.is_live(run):
+        raise UserError(str(run.root), "does not end", f"look at its processes: {locks.holder(run)}")
+    kept = run.checkpoints()
+    saved = f"step {kept[-1].step} was saved before" if kept else "nothing was saved"
+    return f"ended {run.root.name}; {saved}, and the same command goes on from there"
+
+
+def _wait(run: RunDir, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while locks.is_live(run) and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _holders(run: RunDir) -> list[int]:
+    """Processes of this user that have a lock of the run open: a number in a file may be another process's by now."""
+    places = {run.lock.resolve(), run.ranks_lock.resolve()}
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if any(file.readlink() in places for file in (entry / "fd").iterdir()):
+                found.append(int(entry.name))
+    return found
+
+
+def _launchers(run: RunDir, holders: list[int]) -> list[int]:
+    """The holder that wrote its number into the lock; else none, for stages and ranks take one signal as the end."""
+    return [pid for pid in holders if locks.holder(run).startswith(f"pid {pid},")]
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)

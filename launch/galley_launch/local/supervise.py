@@ -1,0 +1,137 @@
+"""Start one stage, watch it, and end it when the user asks: once gently, twice at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from galley.contract.rundir import Attempt
+from galley_launch.plan.plan import Stage
+
+_POLL_S = 0.1
+GRACE_S = 5.0
+"""Seconds that a stage has to end by itself, once it must end now."""
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class Interrupts:
+    """How often the user pressed Ctrl-C, or somebody sent SIGTERM."""
+
+    count: int = 0
+
+    def note(self, _number: int, _frame: FrameType | None) -> None:
+        """A signal handler that does nothing but count."""
+        self.count += 1
+
+
+@contextmanager
+def listening() -> Iterator[Interrupts]:
+    """Count interrupts instead of dying of them, and outlive a terminal that hangs up."""
+    interrupts = Interrupts()
+    before = {number: signal.signal(number, interrupts.note) for number in _STOPS}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield interrupts
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _parents() -> dict[int, int]:
+    """Process to parent, of everything that runs here."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            # The command's name is in parentheses and may hold anything, so count from the last one.
+            fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            found[int(entry.name)] = int(fields[1])
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """``pid`` and everything below it: torchrun gives each rank a session of its own, so a group is not enough."""
+    parents, found = _parents(), [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found
+
+
+def _send(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a stage and its ranks: SIGTERM, then SIGKILL to whatever is left after ``GRACE_S`` seconds."""
+    # Looked up before: once torchrun is gone, nothing says any more which ranks were its own.
+    family = descendants(process.pid)
+    _send(family, signal.SIGTERM)
+    until = time.monotonic() + GRACE_S
+    while time.monotonic() < until and (process.poll() is None or any(_is_alive(pid) for pid in family[1:])):
+        time.sleep(_POLL_S)
+    _send([pid for pid in family if _is_alive(pid)], signal.SIGKILL)
+    process.wait()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def start(stage: Stage, log: Path, lock: int | None) -> subprocess.Popen[bytes]:
+    """Start ``stage`` in a session of its own, its output in ``log``; it inherits the run's lock."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            stage.argv,
+            env=os.environ | stage.env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
+        )
+
+
+def watch(
+    process: subprocess.Popen[bytes],
+    attempt: Attempt,
+    gentle: bool,
+    interrupts: Interrupts,
+    show: Callable[[], None],
+    say: Callable[[str], None],
+) -> int:
+    """Wait for a stage; returns its exit status (negative: the signal that ended it).
+
+    ``gentle``: the stage saves and ends by itself when asked to stop (training does); others are ended.
+    ``show`` is called several times a second, ``say`` with what the user should know.
+    """
+    seen = 0
+    while process.poll() is None:
+        show()
+        if interrupts.count > seen:
+            seen = interrupts.count
+            attempt.request_stop("user")
+            if gentle and seen == 1:
+                say("saving and stopping once this step is done; Ctrl-C again to end now")
+        if seen > 1 or (attempt.stop.exists() and not gentle):
+            say("ending now")
+            end(process)
+        time.sleep(_POLL_S)
+    show()
+    return process.returncode

@@ -1,0 +1,129 @@
+"""What is probably a mistake in a run, though it may be meant: notes, each with the setting that helps.
+
+What is surely wrong is refused instead: see :mod:`galley_launch.recipe.deepspeed_rules`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from galley.contract import pace
+from galley.contract.rundir import RunDir, read_json
+from galley.contract.spec import RunSpec
+from galley_launch.recipe import catalogue
+from galley_launch.recipe.catalogue import Source
+from galley_launch.recipe.model_facts import Facts
+from galley_launch.recipe.schema import Recipe
+
+_ADAPTER_RATES = (1e-5, 5e-3)
+"""Peak learning rates that adapters are trained with, under AdamW."""
+_FULL_RATES = ((5e8, 1e-6, 2e-3), (2e9, 1e-6, 5e-4), (float("inf"), 1e-7, 1e-4))
+"""The same in full: models of up to so many parameters, the lowest and the highest. Small models take higher rates."""
+_LION = 3
+"""Lion wants a rate so many times lower than AdamW (Chen et al., 2023)."""
+_LARGEST = 4 << 20
+"""Bytes of a data file that is read for an estimate: parsing these takes some 50 ms."""
+_BYTES, _AROUND = 4.0, 6
+"""Bytes of text in a token, and tokens that a template puts around a message: within a third for most languages."""
+_FILLED = 0.95
+"""Share of a packed sample that holds documents."""
+
+
+def of_rate(recipe: Recipe, source: Source, typed: set[str], facts: Facts) -> list[str]:
+    """Notes on a learning rate that does not go with the method. ``typed``: keys given on the command line."""
+    kind, rate = recipe.method.kind, recipe.optimizer.lr
+    meant_for = _rate_set_for(source, typed)
+    full = kind == "full"
+    if meant_for and (meant_for == "full") != full:
+        usual = rate / 10 if full else rate * 10
+        times = "a tenth of an adapter's" if full else "ten times that of full fine-tuning"
+        return [
+            f"optimizer.lr {rate:g} was set for method.kind={meant_for}; method.kind={kind} usually takes {times}: "
+            f"set optimizer.lr={usual:g}"
+        ]
+    low, high = _rates(full, facts)
+    scale = _LION if recipe.optimizer.name == "lion" else 1
+    low, high = low / scale, high / scale
+    if low <= rate <= high:
+        return []
+    where = f"far {'above' if rate > high else 'below'} what {'full fine-tuning' if full else 'an adapter'} takes"
+    return [f"optimizer.lr {rate:g} is {where} ({low:.0e} to {high:.0e} for a model of this size)"]
+
+
+def _rates(full: bool, facts: Facts) -> tuple[float, float]:
+    if not full:
+        return _ADAPTER_RATES
+    size = facts.parameters or 12 * (facts.layers or 0) * (facts.hidden_size or 0) ** 2
+    if not size:  # an unknown model: whatever some model takes
+        return _FULL_RATES[-1][1], _FULL_RATES[0][2]
+    return next((low, high) for limit, low, high in _FULL_RATES if size <= limit)
+
+
+def _rate_set_for(source: Source, typed: set[str]) -> str | None:
+    """Method of the recipe that set ``optimizer.lr``; None where the rate was typed, or is the schema's default."""
+    if source.run or "optimizer.lr" in typed:
+        return None
+    file = source.wrote.get("optimizer.lr")
+    tree = catalogue.read(Path(file)).tree if file else source.tree
+    section: Any = tree.get("optimizer")
+    if not isinstance(section, dict) or "lr" not in section:
+        return None
+    method: Any = tree.get("method")
+    return str(method.get("kind", "lora")) if isinstance(method, dict) else "lora"
+
+
+def of_length(spec: RunSpec, run: RunDir) -> list[str]:
+    """Notes on a run that is too short to train on anything: exact once data are prepared, else an estimate.
+
+    No estimate is made of data on a hub, large files and formats that are not JSON lines.
+    """
+    prepared = (read_json(run.data_manifest) or {}).get("train")
+    if isinstance(prepared, dict) and isinstance(prepared.get("samples"), int):
+        return pace.warnings(spec, max(1, prepared["samples"]))
+    if spec.task.duration.epochs is None:
+        return pace.warnings(spec, 1)  # the number of steps does not depend on the data
+    samples = _estimate(spec)
+    return pace.warnings(spec, samples, "about ") if samples else []
+
+
+def _estimate(spec: RunSpec) -> int | None:
+    """About how many samples the training split will have; None where that cannot be told quickly."""
+    path, data = Path(spec.placement.paths.data), spec.task.data
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:
+            return None
+        rows = list(_row_tokens(path.read_bytes()))
+    except (OSError, ValueError):
+        return None  # prepare says what is wrong with the file
+    share = 1 - data.held_out
+    if not data.packing:
+        return max(1, round(len(rows) * share)) if rows else None
+    tokens = sum(min(size, data.max_length) for size in rows) * share
+    return max(1, round(tokens / data.max_length / _FILLED)) if rows else None
+
+
+def _row_tokens(content: bytes) -> Iterator[float]:
+    """About how many tokens each row takes."""
+    for line in content.splitlines():
+        if line.strip():
+            row = json.loads(line)
+            messages = row.get("messages") if isinstance(row, dict) else None
+            strings = list(_strings(row))
+            around = _AROUND * len(messages) if isinstance(messages, list) else 0
+            yield sum(len(text.encode("utf-8", "replace")) for text in strings) / _BYTES + around
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a row but the names of roles."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key != "role":
+                yield from _strings(item)

@@ -1,0 +1,132 @@
+"""A plan is a value: the files that a run writes and the commands that it starts. Pure; nothing happens here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import site
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from galley.contract.rundir import RunDir
+from galley.contract.spec import Placement, RunSpec
+from galley_launch.plan.resume import What
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One process to start and wait for."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    """What is set on top of the environment."""
+
+    def shell(self) -> str:
+        """The command as a shell would take it."""
+        settings = [f"{key}={shlex.quote(value)}" for key, value in self.env.items()]
+        return " ".join([*settings, *map(shlex.quote, self.argv)])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Files to write, by path in the run directory, then stages to run in order."""
+
+    files: dict[str, str]
+    stages: tuple[Stage, ...]
+
+
+def common_environment(place: Placement) -> dict[str, str]:
+    """What every stage has in its environment, on one box and in a job."""
+    env = {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # Of one library about another: nothing that a user can fix.
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    return env | ({"DS_ACCELERATOR": "cpu"} if place.device == "cpu" else {})
+
+
+def without_user_packages() -> dict[str, str]:
+    """Keeps what lies in ``~/.local`` from shadowing the packages of a conda or container environment (site(3)).
+
+    Not where the user has set the variable, even to nothing, nor where Galley itself is installed there.
+    """
+    installed_there = Path(__file__).is_relative_to(site.getusersitepackages())
+    return {} if "PYTHONNOUSERSITE" in os.environ or installed_there else {"PYTHONNOUSERSITE": "1"}
+
+
+def _env(spec: RunSpec, attempt: int, python_path: str | None, processes: int) -> dict[str, str]:
+    place = spec.placement
+    threads = place.threads * place.ranks_per_node // processes
+    env = (
+        {
+            # python -m puts the working directory first on the path: a datasets.py there would shadow the library.
+            "PYTHONSAFEPATH": "1",
+            "OMP_NUM_THREADS": str(threads),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # As nvidia-smi counts; CUDA itself would put the fastest first.
+            "CUDA_VISIBLE_DEVICES": ",".join(place.gpus or []),
+            "GALLEY_ATTEMPT": str(attempt),
+        }
+        | common_environment(place)
+        | without_user_packages()
+    )
+    if python_path is not None:
+        env["PYTHONPATH"] = python_path
+    return env
+
+
+def export_stage(spec: RunSpec, run: RunDir, attempt: int, step: str, python_path: str | None) -> Stage:
+    """The stage that writes ``export/`` from the checkpoint ``step``: ``last``, ``best`` or a number."""
+    env = _env(spec, attempt, python_path, 1) | _OFFLINE | {"GALLEY_EXPORT_STEP": step}
+    return Stage("export", (sys.executable, "-m", "galley.export", str(run.spec.absolute())), env)
+
+
+def make(spec: RunSpec, run: RunDir, attempt: int, python_path: str | None) -> Plan:
+    """The plan of one attempt at ``spec``: prepare, train, export."""
+    file, place = str(run.spec.absolute()), spec.placement
+    alone = _env(spec, attempt, python_path, 1)
+    ranked = _env(spec, attempt, python_path, place.ranks_per_node)
+    # Even one rank goes through torchrun, so that every run has the same shape.
+    torchrun = ("galley.launch_ranks", "--rdzv-backend", "file", "--nnodes", "1")
+    ranks = ("--nproc-per-node", str(place.ranks_per_node))
+    train = (sys.executable, "-m", *torchrun, *ranks, "-m", "galley.train", file)
+    placement = json.dumps(place.model_dump(mode="json"), indent=2) + "\n"
+    relative = run.attempt(attempt).placement.relative_to(run.root)
+    return Plan(
+        {str(relative): placement, str(run.spec.relative_to(run.root)): spec.to_json()},
+        (
+            Stage("prepare", (sys.executable, "-m", "galley.prepare", file), alone),
+            Stage("train", train, ranked | _OFFLINE | {"TOKENIZERS_PARALLELISM": "false"}),
+            export_stage(spec, run, attempt, "last", python_path),
+        ),
+    )
+
+
+def left(whole: Plan, what: What) -> Plan:
+    """What is left to do of ``whole``.
+
+    An export that is made up for follows the placement of ``run.json``; its attempt's ``placement.json`` stays what
+    training ran with.
+    """
+    if what == "train":
+        return whole
+    if what == "nothing":
+        return Plan({}, ())
+    files = {name: text for name, text in whole.files.items() if name == "run.json"}
+    return Plan(files, tuple(stage for stage in whole.stages if stage.name == "export"))
+
+
+def python_path(package: Path, inherited: str, cwd: Path) -> str | None:
+    """``PYTHONPATH`` for stages: ``package``'s folder where it is a checkout's, then what was inherited.
+
+    An entry that is empty, relative or the working directory would let the user's own files shadow libraries.
+    None: nothing needs to be set.
+    """
+    kept = [entry for entry in inherited.split(":") if entry.startswith("/") and Path(entry) != cwd]
+    installed = package.parent.name in ("site-packages", "dist-packages")
+    entries = kept if installed else [str(package.parent), *kept]
+    return ":".join(dict.fromkeys(entries)) if entries or inherited else None

@@ -1,0 +1,96 @@
+"""What may run again in a directory: the same task, for as long or longer. Pure; reads, never writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir, read_json
+from galley.contract.spec import Duration, RunSpec
+
+_UNITS = ("epochs", "steps", "tokens")
+
+What = Literal["train", "export", "nothing"]
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What running a run would do."""
+
+    what: What
+    """``train``: prepare, train and export. ``export``: only the export is missing. ``nothing``: it is finished."""
+    attempt: int
+    """The attempt that this belongs to; a new one where it trains."""
+
+
+def has_begun(run: RunDir) -> bool:
+    """Whether a step was taken: from then on the task is fixed."""
+    rows = run.metrics.is_file() and run.metrics.stat().st_size > 0
+    return rows or any((run.root / "checkpoints").glob("step-*/manifest.json"))
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, part in value.items():
+        flat |= _flat(part, f"{prefix}{key}.") if isinstance(part, dict) else {prefix + key: part}
+    return flat
+
+
+def differences(old: RunSpec, new: RunSpec) -> list[str]:
+    """Lines ``optimizer.lr: 0.0002 → 0.0001`` for every part of the task that differs, but for the duration."""
+    before = _flat(old.task.model_dump(mode="json", exclude={"duration"}))
+    after = _flat(new.task.model_dump(mode="json", exclude={"duration"}))
+    paths = dict.fromkeys([*before, *after])
+    changed = [path for path in paths if before.get(path) != after.get(path)]
+    return [f"{path}: {before.get(path)} → {after.get(path)}" for path in changed]
+
+
+def _unit(duration: Duration) -> str:
+    return next(unit for unit in _UNITS if getattr(duration, unit) is not None)
+
+
+def _check_duration(run: RunDir, old: Duration, new: Duration) -> None:
+    unit, asked = _unit(old), _unit(new)
+    if asked != unit:
+        todo = f"give duration.{unit}, or name=NEW for another run"
+        raise UserError(str(run.root), f"its duration is in {unit}, not {asked}", todo)
+    before, after = getattr(old, unit), getattr(new, unit)
+    if after < before:
+        todo = f"give duration.{unit}={before} or more, or name=NEW for another run"
+        raise UserError(str(run.root), f"duration.{unit} would shrink: {before} → {after}", todo)
+
+
+def check(run: RunDir, old: RunSpec, new: RunSpec) -> None:
+    """Raise ``UserError`` where training has begun and ``new`` is another task or a shorter one."""
+    if not has_begun(run):
+        return
+    changed = differences(old, new)
+    if changed:
+        todo = f"give name=NEW for another run, or remove this one: rm -r {run.root}"
+        raise UserError(str(run.root), f"trains another task ({', '.join(changed)})", todo)
+    _check_duration(run, old.task.duration, new.task.duration)
+
+
+def is_done(run: RunDir, old: RunSpec, new: RunSpec) -> bool:
+    """Whether training is finished at the duration that ``new`` asks for."""
+    attempts = run.attempts()
+    last = read_json(attempts[-1].exit) if attempts else None
+    return bool(last) and (last or {}).get("verdict") == "done" and old.task.duration == new.task.duration
+
+
+def is_exported(run: RunDir) -> bool:
+    """Whether the last attempt's training was exported: an ``export/`` may be an earlier attempt's."""
+    attempts = run.attempts()
+    return bool(attempts) and bool((read_json(attempts[-1].exit) or {}).get("exported"))
+
+
+def outlook(run: RunDir, old: RunSpec | None, new: RunSpec) -> Outlook:
+    """What ``galley run`` would do for ``new`` in ``run``, which holds ``old``. Raises ``UserError`` as ``check``."""
+    attempts = run.attempts()
+    last = attempts[-1].number if attempts else 0
+    if old is not None:
+        check(run, old, new)
+        if is_done(run, old, new):
+            return Outlook("nothing" if is_exported(run) else "export", last)
+    return Outlook("train", last + 1)

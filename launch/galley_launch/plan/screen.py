@@ -1,0 +1,68 @@
+"""What ``galley plan`` prints: files where they are asked for, commands, notes, and the summary at the end."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from galley.contract.errors import UserError
+from galley_launch.base.grammar import split
+from galley_launch.base.table import screen_width
+from galley_launch.plan.compose import Composed
+from galley_launch.plan.plan import Plan
+from galley_launch.recipe import model_facts
+from galley_launch.recipe.summary import summary
+
+_KEY = 9
+
+
+def wants_files(settings: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether ``files=all`` is among ``settings``, and the others. Raises ``UserError``."""
+    asked = [split(setting)[1] for setting in settings if split(setting)[0] == "files"]
+    if asked and asked[0] not in ("all", "none"):
+        raise UserError("files", f"{asked[0]!r} is neither all nor none", "use files=all to see every file's bytes")
+    return "all" in asked, [setting for setting in settings if split(setting)[0] != "files"]
+
+
+def show(
+    made: Composed, todo: Plan, notes: Sequence[str], root: Path, all_files: bool, code: Sequence[str] = ()
+) -> None:
+    """Print ``todo``: on stdout files and commands; on stderr, after them, ``notes`` and the summary.
+
+    ``root``: the run directory as it is to be shown. ``code``: files that a submission copies.
+    """
+    blocks = _files(todo, root, code) if all_files else [_names(todo, root, code)] if todo.files else []
+    blocks += [f"# {stage.name}\n{stage.shell()}\n" for stage in todo.stages]
+    print("\n".join(blocks), end="\n" if blocks else "", flush=True)
+    for note in notes:
+        print(f"galley: note: {note}", file=sys.stderr)
+    known = model_facts.of_model(made.spec.placement.paths.model)
+    rows = summary(made.spec, known, _KEY)
+    rows += [f"{'changed' if not number else '':<{_KEY}}{each}" for number, each in enumerate(made.changes)]
+    print("\n".join(line for row in rows for line in _wrapped(row)), file=sys.stderr, flush=True)
+
+
+def _files(todo: Plan, root: Path, code: Sequence[str]) -> list[str]:
+    blocks = [f"# {root / file}\n{text}" for file, text in todo.files.items()]
+    copied = f"# {root / 'code'}: {len(code)} files, copied\n" + "".join(f"#   {name}\n" for name in code)
+    return [*blocks, *([copied] if code else [])]
+
+
+def _names(todo: Plan, root: Path, code: Sequence[str]) -> str:
+    names = [*todo.files, *([f"code/ ({len(code)} files)"] if code else [])]
+    text = f"files in {root}: {', '.join(names)} (files=all prints them)"
+    return "".join(f"# {line}\n" for line in textwrap.wrap(text, screen_width() - 2, break_on_hyphens=False))
+
+
+def _wrapped(row: str) -> list[str]:
+    """``row`` in lines of the terminal's width, whose later ones begin where its value does."""
+    return textwrap.wrap(
+        row,
+        screen_width(),
+        subsequent_indent=" " * _KEY,
+        drop_whitespace=True,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

@@ -1,0 +1,145 @@
+"""Where the model and the data of a recipe are on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from galley.contract.data_files import check_file
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir, read_json
+from galley.contract.spec import Paths
+from galley_launch.recipe.schema import Recipe
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+TEMPLATES = ("chatml",)
+"""Chat templates that ship under a name."""
+
+
+def expanded(path: str) -> Path:
+    """``path`` with ``~`` put in; an unknown user's stays as it is written."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where relative paths of a recipe are looked for, and where they were found by an earlier attempt."""
+
+    folder: Path
+    """The folder of the file that wrote the path; the current directory is tried first."""
+    before: dict[str, str | None]
+    """``Paths`` of the run's last attempt, by name; empty for a new run."""
+    prepared: bool
+    """Whether the run's data has been prepared: then its source may be gone."""
+
+    def tried(self, path: str) -> list[Path]:
+        """Absolute places that ``path`` may mean."""
+        given = expanded(path)
+        places = [given] if given.is_absolute() else [Path.cwd() / given, self.folder.absolute() / given]
+        return list(dict.fromkeys(Path(os.path.normpath(place)) for place in places))
+
+    def find(self, path: str, name: str) -> Path | None:
+        """The first place that exists; the last attempt's is tried last."""
+        known = self.before.get(name)
+        places = self.tried(path) + ([Path(known)] if known and Path(known).is_absolute() else [])
+        return next((place for place in places if place.exists()), None)
+
+
+def is_file_path(path: str) -> bool:
+    """Whether ``path`` is written as a file's; anything else is a hub id."""
+    return path.endswith((".jsonl", ".json", ".gguf")) or path.startswith((".", "/", "~"))
+
+
+def _data(path: str, key: str, name: str, search: Search, plain: bool) -> str:
+    found = search.find(path, name)
+    if found is not None and found.is_file():
+        if not search.prepared:  # What was prepared is used as it is, whatever became of its source.
+            check_file(found, plain)
+        return str(found)
+    if search.prepared and search.before.get(name):
+        return str(search.before[name])
+    if found is None and not is_file_path(path) and _HUB_ID.fullmatch(path):
+        return path
+    if found is not None:
+        raise UserError(key, f"{found} is a folder", "give a .jsonl file, or a hub id such as org/name")
+    if not is_file_path(path) and "/" not in path:
+        raise UserError(key, f"{path!r} is neither a .jsonl file nor a hub id", "write data.jsonl or org/name")
+    tried = ", nor at ".join(str(place) for place in search.tried(path))
+    raise UserError(key, f"no file at {tried}", "give the path to it")
+
+
+def _model(path: str, search: Search) -> str:
+    found = search.find(path, "model")
+    if found is None and not is_file_path(path) and _HUB_ID.fullmatch(path):
+        return path
+    if found is None:
+        tried = " or ".join(str(place) for place in search.tried(path))
+        raise UserError(
+            "model.path", f"no model at {tried}", "give a folder, a .gguf file or a hub id such as org/name"
+        )
+    if found.is_file() and found.suffix != ".gguf":
+        raise UserError("model.path", f"{found} is not a model", "give a folder, a .gguf file or a hub id")
+    if found.is_dir() and not (found / "config.json").is_file():
+        raise UserError("model.path", f"{found} is a model folder without config.json", "give the model's own folder")
+    if found.is_dir() and not any(any(found.glob(pattern)) for pattern in _WEIGHTS):
+        raise UserError("model.path", f"{found} has no weights", "put its *.safetensors there")
+    return str(found)
+
+
+def _template(name: str | None, search: Search) -> str | None:
+    if name is None or name in TEMPLATES:
+        return name
+    found = search.find(name, "chat_template")
+    if found is None or not found.is_file():
+        known = ", ".join(TEMPLATES)
+        raise UserError("model.chat_template", f"{name!r} is no file and no shipped template", f"known: {known}")
+    return str(found)
+
+
+def cache() -> Path:
+    """Where prepared data and converted models are shared between runs: ``GALLEY_CACHE``, or under ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return expanded(os.environ.get("GALLEY_CACHE") or f"{base}/galley").absolute()
+
+
+def paths(recipe: Recipe, run: RunDir, beside: Callable[[str], Path], shared: str | None = None) -> Paths:
+    """The absolute places of everything that ``recipe`` names. Raises ``UserError`` for what is not there.
+
+    ``beside``: dotted key to the folder of the file that wrote it. ``shared``: a cluster's cache, instead of this
+    machine's.
+    """
+    before = (read_json(run.spec) or {}).get("placement", {}).get("paths", {})
+    prepared, held_out = run.data_manifest.is_file(), recipe.data.held_out_path
+    plain = recipe.data.format == "text"
+
+    def at(key: str) -> Search:
+        return Search(beside(key), before, prepared)
+
+    return Paths(
+        run=str(run.root.absolute()),
+        model=_model(recipe.model.path, at("model.path")),
+        data=_data(recipe.data.path, "data.path", "data", at("data.path"), plain),
+        held_out=held_out and _data(held_out, "data.held_out_path", "held_out", at("data.held_out_path"), plain),
+        chat_template=_template(recipe.model.chat_template, at("model.chat_template")),
+        cache=shared or str(cache()),
+    )
+
+
+def exported_model(name: str, runs: Path) -> str:
+    """The exported model of a finished run, for ``init_from``. Raises ``UserError`` where it is not there."""
+    root = Path(name) if (Path(name) / "run.json").is_file() else runs / name
+    model = RunDir(root).export / "model"
+    if not (root / "run.json").is_file():
+        raise UserError("init_from", f"no run at {root}", "give a run's name or directory (see galley status)")
+    unverified = RunDir(root).unverified / "model"
+    if (unverified / "config.json").is_file():
+        there = [unverified, *([model] if (model / "config.json").is_file() else [])]
+        todo = f"use {' or '.join(f'model.path={path.absolute()}' for path in there)}"
+        raise UserError("init_from", f"the newest model of {root} is not verified (its README says why)", todo)
+    if not (model / "config.json").is_file():
+        raise UserError("init_from", f"{root} has no exported model", f"write it first: galley export {name}")
+    return str(model.absolute())

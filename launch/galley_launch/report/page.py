@@ -1,0 +1,258 @@
+"""What stands in each section of the report, as words and numbers. What a run does not have is empty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from galley.contract.rundir import RunDir, read_json
+from galley.contract.spec import RunSpec
+from galley_launch.base.terminal import duration
+from galley_launch.recipe.model_facts import Facts
+from galley_launch.recipe.summary import summary as what_it_does
+from galley_launch.report import charts as charts
+from galley_launch.report.charts import Chart, Point, exact
+from galley_launch.report.history import Account, Try
+from galley_launch.report.rows import Curves, number, objects, section
+
+_WIDTH = 11
+_CHARTS = {
+    "lr": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "tokens_per_s": "Tokens a second",
+    "peak_memory_gb": "Peak memory of the first rank, GB",
+    "mfu": "Model FLOPs utilisation",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under their columns. A column whose name begins with ``#`` holds numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number that a reader looks for first."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+def summary(spec: RunSpec, run: RunDir) -> list[tuple[str, str]]:
+    """Key and value: the model, data, method, batch, duration and place, and where the run came from."""
+    model = section(read_json(run.data_manifest) or {}, "model")
+    count = model.get("parameters")
+    lines = what_it_does(spec, Facts(parameters=count if isinstance(count, int) else None), _WIDTH)
+    found = [(line[:_WIDTH].strip(), line[_WIDTH:]) for line in lines]
+    if isinstance(share := model.get("quantised_share"), float):
+        found.append(("quantised", f"{share:.1%} of the weights"))
+    cluster = read_json(run.cluster) or {}
+    if cluster:
+        partition = f", partition {cluster['partition']}" if cluster.get("partition") else ""
+        found.append(("cluster", f"{cluster.get('name')}{partition}, jobs of {cluster.get('time')}"))
+    commit = f", commit {spec.origin.commit[:12]}" if spec.origin.commit else ""
+    return [*found[1:], ("recipe", spec.origin.recipe), ("galley", f"{spec.origin.version}{commit}")]
+
+
+def tiles(curves: Curves, spent: Account | None, device: str) -> list[Tile]:
+    """The numbers at the top."""
+    found = []
+    if losses := curves["loss"]:
+        found.append(Tile("loss", loss_text(losses[-1][1]), f"at step {losses[-1][0]:,.0f}"))
+    if held := curves["held_out_loss"]:
+        best = min(held, key=lambda point: point[1])
+        found.append(Tile("best held-out loss", loss_text(best[1]), f"at step {best[0]:,.0f}"))
+    if speeds := curves["tokens_per_s"]:
+        found.append(Tile("tokens a second", exact(median(value for _, value in speeds)), "median step"))
+    if tokens := sum(value for _, value in curves["tokens"]):
+        supervised = sum(value for _, value in curves["supervised_tokens"])
+        found.append(Tile("tokens seen", _count(tokens), f"{supervised / tokens:.1%} trained on"))
+    if spent and spent.wall and losses:
+        found.append(Tile("goodput", f"{spent.goodput:.0%}", f"of {duration(spent.wall)}"))
+        kind = "rank-hours" if device == "cpu" else "GPU-hours"
+        found.append(Tile(kind, f"{spent.hours:.3g}", "of all attempts"))
+    return found
+
+
+def loss_text(value: float) -> str:
+    """A loss as the logs have it, with more digits where it is tiny."""
+    return f"{value:.4f}" if abs(value) >= 1e-3 else exact(value)
+
+
+def _count(value: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def draw(curves: Curves, found: Sequence[Try]) -> list[Chart]:
+    """The charts over steps, the loss first; none where no step was taken."""
+    losses, held = curves["loss"], curves["held_out_loss"]
+    if not losses and not held:
+        return []
+    ends = [at for each in (losses, held) if each for at in (each[0][0], each[-1][0])]
+    x, began = charts.over_steps(min(ends), max(ends)), _began(found)
+    drawn = [charts.chart("Loss", losses, x, _last(losses), held=held, began=began, from_zero=False)]
+    for key, title in _CHARTS.items():
+        points, smooth = curves[key], key not in ("lr", "peak_memory_gb")
+        leaps, percent, note = key == "grad_norm", key == "mfu", _note(key, points)
+        if points:
+            drawn.append(
+                charts.chart(title, points, x, note, began=began, may_leap=leaps, averages=smooth, percent=percent)
+            )
+    return drawn
+
+
+def _began(found: Sequence[Try]) -> list[tuple[int, str]]:
+    again = [each for each in found[1:] if each.resumed is not None and each.steps]
+    return [(each.resumed or 0, f"attempt {each.number} goes on after step {each.resumed:,}") for each in again]
+
+
+def _last(points: list[Point]) -> str:
+    return f"{loss_text(points[-1][1])} at step {points[-1][0]:,.0f}" if points else ""
+
+
+def _note(key: str, points: list[Point]) -> str:
+    values = [value for _, value in points] or [0.0]
+    if key == "mfu":
+        return f"median {charts.share(median(values))}"
+    if key == "lr":
+        return f"peak {charts.short(max(values), 1e-9)}"
+    if key == "peak_memory_gb":
+        return f"peak {exact(max(values), 3)}"
+    return f"median {exact(median(values), 3)}, at most {exact(max(values), 3)}"
+
+
+def data(run: RunDir) -> tuple[list[tuple[str, str]], Table | None]:
+    """Where the data came from, and the counts of both splits."""
+    manifest = read_json(run.data_manifest) or {}
+    train, held = section(manifest, "train"), section(manifest, "held_out")
+    if not train:
+        return [], None
+    sources = [(str(each.get("what")).replace("_", " "), _source(each)) for each in objects(manifest, "sources")]
+    reason = manifest.get("packing_reason")
+    if reason:
+        sources.append(("not packed", str(reason)))
+    columns = ("", "#training", *(["#held out"] if held else []))
+    counted = [_facts(each, manifest) for each in ((train, held) if held else (train,))]
+    names = [name for name in counted[0] if any(split.get(name) for split in counted)]
+    return sources, Table(columns, tuple((name, *(split.get(name, "") for split in counted)) for name in names))
+
+
+def _source(each: dict[str, Any]) -> str:
+    size = f", {_bytes(each['size'])}" if each.get("size") else ""
+    revision = f" at {str(each['revision'])[:12]}" if each.get("revision") else ""
+    return f"{each.get('path')}{revision}{size}, sha256 {str(each.get('sha256'))[:12]}…"
+
+
+def _facts(split: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
+    tokens, samples = number(split.get("tokens")) or 0.0, number(split.get("samples")) or 0.0
+    room = samples * (number(manifest.get("max_length")) or 0.0)
+    supervised = number(split.get("supervised")) or 0.0
+    found = {
+        "conversations": _whole(split, "documents"),
+        "samples": _whole(split, "samples"),
+        "tokens": _whole(split, "tokens"),
+        "tokens trained on": f"{supervised:,.0f} ({supervised / tokens:.1%})" if tokens else "",
+        "packing fills": f"{tokens / room:.1%}" if manifest.get("packed") and room else "",
+        "longest sample": _whole(split, "longest"),
+    }
+    left = {
+        "left out, too long": "dropped_overlong",
+        "cut, too long": "truncated",
+        "left out, nothing to learn": "dropped_unsupervised",
+        "turns not trained on": "turns_masked",
+    }
+    return found | {name: _whole(split, key) if split.get(key) else "" for name, key in left.items()}
+
+
+def _whole(split: dict[str, Any], key: str) -> str:
+    value = number(split.get(key))
+    return f"{value:,.0f}" if value is not None else ""
+
+
+def _bytes(count: object) -> str:
+    value = number(count) or 0.0
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def checkpoints(run: RunDir) -> Table | None:
+    """Every checkpoint that stands; the best by held-out loss and the newest are marked."""
+    manifests = [(each.step, read_json(each.manifest) or {}) for each in run.checkpoints()]
+    if not manifests:
+        return None
+    scored = [(loss, step) for step, each in manifests if (loss := number(each.get("held_out_loss"))) is not None]
+    best, newest = (min(scored)[1] if scored else None), manifests[-1][0]
+    rows = []
+    for step, each in manifests[::-1]:
+        loss = number(each.get("held_out_loss"))
+        marks = [name for name, at in (("best", best), ("newest", newest)) if at == step]
+        size = _bytes(sum(number(size) or 0 for size in section(each, "files").values()))
+        ranks = each.get("world", "?")
+        made = f"{ranks} rank{'' if ranks == 1 else 's'}, ZeRO-{each.get('zero_stage', '?')}"
+        rows.append((f"{step:,}", "" if loss is None else loss_text(loss), ", ".join(marks), size, made))
+    return Table(("#step", "#held-out loss", "", "#size", "written by"), tuple(rows))
+
+
+def export(run: RunDir, found: Sequence[Try]) -> tuple[str, Table | None]:
+    """A sentence about the export, and its checks."""
+    end = found[-1].end if found else {}
+    failed = end.get("exported") is False and end.get("verdict") == "done"
+    unverified = failed and bool(end.get("unverified"))
+    facts = read_json((run.unverified if unverified else run.export) / "export.json")
+    if facts is None or (failed and not unverified):
+        return (f"The export failed: {end.get('export_error') or 'see galley why'}" if failed else ""), None
+    places = [place / name for place in (run.export, run.unverified)[: 1 + unverified] for name in ("model", "adapter")]
+    parts = [f"{path.name} in {path}" for path in places if path.is_dir()]
+    rows = [row for each in objects(facts, "checks") for row in [_check(each)]]
+    columns = ("what", "", "#logits differ by", "#at most", "#same likeliest token", "compared with")
+    step = f"Step {facts['step']}" if "step" in facts else "A model"
+    but = ", but is not verified" if unverified else ""
+    return f"{step} was exported{but}: {', '.join(parts) or run.export}", Table(columns, tuple(rows)) if rows else None
+
+
+def _check(each: dict[str, Any]) -> tuple[str, ...]:
+    difference, most, same = (number(each.get(key)) for key in ("difference", "tolerance", "same_top"))
+    known = difference is not None and most is not None
+    passed = bool(each.get("verified", (difference or 0.0) <= (most or 0.0)))
+    return (
+        str(each.get("what", "")),
+        "" if not known else "passed" if passed else "FAILED",
+        "" if difference is None else f"{difference:.2e}",
+        "" if most is None else f"{most:.0e}",
+        "" if same is None else f"{same:.0%}",
+        str(each.get("against", "")),
+    )
+
+
+def configuration(spec: RunSpec) -> list[tuple[str, str]]:
+    """Titles and texts of what the run was told: task, placement, DeepSpeed, and the words of its command line."""
+    import yaml
+
+    body = spec.model_dump(mode="json")
+    place, origin = dict(body["placement"]), body["origin"]
+    deepspeed = place.pop("deepspeed")
+
+    def text(value: object) -> str:
+        return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)).rstrip()
+
+    words = f"galley … {' '.join([origin['recipe'], *origin['overrides']])}"
+    return [
+        ("Task", text(body["task"])),
+        ("Placement", text(place)),
+        ("DeepSpeed", json.dumps(deepspeed, indent=2, ensure_ascii=False)),
+        ("Cadence", text(body["cadence"])),
+        *([("Tracking", text(body["tracking"]))] if spec.tracking.names else []),
+        ("Command line", words),
+    ]

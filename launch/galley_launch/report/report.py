@@ -1,0 +1,166 @@
+"""``galley report RUN``: one page about a run that needs nothing but a browser. Written to ``RUN/report.html``."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir, read_json, write_atomic
+from galley.contract.sensitive import is_secret_name, masked
+from galley.contract.spec import RunSpec
+from galley_launch.base.terminal import duration
+from galley_launch.plan import compose
+from galley_launch.report import history, time_account
+from galley_launch.report import page as report_page
+from galley_launch.report.history import Try
+from galley_launch.report.rows import Curves, number, read_curves
+from galley_launch.runs import runs
+from galley_launch.submit import queue
+
+NAME = "report.html"
+_LIVE = ("live", "stopping")
+_TRAINED = ("done", "unverified", "unexported")
+_TONES = {
+    "done": "good", "failed": "bad", "lost": "bad", "stopped": "warn", "stopping": "warn", "live": "live",
+    "exporting": "live", "preparing": "live", "unverified": "bad", "unexported": "bad",
+}  # fmt: skip
+
+_HIDDEN = "(hidden)"
+_WORD = (
+    r"(?:tokens?|secret|pass|password|passwd|passphrase|pwd|credentials?|cookie|jwt"
+    r"|(?:api|access|private|secret|auth|account|signing)_?key)"
+)
+_QUOTE = r"(?:&#34;|&#39;)?"
+_NO_SECRET = r"(?!(?:[\d.,]+|null|none|true|false)(?:\s|[&<]|$))"
+# The page is looked through once it is whole, so that no section can forget to: what looks like a secret is hidden.
+_ASSIGNED = re.compile(rf"(?i)((?:\b|_|-){_WORD}{_QUOTE}\s*[=:]\s*{_QUOTE}){_NO_SECRET}[^\s&<>]{{4,}}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the run is."""
+
+    step: int
+    steps: int
+    left: str
+
+    @property
+    def percent(self) -> float:
+        """Of all steps."""
+        return min(100.0, 100 * self.step / self.steps)
+
+
+def write(run: RunDir) -> Path:
+    """Write the report of ``run`` and return its path. Raises ``UserError`` where that cannot be done."""
+    path = run.root / NAME
+    text = render(run, queue.look([run]).get(run.root), time.time())
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        todo = "make room, or write it of a copy of the run"
+        raise UserError(str(path), f"cannot be written ({error.strerror})", todo) from None
+    return path
+
+
+def render(run: RunDir, jobs: queue.Queue | None, now: float) -> str:
+    """The page. ``jobs``: what Slurm says, where the run was submitted; ``now``: seconds since the epoch."""
+    spec, curves = compose.read_spec(run), read_curves(run.metrics)
+    state = _state(run, jobs)
+    found = history.tries(run, curves, state.state in _LIVE, state.state in (*_TRAINED, "unknown"), now)
+    loader = FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    content = _content(run, spec, curves, found, state)
+    page = environment.get_template("report.html.j2").render(written=time_account.clock(now), **content)
+    return hide(page.encode("utf-8", "replace").decode(), os.environ)  # records may hold half a character
+
+
+def _content(run: RunDir, spec: RunSpec, curves: Curves, found: list[Try], state: runs.State) -> dict[str, Any]:
+    spent = history.account(found)
+    sources, counts = report_page.data(run)
+    exported, checks = report_page.export(run, found)
+    return {
+        "state": state,
+        "tone": _TONES.get(state.state, "calm"),
+        "progress": _progress(state),
+        "why": _why(run, state),
+        "summary": report_page.summary(spec, run),
+        "tiles": report_page.tiles(curves, spent, spec.placement.device),
+        "charts": report_page.draw(curves, found),
+        "spent": spent,
+        "shares": time_account.shares(spent) if spent and spent.wall else [],
+        "timeline": time_account.timeline(found),
+        "attempts": report_page.Table(
+            ("#attempt", "ended", "steps", "lasted", "began", "where"),
+            tuple(time_account.rows(found, state.state != "unknown")),
+        ),
+        "sources": sources,
+        "counts": counts,
+        "checkpoints": report_page.checkpoints(run),
+        "keep": spec.cadence.keep,
+        "exported": exported,
+        "checks": checks,
+        "configuration": report_page.configuration(spec),
+    }
+
+
+def _state(run: RunDir, jobs: queue.Queue | None) -> runs.State:
+    """As ``galley status`` says it; where Slurm does not answer, a verdict that is final stands."""
+    state = runs.state(run, jobs)
+    if state.state != "unknown":
+        return state
+    settled = runs.state(run, None)
+    final = settled.state in (*_TRAINED, "failed", "stopped") and not _goes_on(run)
+    return settled if final else state
+
+
+def _goes_on(run: RunDir) -> bool:
+    attempts = run.attempts()
+    end = (read_json(attempts[-1].exit) or {}) if attempts else {}
+    return end.get("again") is not False
+
+
+def _progress(state: runs.State) -> Progress | None:
+    step, steps, left = (number(state.row.get(key)) for key in ("step", "steps", "left_s"))
+    if step is None or not steps:
+        return None
+    live = state.state in _LIVE and left is not None
+    return Progress(int(step), int(steps), f"{duration(left or 0.0)} left" if live else "")
+
+
+def _why(run: RunDir, state: runs.State) -> tuple[str, list[tuple[str, str]]] | None:
+    """What ``galley why`` says of the newest failure, where the run ended with one."""
+    if state.state not in ("failed", "lost", "unverified", "unexported"):
+        return None
+    from galley_launch.runs import why
+
+    text, _, *lines = [*why.lines(run), ""]
+    head = re.sub(r"^run \S+ (?:is [^;]*; it )?", "", text)
+    rows: list[tuple[str, str]] = []
+    for line in lines:
+        if not line:
+            break
+        key, value = line[:10].strip(), line[10:].strip()
+        if not key and rows:  # a line that was wrapped is indented; another line of the log is not
+            key, before = rows.pop()
+            value = f"{before}{' ' if line[10:12] == '  ' else chr(10)}{value}"
+        rows.append((key, value))
+    return head[:1].upper() + head[1:], rows
+
+
+def hide(page: str, environment: Mapping[str, str]) -> str:
+    """``page`` without what looks like a secret, or is the value of a variable whose name does."""
+    for name, value in environment.items():
+        if len(value) >= 8 and is_secret_name(name):
+            page = page.replace(html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"), _HIDDEN)
+    return masked(_ASSIGNED.sub(rf"\1{_HIDDEN}", page), _HIDDEN)

@@ -1,0 +1,216 @@
+"""Runs that exist: find one, say how it is, follow its logs, ask it to stop."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from galley.contract.errors import UserError
+from galley.contract.files import number, read_rows
+from galley.contract.rundir import Attempt, RunDir, read_json
+from galley_launch.base import locks
+from galley_launch.base.grammar import nearest
+from galley_launch.base.terminal import Tail, duration
+from galley_launch.submit import queue
+
+_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run is, in the words that ``galley status`` shows."""
+
+    name: str
+    state: str
+    """``live``, ``stopping``, ``done``, ``unverified`` (trained, but the export's check failed), ``unexported``
+    (trained, but the export failed), ``stopped``, ``failed``, ``lost`` (ended without a word), ``new`` or ``damaged``
+    (its records cannot be read); of a submitted run also ``queued``, ``preparing``, ``exporting`` or ``unknown`` (Slurm
+    does not answer)."""
+    row: dict[str, Any]
+    """The newest metrics, evaluation included."""
+    attempt: int
+    checkpoint: int | None
+    """Step of the newest checkpoint that verifies."""
+    message: str = ""
+    reason: str = ""
+    """Why it is so, for the table: what failed, who stopped it, what a job waits for."""
+
+
+def find(name: str, runs: Path) -> RunDir:
+    """The run called ``name``: a directory, or a name under ``runs``. Raises ``UserError``."""
+    for root in (Path(name), runs / name):
+        if (root / "run.json").is_file():
+            return RunDir(root)
+    known = [run.root.name for run in every(runs)]
+    todo = nearest(name, known) if known else "start one with galley run"
+    raise UserError("run", f"no run {name!r} here or in {runs}/", todo)
+
+
+def every(runs: Path) -> list[RunDir]:
+    """All runs under ``runs``, by name."""
+    return [RunDir(path.parent) for path in sorted(runs.glob("*/run.json"))]
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The newest numbers of a ``metrics.jsonl``, from its end: evaluation rows do not hide step rows."""
+    row: dict[str, Any] = {}
+    for values in read_rows(path, _TAIL_BYTES):
+        row |= {key: value for key, value in values.items() if math.isfinite(number(value, math.inf))}
+    return row
+
+
+def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
+    """How ``run`` is now; ``jobs``: what Slurm says, where it was submitted."""
+    attempts, checkpoints = run.attempts(), run.checkpoints()
+    end = (read_json(attempts[-1].exit) or {}) if attempts else {}
+    word = _word(end) if attempts else "new"
+    if jobs and jobs.problem and end.get("again") is False:
+        jobs = None  # Nothing can be in the queue any more: a copy of the run far from its cluster says so, too.
+    now = (queue.word(jobs) if jobs else "") or ("live" if locks.is_live(run) else "")
+    if now:
+        word = "stopping" if now == "live" and attempts and attempts[-1].stop.exists() else now
+    early = queue.ended_before(run, jobs) if jobs and not attempts else ""
+    if early:
+        word = "stopped" if run.end.exists() else "failed"
+    damaged = _damage(run, attempts)
+    if damaged and not now:
+        word = "damaged"
+    told = [early] if word == "failed" else [damaged] if damaged else []
+    told.append(_message(end, word))
+    told.append(queue.nothing_follows(run, jobs) if jobs else "")
+    return State(
+        name=run.root.absolute().name,
+        state=word,
+        row=last_row(run.metrics),
+        attempt=attempts[-1].number if attempts else 0,
+        checkpoint=checkpoints[-1].step if checkpoints else None,
+        message="; ".join(filter(None, told)),
+        reason="; ".join(filter(None, [*told, _reason(word, end, jobs, bool(told and told[0]))])),
+    )
+
+
+def _reason(word: str, end: dict[str, Any], jobs: queue.Queue | None, told: bool) -> str:
+    """What the table says of a state beside its message."""
+    match word:
+        case "stopped":
+            return str(end.get("reason") or "")
+        case "lost":
+            return "ended without a word (killed, or its machine went down)"
+        case "done":
+            return "" if end.get("exported") else "not exported"
+        case "failed" if not told:
+            return str(end.get("kind") or end.get("reason") or "")
+        case "unknown" if jobs:
+            return jobs.problem
+        case "queued" if jobs and jobs.waiting:
+            return jobs.waiting.reason
+        case "stopping":
+            return "waits for the step, then saves"
+    return ""
+
+
+def _damage(run: RunDir, attempts: list[Attempt]) -> str:
+    """Which record of ``run`` is there and cannot be read; empty where there is none such."""
+    records = [run.spec, *([attempts[-1].exit] if attempts else [])]
+    there = [path for path in records if os.path.lexists(path) and (path == run.spec or not _is_empty(path))]
+    return next((f"{path} cannot be read" for path in there if read_json(path) is None), "")
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a killed process or a full disk left no byte in a file: that is no word either."""
+    return path.is_file() and path.stat().st_size == 0
+
+
+def _word(end: dict[str, Any]) -> str:
+    """How the newest attempt ended; trained is not done where its export failed."""
+    word = str(end.get("verdict", "lost"))
+    if word == "done" and end.get("exported") is False:
+        return "unverified" if end.get("unverified") else "unexported"
+    return word
+
+
+def _message(end: dict[str, Any], word: str) -> str:
+    if word in ("unverified", "unexported"):
+        return str(end.get("export_error") or "")
+    return str(end.get("message") or "") if word in ("failed", "stopped") else ""
+
+
+def log_paths(run: RunDir, rank: int | None, number: int | None, since: int = 0) -> list[Path]:
+    """The logs that ``galley logs`` shows, in order: of attempt ``number``, or of every attempt from ``since`` on."""
+    found: list[Path] = []
+    for attempt in run.attempts():
+        if attempt.number == number or (number is None and attempt.number >= since):
+            found += _logs_of(attempt, rank)
+    return found
+
+
+def _logs_of(attempt: Attempt, rank: int | None) -> list[Path]:
+    if rank is not None:
+        return [attempt.log(f"rank-{rank}")]
+    # torchrun's own logs repeat what ranks say; they are all there is where no rank came up.
+    middle = [attempt.log("rank-0")]
+    if not middle[0].exists():
+        middle = [attempt.log("train"), *sorted(attempt.logs.glob("train-*.log"))]
+    return [attempt.log("job"), attempt.log("prepare"), *middle, attempt.log("export")]
+
+
+def first_logs(run: RunDir, rank: int | None, number: int | None) -> int:
+    """The attempt that ``galley logs`` begins with. Raises ``UserError`` where what was asked for is not there."""
+    attempts = run.attempts()
+    if not attempts:
+        if queue.is_submitted(run):
+            return 0
+        raise UserError(str(run.root), "has no attempt yet", "start it with galley run")
+    attempt = run.attempt(number) if number is not None else attempts[-1]
+    if not attempt.root.is_dir():
+        there = ", ".join(str(each.number) for each in attempts)
+        raise UserError("attempt", f"{number} is not there", f"choose from {there}")
+    if rank is not None and not attempt.log(f"rank-{rank}").is_file():
+        found = sorted(path.stem.removeprefix("rank-") for path in attempt.logs.glob("rank-*.log"))
+        todo = f"choose from {', '.join(found)}" if found else "the ranks have not started"
+        raise UserError("rank", f"no log of rank {rank} in attempt {attempt.number}", todo)
+    return attempt.number
+
+
+def follow(run: RunDir, paths: Callable[[], list[Path]], show: Callable[[str], None], poll: float = 0.3) -> None:
+    """Show each log of ``paths``, which may become more, and go on while the run is live."""
+    tails: dict[Path, Tail] = {}
+    watch = queue.Watch(run) if queue.is_submitted(run) else None
+    shown = 0
+    live = True
+    while live:
+        live = watch.is_live(show) if watch else locks.is_live(run)  # First, so that the end is still shown.
+        for path in paths():
+            number = int(path.parent.parent.name)
+            for line in tails.setdefault(path, Tail(path)).lines():
+                if watch and number != shown:
+                    show(f"-- attempt {number}" if number else "-- prepare")
+                    shown = number
+                show(line)
+        if live:
+            time.sleep(poll)
+
+
+def stop(run: RunDir) -> str:
+    """Ask a live run to save and end; returns what to tell the user. Raises ``UserError`` where it is not live."""
+    if queue.is_submitted(run):
+        return queue.stop(run)
+    attempts = run.attempts()
+    if not attempts or not locks.is_live(run):
+        raise UserError(str(run.root), "is not running", "see galley status")
+    attempts[-1].request_stop("user")
+    return f"asked {run.root.name} to save and stop: {_waits_for(run)}; galley logs {run.root} follows it"
+
+
+def _waits_for(run: RunDir) -> str:
+    """What a stop comes after: the step that is under way, and how long such a step takes."""
+    row = last_row(run.metrics)
+    seconds, step = row.get("step_s"), row.get("step")
+    if not isinstance(seconds, int | float) or not isinstance(step, int):
+        return "it ends what it is at, then saves"
+    return f"it waits for step {step + 1} (a step takes {duration(seconds)}), then saves"

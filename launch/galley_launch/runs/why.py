@@ -1,0 +1,196 @@
+"""Why a run failed, in lines for a person: ``galley why RUN``, for runs on one box and on a cluster."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from galley.contract.rundir import Attempt, RunDir, read_json
+from galley_launch.base import locks
+from galley_launch.job.diagnose import patterns
+from galley_launch.job.diagnose.advice import UNVERIFIED, WORDS
+from galley_launch.job.diagnose.classify import Failure, classify
+from galley_launch.job.diagnose.evidence import Evidence, collect, last_step, tail, written
+from galley_launch.job.diagnose.findings import cut
+from galley_launch.runs import runs
+from galley_launch.submit import queue
+
+_WIDTH = 120
+_KEY = 10
+_EARLY = "Read that log: only modules, setup, conda and host_python of the cluster's profile come before an attempt."
+
+
+@dataclass(frozen=True)
+class _Fall:
+    """An attempt that failed."""
+
+    attempt: Attempt
+    end: dict[str, Any]
+    """Its ``exit.json``."""
+    failure: Failure
+    step: int | None
+    what: str
+    """What was tried: ``attempt 2``, ``prepare``, ``export``."""
+
+    @property
+    def words(self) -> str:
+        """What failed."""
+        return WORDS.get(self.failure.kind, self.failure.kind)
+
+
+def lines(run: RunDir) -> list[str]:
+    """What ``galley why`` prints of ``run``: its newest failure in full, then each failed attempt in one line."""
+    jobs = queue.look([run]).get(run.root)
+    state, attempts = runs.state(run, jobs), run.attempts()
+    live = queue.word(jobs) not in ("", "queued") if jobs else locks.is_live(run)
+    falls = [fall for attempt in attempts if (fall := _fall(run, attempt, attempt == attempts[-1], live))]
+    if not falls:
+        nothing = queue.nothing_follows(run, jobs) if jobs else ""
+        told = f"{_no_failure(state)}{nothing and '; '}{nothing}"
+        return _wrapped(told, _WIDTH) if attempts else _before_any(run, state)
+    last = falls[-1]
+    over = last.attempt == attempts[-1] and not live
+    head = f"run {state.name} {'' if over else f'is {_ending(state)}; it '}failed{_where(last, len(attempts))}"
+    table = _table(falls) if len(falls) > 1 else []
+    nothing = queue.nothing_follows(run, jobs) if jobs and over else ""
+    return [*_wrapped(f"{head}: {last.words}", _WIDTH), "", *_details(run, last, nothing), *table]
+
+
+def _where(fall: _Fall, attempts: int) -> str:
+    if not fall.what.startswith("attempt"):
+        return f" in {fall.what}"
+    after = f" after step {fall.step}" if fall.step else " before its first step"
+    return (f" in {fall.what}" if attempts > 1 else "") + after
+
+
+def _no_failure(state: runs.State) -> str:
+    if state.state == "unknown":
+        return f"run {state.name} has not failed as far as is known: Slurm does not say whether it still runs"
+    return f"run {state.name} did not fail: it is {_ending(state)}"
+
+
+def _ending(state: runs.State) -> str:
+    at = f" at step {state.row['step']}" if state.state == "stopped" and "step" in state.row else ""
+    return f"{'not done yet' if state.state == 'lost' else state.state}{at}"
+
+
+def _before_any(run: RunDir, state: runs.State) -> list[str]:
+    """Of a run without an attempt: its jobs may have ended before they could begin one."""
+    logs = sorted((run.jobs / "logs").glob("*.out"), key=written)
+    told = [path for path in logs if tail(path).strip()]
+    if state.state not in ("new", "lost", "failed") or not (told or state.message):
+        return [f"run {state.name} did not fail: it has no attempt yet"]
+    if not told:
+        return _wrapped(f"run {state.name} has no attempt: {state.message}", _WIDTH)
+    found = Evidence(1, "", [], {str(told[-1].relative_to(run.root)): tail(told[-1])}, [], [], None, None)
+    failure = classify(found)
+    known = any(line.startswith("jobs/") for line in failure.lines)
+    words = f" ({WORDS[failure.kind]})" if known else ""
+    head = f"run {state.name} has no attempt: its job ended before it could begin one{words}"
+    shown = list(failure.lines) if known else [cut(line) for line in queue.last_words(run)[-3:]]
+    rows = [("shown by", shown), ("to do", [failure.advice if known else _EARLY]), ("log", [str(told[-1])])]
+    return [*_wrapped(head, _WIDTH), "", *(line for key, values in rows for line in _row(key, values))]
+
+
+def _fall(run: RunDir, attempt: Attempt, newest: bool, live: bool) -> _Fall | None:
+    """How ``attempt`` failed; None where it did not, or still runs."""
+    end = read_json(attempt.exit)
+    if newest and live and end is None:
+        return None
+    end = end or {}
+    if end.get("verdict") == "done" and newest and not live and _export_failed(run, attempt, end):
+        return _Fall(attempt, {}, _unverified(end) or _of_export(run, attempt), None, "export")
+    if end.get("verdict", "lost") not in ("failed", "lost"):
+        return None
+    known = end.get("last_step", end.get("step"))
+    step = int(known) if isinstance(known, int) else last_step(run) if newest else None
+    found = replace(collect(run, attempt, _status(end), str(end.get("state") or "")), step=step)
+    what = f"attempt {attempt.number}" if attempt.number else "prepare"
+    return _Fall(attempt, end, _agreed(end, classify(found)), step, what)
+
+
+def _export_failed(run: RunDir, attempt: Attempt, end: dict[str, Any]) -> bool:
+    tried = attempt.log("export").exists()
+    if end.get("exported") is False:
+        return True
+    return end.get("exported") is not True and tried and not (run.export / "export.json").is_file()
+
+
+def _unverified(end: dict[str, Any]) -> Failure | None:
+    """An export that was written, but whose check failed: its own words say what differs and where it is."""
+    if not end.get("unverified"):
+        return None
+    return Failure("unverified", "export", (cut(str(end.get("export_error") or "")),), UNVERIFIED, False, ())
+
+
+def _of_export(run: RunDir, attempt: Attempt) -> Failure:
+    found = collect(run, attempt, None, "")
+    logs = {name: text for name, text in found.logs.items() if name.startswith("export")}
+    errors = [error for error in found.errors if error.get("who") == "export"]
+    status = errors[0].get("status") if errors else 1 if "rror" in "".join(logs.values()) else None
+    return classify(replace(found, logs=logs, errors=errors, heartbeats=[], hang=None, status=status))
+
+
+def _status(end: dict[str, Any]) -> int | None:
+    """The launcher keeps a signal in its message only."""
+    signal = re.search(r"killed by signal (\d{1,2})", str(end.get("message") or ""))
+    status = end.get("status")
+    return 128 + int(signal[1]) if signal else status if isinstance(status, int) else None
+
+
+def _agreed(end: dict[str, Any], failure: Failure) -> Failure:
+    """The job's own verdict stands: it knew Slurm's state of the job, which is gone."""
+    kind, reason = str(end.get("kind") or ""), str(end.get("reason") or "")
+    if not kind and end.get("verdict") == "lost" and reason in ("walltime", "preemption"):
+        kind = "killed"
+    if not kind or kind == failure.kind:
+        return failure
+    said = cut(f"exit.json: {end.get('message') or reason}")
+    retry, nodes = bool(end.get("again", failure.retry)), end.get("nodes")
+    return Failure(kind, "", (said,), _advice(kind), retry, tuple(map(str, nodes if isinstance(nodes, list) else ())))
+
+
+def _advice(kind: str) -> str:
+    """What to do where no more than the kind is known."""
+    tables = (*patterns.CAUSES, *patterns.HARDWARE, *patterns.LOST, *patterns.ENDINGS, *patterns.ECHOES)
+    return next((rule.advice for rule in tables if rule.kind == kind), "Read the logs of that attempt.")
+
+
+def _details(run: RunDir, fall: _Fall, nothing: str) -> list[str]:
+    failure, found = fall.failure, run.checkpoints()
+    resumes = f"after step {found[-1].step}" if found else "from the start: there is no checkpoint"
+    rows = [("first", [failure.who] if failure.who else []), ("shown by", list(failure.lines))]
+    rows += [("to do", [failure.advice]), ("retry", [nothing or _again(fall, run.root)])]
+    rows += [("resumes", [resumes] if fall.what.startswith("attempt") else [])]
+    rows += [("avoid", [", ".join(failure.nodes)] if failure.nodes else []), ("logs", [str(fall.attempt.logs)])]
+    return [line for key, values in rows for line in _row(key, values)]
+
+
+def _again(fall: _Fall, root: Path) -> str:
+    if fall.end.get("again") is not None:
+        return "another attempt follows by itself" if fall.end["again"] else "no attempt follows by itself"
+    same = f"galley export {root}" if fall.what == "export" else f"galley run {root}"
+    return f"the same may go well: {same}" if fall.failure.retry else "retrying will not help until this is fixed"
+
+
+def _row(key: str, values: list[str]) -> list[str]:
+    wrapped = [line for value in values for line in _wrapped(value, _WIDTH - _KEY)]
+    return [f"{key if not number else '':<{_KEY}}{line}" for number, line in enumerate(wrapped)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False) or [""]
+
+
+def _table(falls: list[_Fall]) -> list[str]:
+    rows = [("failed", "step", "what")]
+    rows += [(fall.what, "" if fall.step is None else str(fall.step), _short(fall)) for fall in falls]
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return ["", *(f"{what:<{first}}  {step:<{second}}  {why}".rstrip() for what, step, why in rows)]
+
+
+def _short(fall: _Fall) -> str:
+    return f"{fall.words} ({fall.failure.who})" if fall.failure.who else fall.words

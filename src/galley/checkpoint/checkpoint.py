@@ -1,0 +1,156 @@
+"""Checkpoints that no kill can tear, and that any number of ranks and any ZeRO stage can load.
+
+Each rank writes the flat fp32 tensors that its optimizer steps (weights and both moments) to one safetensors file,
+whose header says which slice of which parameter lies where. Nothing is pickled, frozen weights are not written, and a
+reader takes just the slices that it needs, whatever the ranks and the ZeRO stage that wrote them. The manifest is
+written last, and the whole directory then gets the checkpoint's name: without a manifest there is no checkpoint.
+``saving`` writes them; here is what they hold, and how they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from galley.checkpoint.flats import by_flat, numbered
+from galley.contract import files
+from galley.contract.errors import UserError
+from galley.contract.rundir import Checkpoint, RunDir, read_json
+from galley.engine import optimizers, swap
+from galley.engine.engine import Engine, base_optimizer, fragments, refresh_gathered, set_loss_scale, set_weight
+from galley.engine.optimizers import MOMENTS
+from galley.model.model import trained
+
+
+@dataclass
+class State:
+    """Where the loop is; everything else follows from the task and the step."""
+
+    step: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    """Steps that were left out, for their gradients overflowed fp16."""
+    loss_scale: dict[str, float] | None = None
+    """With fp16: the loss's scale, and when it changes."""
+    best_loss: float | None = None
+    best_step: int | None = None
+    bad_evaluations: int = 0
+    held_out_loss: float | None = None
+    held_out_step: int | None = None
+
+
+def best_checkpoint(run: RunDir) -> Checkpoint | None:
+    """The checkpoint with the lowest held-out loss, among those that were measured at their own step."""
+    scored = [(read_json(each.manifest) or {}, each) for each in run.checkpoints()]
+    losses = [(files.number(each.get("held_out_loss"), math.inf), at) for each, at in scored]
+    measured = [(loss, at) for loss, at in losses if math.isfinite(loss)]
+    return min(measured, key=lambda pair: (pair[0], pair[1].step))[1] if measured else None
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint's directory, if it is there. The manifest goes first: no half checkpoint.
+
+    What is not there is not deleted: a later attempt might just have made it.
+    """
+    manifest = Checkpoint(path).manifest
+    if manifest.exists():
+        manifest.unlink()
+    if path.exists():
+        shutil.rmtree(path)
+
+
+class Reader:
+    """Reads slices of parameters out of a checkpoint, mapping its files rather than loading them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.files: list[Any] = [safe_open(path, "pt") for path in sorted(checkpoint.root.glob("rank-*.safetensors"))]
+        self.places: dict[str, list[tuple[int, int, int, int, int]]] = {}
+        for index, file in enumerate(self.files):
+            for name, start, numel, number, offset in json.loads(file.metadata()["fragments"]):
+                self.places.setdefault(name, []).append((start, numel, index, number, offset))
+
+    def names(self) -> list[str]:
+        """Parameters in the checkpoint."""
+        return list(self.places)
+
+    def has_moments(self) -> bool:
+        """Whether the optimizer had taken a step."""
+        return any(key.startswith(MOMENTS[0]) for file in self.files for key in file.keys())  # noqa: SIM118
+
+    def fill(self, kind: str, name: str, start: int, into: torch.Tensor) -> None:
+        """Copy elements ``start…`` of ``kind`` (weight or a moment) of a parameter into the flat tensor ``into``."""
+        end = start + into.numel()
+        for first, numel, index, number, offset in self.places[name]:
+            low, high = max(start, first), min(end, first + numel)
+            if low < high:
+                source = self.files[index].get_slice(f"{kind}.{number}")
+                into[low - start : high - start].copy_(source[offset + low - first : offset + high - first])
+
+    def numel(self, name: str) -> int:
+        """Elements of a parameter."""
+        return max(start + numel for start, numel, *_ in self.places[name])
+
+    def whole(self, name: str) -> torch.Tensor:
+        """The fp32 weight of a parameter, flattened."""
+        value = torch.empty(self.numel(name), dtype=torch.float32)
+        self.fill("weight", name, 0, value)
+        return value
+
+
+def load(checkpoint: Checkpoint, engine: Engine) -> State:
+    """Put a checkpoint into ``engine``: weights, fp32 copies and moments. Bit-identical under the same placement.
+
+    Raises ``UserError`` where the checkpoint is of another set of parameters.
+    """
+    reader, parameters = Reader(checkpoint), trained(engine.module)
+    if set(reader.names()) != set(parameters):
+        odd = sorted(set(reader.names()) ^ set(parameters))[0]
+        raise UserError(str(checkpoint.root), f"is of another model or method ({odd!r})", "use a new run: name=…")
+    state = State(**json.loads(checkpoint.manifest.read_text(encoding="utf-8"))["state"])
+    refresh_gathered(engine, before=True)
+    for name, parameter in parameters.items():
+        set_weight(parameter, reader.whole(name))
+    _load_optimizer(reader, engine, state.step - state.skipped)
+    _load_packed(reader, checkpoint, engine)
+    refresh_gathered(engine, before=False)
+    set_loss_scale(engine, state.loss_scale)
+    return state
+
+
+def _load_optimizer(reader: Reader, engine: Engine, step: int) -> None:
+    optimizer, moments = base_optimizer(engine), reader.has_moments()
+    for held in by_flat(fragments(engine)):
+        flat = held[0].flat
+        with swap.resident(engine, flat, changes=True):
+            if moments and flat not in optimizer.state:
+                optimizer.state[flat] = optimizers.fresh(optimizer, flat, step)
+            state = optimizer.state[flat] if moments else {}
+            targets = {"weight": flat.data} | {key: state[key] for key in MOMENTS if key in state}
+            for each in held:
+                for kind, target in targets.items():
+                    reader.fill(kind, each.name, each.start, target.view(-1)[each.offset : each.offset + each.numel])
+
+
+def _load_packed(reader: Reader, checkpoint: Checkpoint, engine: Engine) -> None:
+    """8-bit state goes back to the flat tensors that it is of: its blocks do not follow the parameters' borders."""
+    optimizer, rank = base_optimizer(engine), torch.distributed.get_rank()
+    if not optimizers.packs(optimizer):
+        return
+    made = read_json(checkpoint.manifest) or {}
+    flats, layout = numbered(fragments(engine))
+    file = reader.files[min(rank, len(reader.files) - 1)]
+    here = (torch.distributed.get_world_size(), engine.zero_optimization_stage())
+    same = here == (made["world"], made["zero_stage"])
+    if not same or [list(row) for row in layout] != json.loads(file.metadata()["fragments"]):
+        what = f"has 8-bit optimizer state, which is of {made['world']} ranks under ZeRO-{made['zero_stage']}"
+        raise UserError(str(checkpoint.root), what, "go on with as many ranks, that stage and the same buckets")
+    optimizers.restore_packed(optimizer, flats, file)

@@ -1,0 +1,149 @@
+"""Is a checkpoint what was written? Checksums of its files, and of its manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from galley.checkpoint.checkpoint import State
+from galley.contract.errors import UserError
+from galley.contract.rundir import Checkpoint, RunDir, fsync_path, read_json
+from galley.ranks.world import World
+from galley.storage import sums
+from galley.storage.sums import SEAL, crc32, seal
+
+_SIDECAR = ".crc32"
+
+
+def note(path: Path) -> None:
+    """Leave the checksum of a file beside it, for the rank that writes the manifest."""
+    beside = path.with_name(path.name + _SIDECAR)
+    beside.write_text(crc32(path), encoding="ascii")
+    fsync_path(beside)
+
+
+def collect(folder: Path) -> dict[str, str]:
+    """Checksums of all files in ``folder``, by name; what ``note`` left is taken up and removed."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(_SIDECAR):
+            continue
+        beside = path.with_name(path.name + _SIDECAR)
+        if beside.exists():
+            found[path.name] = beside.read_text(encoding="ascii")
+            beside.unlink()
+        else:
+            found[path.name] = crc32(path)
+    return found
+
+
+def manifest_text(state: State, made_by: dict[str, Any]) -> str:
+    """The manifest of a checkpoint, with a checksum of its own.
+
+    ``made_by`` has the world size and ZeRO stage that wrote it, its files' sizes, and their checksums, if any.
+    """
+    manifest = {
+        "step": state.step,
+        "world": made_by["world"],
+        "zero_stage": made_by["zero_stage"],
+        "held_out_loss": state.held_out_loss if state.held_out_step == state.step else None,
+        "state": asdict(state),
+        "files": made_by["files"],
+    }
+    if "checksums" in made_by:
+        manifest["checksums"] = made_by["checksums"]
+    return json.dumps(manifest | {SEAL: seal(manifest)}, indent=1)
+
+
+def damage(checkpoint: Checkpoint, share: slice = slice(None)) -> str | None:
+    """What is wrong with a checkpoint, if something is; of its files, those in ``share`` are read.
+
+    A manifest of an earlier version holds no checksums: then sizes are all that is compared.
+    """
+    manifest = read_json(checkpoint.manifest)
+    problem = "manifest.json is not JSON" if manifest is None else _manifest_damage(manifest, checkpoint.step)
+    if manifest is None or problem:
+        return problem
+    known = manifest.get("checksums", {})
+    files = [(name, known.get(name), size) for name, size in sorted(manifest["files"].items())]
+    return sums.damage(checkpoint.root, files[share])
+
+
+def _manifest_damage(manifest: dict[str, Any], step: int) -> str | None:
+    if not sums.is_intact(manifest):
+        return "manifest.json is not as it was written (CRC-32)"
+    state, files = manifest.get("state"), manifest.get("files")
+    if not isinstance(state, dict) or not isinstance(files, dict) or not {"world", "zero_stage"} <= set(manifest):
+        return "manifest.json lacks what a checkpoint's has"
+    if not set(state) <= {field.name for field in fields(State)} or state.get("step") != step:
+        return f"manifest.json has no state of step {step}"
+    if not any(name.startswith("rank-") for name in files) or not all(_plain(*item) for item in files.items()):
+        return "manifest.json does not list the ranks' files"
+    return None
+
+
+def _plain(name: str, size: object) -> bool:
+    return "/" not in name and isinstance(size, int)
+
+
+def written(run: RunDir) -> list[Checkpoint]:
+    """Everything that has a checkpoint's name and manifest, whole or not, oldest first."""
+    found = [Checkpoint(path) for path in (run.root / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return sorted((each for each in found if each.manifest.exists()), key=lambda each: each.step)
+
+
+def newest(run: RunDir, world: World) -> Checkpoint | None:
+    """The newest checkpoint that is whole, each rank having read its share of the files (collective).
+
+    None where none was written. Damaged ones after it are moved out of the way, with a line that says so. Raises
+    ``UserError`` where some were written, and none is whole.
+    """
+    steps = world.gather([each.step for each in written(run)])[0]  # a disk may show another rank fewer
+    problems: list[str] = []
+    for step in reversed(steps):
+        checkpoint = run.checkpoint(step)
+        share = damage(checkpoint, slice(world.rank, None, world.size))
+        problem = next((each for each in world.gather(share) if each), None)
+        if problem is None:
+            _pass_over(run, world, problems, checkpoint)
+            return checkpoint
+        problems.append(f"{checkpoint.root.name}: {problem}")
+    if problems:
+        what = f"no checkpoint is whole: {'; '.join(problems[:3])}"
+        todo = f"restore one, or remove {run.root / 'checkpoints'} to begin again from step 0"
+        raise UserError(str(run.root / "checkpoints"), what, todo)
+    return None
+
+
+def _pass_over(run: RunDir, world: World, problems: Sequence[str], checkpoint: Checkpoint) -> None:
+    """Give damaged checkpoints another name: training will write theirs again."""
+    for problem in problems if world.is_first else ():
+        root = run.root / "checkpoints" / problem.partition(":")[0]
+        aside = _free(root.with_name(f"damaged-{root.name}"))
+        root.rename(aside)
+        print(f"damaged checkpoint {problem}; it is {aside.name} now, going on from step {checkpoint.step}", flush=True)
+    world.barrier()
+
+
+def _free(path: Path) -> Path:
+    """``path``, or with a number behind where that is taken."""
+    return next(p for p in (path, *(path.with_name(f"{path.name}.{n}") for n in range(2, 1000))) if not p.exists())
+
+
+def last(run: RunDir) -> Checkpoint:
+    """The newest checkpoint that is whole, of a run that nobody trains. Raises ``UserError`` where there is none."""
+    problems: list[str] = []
+    for checkpoint in reversed(written(run)):
+        problem = damage(checkpoint)
+        if problem is None:
+            for passed in problems:
+                print(f"damaged checkpoint {passed}; taking step {checkpoint.step}", flush=True)
+            return checkpoint
+        problems.append(f"{checkpoint.root.name}: {problem}")
+    if problems:
+        what = f"no checkpoint is whole: {'; '.join(problems[:3])}"
+        raise UserError(str(run.root / "checkpoints"), what, "restore one, or train again in a new run: name=…")
+    raise UserError(str(run.root), "has no checkpoint to export", "train first: galley run")

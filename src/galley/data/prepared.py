@@ -1,0 +1,274 @@
+"""Prepared data: what ``galley.prepare`` writes and every rank maps. numpy and pydantic only.
+
+``data/manifest.json`` is written last: prepared data exists when it does. ``data/train`` and ``data/held_out`` hold
+``.npy`` files, opened with ``mmap_mode="r"`` so that ranks of one node share the page cache:
+
+==================  ========  ================  =====================================================================
+file                dtype     shape             what
+==================  ========  ================  =====================================================================
+``tokens.npy``      uint32    [tokens]          token ids of all samples, one after the other
+``labels.npy``      int32     [tokens]          the token id itself where it is supervised, else -100 (not shifted)
+``positions.npy``   uint32    [tokens]          0, 1, 2 … from the start of each document
+``samples.npy``     int64     [samples + 1]     where each sample starts in ``tokens``; the last is the end
+``supervised.npy``  int64     [samples]         supervised tokens of each sample
+``documents.npy``   int64     [documents + 1]   where each document starts; no document spans two samples
+``sources.npy``     int64     [documents]       row of the source file that it came from (line number from 0)
+==================  ========  ================  =====================================================================
+
+The first token of every document has label -100, for nothing predicts it: so the supervised count of a sample is
+also its number of loss terms after the shift.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from galley.contract.files import read_text
+from galley.contract.rundir import RunDir
+from galley.contract.spec import Part
+from galley.storage import sums
+
+FORMAT: Literal[1] = 1
+IGNORED = -100
+TRAIN, HELD_OUT, TOKENIZER = "train", "held_out", "tokenizer"
+DTYPES: dict[str, type[np.generic]] = {
+    "tokens": np.uint32,
+    "labels": np.int32,
+    "positions": np.uint32,
+    "samples": np.int64,
+    "supervised": np.int64,
+    "documents": np.int64,
+    "sources": np.int64,
+}
+
+U32 = npt.NDArray[np.uint32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+
+class SourceFacts(Part):
+    """A file or hub data set that the data came from, and how to tell that it has changed."""
+
+    what: Literal["data", "held_out", "chat_template"]
+    """What it was read for."""
+    path: str
+    """As found when it was prepared: an absolute path, or a hub id."""
+    revision: str | None = None
+    """Commit of a hub data set."""
+    size: int = 0
+    """Bytes; 0 for a hub data set."""
+    mtime_ns: int = 0
+    """Modification time when it was read: the same size and time are taken for the same file."""
+    sha256: str
+    """Of the whole file; for a hub data set, its id, commit and split."""
+
+
+class SplitFacts(Part):
+    """Counts over one split."""
+
+    rows: int
+    """Rows chosen for this split, before any was dropped."""
+    samples: int
+    """What training draws from: packed sequences, or single documents."""
+    documents: int
+    """Conversations, or texts and pieces of texts, kept."""
+    tokens: int
+    """Tokens of all samples; there is no padding."""
+    supervised: int
+    """Tokens that the loss is taken over."""
+    longest: int
+    """Tokens of the longest sample."""
+    dropped_overlong: int = 0
+    """Conversations left out for being longer than ``max_length``."""
+    truncated: int = 0
+    """Conversations cut to ``max_length``."""
+    pieces: int = 0
+    """Further documents, from texts longer than ``max_length`` that were split."""
+    dropped_unsupervised: int = 0
+    """Conversations left out because no token of theirs is supervised."""
+    turns_masked: int = 0
+    """Assistant turns not trained on: the template renders them otherwise once the conversation goes on."""
+    turns_muted: int = 0
+    """Assistant turns not trained on: their ``weight``, ``train`` or ``loss`` is 0."""
+    overlap: int = 0
+    """Held-out documents that are training documents too, token for token."""
+
+
+class ModelFacts(Part):
+    """The model that training starts from, as it lies on this machine."""
+
+    path: str
+    """Local folder for ``from_pretrained``: config and safetensors, with rows for every token."""
+    source: str
+    """As the user wrote it."""
+    revision: str | None = None
+    """Commit of a hub model."""
+    fingerprint: str
+    """Over the configuration and samples of the weights of what was fetched (before tokens were added)."""
+    parameters: int
+    """Elements of all stored tensors."""
+    vocab: int
+    """Rows of the embedding."""
+    hidden_size: int
+    """Width of the residual stream."""
+    layers: int
+    """Decoder layers."""
+    added_tokens: list[str] = Field(default_factory=list)
+    """Tokens that the template needs and the tokenizer lacked: their embedding rows must be trained."""
+    added_token_ids: list[int] = Field(default_factory=list)
+    """Ids of ``added_tokens``, in the same order."""
+    eos_ids: list[int] = Field(default_factory=list)
+    """Tokens that end an answer, the template's end of turn first."""
+    attends_by_document: bool = False
+    """Whether attention over each packed document by itself computes what a mask over all of them does."""
+    quantised_share: float | None = None
+    """Share of the weights that the method quantises; None where it quantises nothing."""
+
+
+class Manifest(Part):
+    """``data/manifest.json``."""
+
+    schema_version: Literal[1] = Field(FORMAT, alias="schema")
+    key: str
+    """Hash of what the task asks of prepare: model, data, seed."""
+    content: str
+    """Hash of everything that the arrays depend on; names the cache entry."""
+    sources: list[SourceFacts]
+    packed: bool
+    """Whether a sample holds several documents."""
+    packing_reason: str | None = None
+    """Why not, where the task asked for packing."""
+    max_length: int
+    """No sample is longer, in tokens."""
+    train: SplitFacts
+    held_out: SplitFacts | None = None
+    model: ModelFacts
+    tokenizer: str = TOKENIZER
+    """Folder of the tokenizer with its final template, inside ``data/``."""
+    template_hash: str
+    """SHA-256 of the chat template."""
+    versions: dict[str, str]
+    """Of the libraries that rendered and tokenised."""
+    checksums: dict[str, str] = Field(default_factory=dict)
+    """CRC-32 of each file in ``data/``, by its path there; none where an earlier version prepared them."""
+    crc32: str | None = None
+    """Of all the rest of this manifest."""
+    warnings: list[str] = Field(default_factory=list)
+    """What the user should know about these data, one line each."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample; numpy views of the mapped files, all of length T but the last two, of length D."""
+
+    tokens: U32
+    labels: I32
+    positions: U32
+    document_starts: I64
+    """Where each document starts, counted from the start of the sample; the first is 0."""
+    sources: I64
+    """Source row of each document."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split's mapped arrays; see the module's table."""
+
+    tokens: U32
+    labels: I32
+    positions: U32
+    samples: I64
+    supervised: I64
+    documents: I64
+    sources: I64
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Self:
+        """Map the files in ``directory``. Raises ``OSError`` where one is missing, ``ValueError`` for a wrong type."""
+        return cls(**{name: _open(Path(directory) / f"{name}.npy", dtype) for name, dtype in DTYPES.items()})
+
+    def __len__(self) -> int:
+        return len(self.samples) - 1
+
+    @property
+    def lengths(self) -> I64:
+        """Tokens of each sample, [samples]."""
+        return np.diff(self.samples)
+
+    @property
+    def tokens_total(self) -> int:
+        """Tokens of all samples."""
+        return int(self.samples[-1])
+
+    @property
+    def supervised_total(self) -> int:
+        """Supervised tokens of all samples."""
+        return int(self.supervised.sum())
+
+    def pairs(self, index: int) -> int:
+        """Pairs of tokens that sample ``index`` may attend over: the sum of its documents' lengths, squared."""
+        first, last = self._documents(index)
+        return int((np.diff(self.documents[first : last + 1]) ** 2).sum())
+
+    def _documents(self, index: int) -> tuple[int, int]:
+        """The first of the documents that sample ``index`` consists of, and the first that is not its own."""
+        first, last = np.searchsorted(self.documents, self.samples[index : index + 2])
+        return int(first), int(last)
+
+    def sample(self, index: int) -> Sample:
+        """Sample ``index``. Raises ``IndexError`` outside 0 … len - 1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        start, end = int(self.samples[index]), int(self.samples[index + 1])
+        first, last = self._documents(index)
+        return Sample(
+            tokens=self.tokens[start:end],
+            labels=self.labels[start:end],
+            positions=self.positions[start:end],
+            document_starts=self.documents[first:last] - start,
+            sources=self.sources[first:last],
+        )
+
+
+def _open(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+    if array.dtype != dtype or array.ndim != 1:
+        raise ValueError(f"{path}: {array.dtype} with {array.ndim} dimensions, not a row of {np.dtype(dtype)}")
+    return array
+
+
+def read_manifest(run: RunDir) -> Manifest:
+    """What prepare made for ``run``. Raises ``OSError`` where it has not, ``ValueError`` for another format and for a
+    manifest that is not as it was written.
+    """
+    text = read_text(run.data_manifest)
+    manifest = Manifest.model_validate_json(text)
+    if not sums.is_intact(json.loads(text)):
+        raise ValueError(f"{run.data_manifest} is not as it was written (CRC-32)")
+    return manifest
+
+
+def damage(run: RunDir, manifest: Manifest, share: slice = slice(None)) -> str | None:
+    """What is wrong with the prepared files, if something is; those in ``share`` are read."""
+    files = [(name, checksum, None) for name, checksum in sorted(manifest.checksums.items())]
+    return sums.damage(run.data, files[share])
+
+
+def open_split(run: RunDir, name: str = TRAIN) -> Split:
+    """The ``train`` or ``held_out`` split of ``run``."""
+    return Split.open(run.data / name)
+
+
+def tokenizer_folder(run: RunDir) -> Path:
+    """The run's own tokenizer, for ``AutoTokenizer.from_pretrained``."""
+    return run.data / TOKENIZER

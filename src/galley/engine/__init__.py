@@ -1,0 +1,4 @@
+"""DeepSpeed: the engine, its optimizers, and optimizer state on a disk.
+
+Imports the contract, `storage` and `model`.
+"""

@@ -1,0 +1,4 @@
+"""What is minimised: one file for each loss.
+
+Imports `data` and `model`.
+"""

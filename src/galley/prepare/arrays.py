@@ -1,0 +1,193 @@
+"""One task's conversations as finished arrays in the shared cache, named by everything that they depend on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from galley.contract.errors import UserError
+from galley.contract.spec import RunSpec
+from galley.data.prepared import FORMAT, HELD_OUT, I64, TOKENIZER, TRAIN, SourceFacts, SplitFacts
+from galley.prepare.doubts import count_overlap, counts, warnings
+from galley.prepare.formats.encode import KEPT, OVERLONG, Documents, Limits, encode, write_split
+from galley.prepare.packing import pack, pick_held_out, separate
+from galley.prepare.sources import FIELDS, check_sources, read_rows
+from galley.prepare.tokens import Tokens
+from galley.storage import sums
+from galley.storage.cache import digest, entry
+
+# Raise it when the same inputs give other arrays, so that no run takes what an older Galley made.
+CODE_VERSION = 2
+FACTS = "facts.json"
+LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the arrays are made from."""
+
+    spec: RunSpec
+    sources: list[SourceFacts]
+    tokens: Tokens
+    vocab: int
+    """Rows of the model's embedding: no token may have a higher id."""
+    packed: bool
+
+    @property
+    def limits(self) -> Limits:
+        """What happens to long conversations."""
+        return Limits(self.spec.task.data.max_length, self.spec.task.data.overlong)
+
+    @property
+    def key(self) -> str:
+        """Names the cache entry."""
+        data = self.spec.task.data
+        contents = {source.what: source.sha256 for source in self.sources if source.what != "chat_template"}
+        choices = [data.max_length, data.overlong, data.held_out, self.packed, self.vocab, self.spec.task.seed]
+        text = [self.tokens.template_hash, self.tokens.fingerprint] + ["text"] * (data.format == "text")
+        return digest([CODE_VERSION, FORMAT, contents, choices, text])
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that render and tokenise."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def prepare_arrays(job: Job, cache: Path) -> Path:
+    """The cache entry with ``train``, ``held_out`` where asked for, ``tokenizer`` and ``facts.json``."""
+    paths = job.spec.placement.paths
+    arguments = (cache, "data", job.key, lambda folder: _build(job, folder), f"data: preparing {paths.data}")
+    folder = entry(*arguments)
+    if problem := _damage(folder):
+        print(f"data: {folder}: {problem}; preparing again", flush=True)
+        shutil.rmtree(folder)
+        folder = entry(*arguments)
+    for line in read_warnings(job, folder):
+        print(f"warning: {line}", flush=True)
+    return folder
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        read_facts(folder)
+        if sums.is_intact(facts):
+            return sums.damage(folder, [(name, value, None) for name, value in facts.get("checksums", {}).items()])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    return f"{FACTS} is not as it was written"
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """CRC-32 of each file of a cache entry, by its path in it; none in those of earlier versions."""
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return {str(name): str(value) for name, value in facts.get("checksums", {}).items()}
+
+
+def read_facts(folder: Path) -> tuple[SplitFacts, SplitFacts | None]:
+    """Counts of the training and the held-out split of a cache entry."""
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    held_out = facts[HELD_OUT]
+    return SplitFacts(**facts[TRAIN]), SplitFacts(**held_out) if held_out else None
+
+
+def read_warnings(job: Job, folder: Path) -> list[str]:
+    """What the user should know about a cache entry, one line each."""
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return warnings(job.sources, facts["found"], read_facts(folder)[1])
+
+
+def _build(job: Job, folder: Path) -> None:
+    by_use = {source.what: source for source in job.sources}
+    flat = folder / "flat"
+    documents = _encode(job, by_use["data"], flat / "data")
+    everything = np.arange(len(documents.fates))
+    if "held_out" in by_use:
+        other = _encode(job, by_use["held_out"], flat / "held_out")
+        chosen, kept_out = everything, np.arange(len(other.fates))
+    else:
+        other = documents
+        chosen, kept_out = _share(job, documents)
+    train, held_out = _write(job, folder / TRAIN, documents, chosen), None
+    if len(kept_out):
+        held_out = _write(job, folder / HELD_OUT, other, kept_out)
+        held_out = held_out.model_copy(update={"overlap": count_overlap(documents, chosen, other, kept_out)})
+    shutil.rmtree(flat)
+    check_sources(job.sources, job.spec)  # it may have been written to while it was read
+    job.tokens.tokenizer.save_pretrained(folder / TOKENIZER)
+    facts: dict[str, Any] = {TRAIN: train.model_dump(), HELD_OUT: held_out and held_out.model_dump()}
+    facts["found"] = {"data": counts(documents)} | ({"held_out": counts(other)} if other is not documents else {})
+    facts["checksums"] = sums.of_folder(folder)
+    facts[sums.SEAL] = sums.seal(facts)
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _encode(job: Job, source: SourceFacts, flat: Path) -> Documents:
+    tokens = job.tokens
+    documents = encode(read_rows(source, job.spec), tokens.tokenizer, tokens.template, job.limits, flat)
+    if len(documents.fates) == 0:
+        rows = "conversations" if job.spec.task.data.format == "chat" else "texts"
+        raise UserError(FIELDS[source.what], f"'{source.path}' holds no rows", f"give one with {rows}")
+    if len(documents.kept) == 0:
+        raise _nothing_left(documents, source, job.limits)
+    highest = int(documents.tokens.max())
+    if highest >= job.vocab:
+        token = tokens.tokenizer.convert_ids_to_tokens(highest)
+        what = f"the tokenizer makes token {highest} ({token!r}), but the model has {job.vocab} embeddings"
+        raise UserError("model.path", what, "take the tokenizer that belongs to it")
+    return documents
+
+
+def _nothing_left(documents: Documents, source: SourceFacts, limits: Limits) -> UserError:
+    overlong = documents.lengths[documents.fates == OVERLONG]
+    if len(overlong) == 0:
+        what = f"every token of every row of '{source.path}' is masked"
+        return UserError(FIELDS[source.what], what, "check that the chat template writes what the assistant says")
+    what = f"no row of '{source.path}' fits into {limits.max_length:,} tokens: the shortest has {overlong.min():,}"
+    todo = f"use data.max_length={overlong.max()} to keep all, or data.overlong=truncate"
+    return UserError("data.max_length", what, todo)
+
+
+def _share(job: Job, documents: Documents) -> tuple[I64, I64]:
+    share = job.spec.task.data.held_out
+    rows, row_of = np.unique(documents.sources, return_inverse=True)  # the pieces of one row stay together
+    kept = np.unique(row_of[documents.kept])
+    chosen, others = pick_held_out(len(rows), share, job.spec.task.seed, kept)
+    train, held_out = (np.flatnonzero(np.isin(row_of, each)) for each in (chosen, others))
+    if not (documents.fates[train] == KEPT).any():
+        what = f"{share:g} of {len(kept)} rows leaves none to train on"
+        raise UserError("data.held_out", what, "give more rows, or use data.held_out=0")
+    return train, held_out
+
+
+def _write(job: Job, folder: Path, documents: Documents, rows: I64) -> SplitFacts:
+    kept = rows[documents.fates[rows] == KEPT]
+    limits, seed = job.limits, job.spec.task.seed
+    lengths = np.minimum(documents.lengths[kept], limits.max_length)
+    packing = pack(lengths, limits.max_length, seed) if job.packed else separate(len(kept), seed)
+    facts = write_split(folder, documents, rows, packing, limits)
+    print(f"data: {report(folder.name, facts, limits.max_length if job.packed else None)}", flush=True)
+    return facts
+
+
+def report(name: str, facts: SplitFacts, capacity: int | None) -> str:
+    """One line of counts; ``capacity`` is a packed sample's length."""
+    lost = {
+        "longer than max_length dropped": facts.dropped_overlong,
+        "cut to max_length": facts.truncated,
+        "further pieces of longer rows": facts.pieces,
+        "with nothing to train on dropped": facts.dropped_unsupervised,
+        "assistant turns masked": facts.turns_masked,
+        "assistant turns of weight 0": facts.turns_muted,
+    }
+    fill = [f"{facts.tokens / (facts.samples * capacity):.1%} full"] if capacity else []
+    counts = [f"{facts.documents - facts.pieces:,} of {facts.rows:,} rows", f"{facts.samples:,} samples", *fill]
+    counts += [f"{facts.tokens:,} tokens", f"{facts.supervised / facts.tokens:.1%} of them trained on"]
+    counts += [f"{count:,} {what}" for what, count in lost.items() if count]
+    return f"{name.replace('_', ' ')}: {', '.join(counts)}"

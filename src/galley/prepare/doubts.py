@@ -1,0 +1,67 @@
+"""What a user should know about prepared data before trusting a run on it: counted, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from galley.data.prepared import I64, SourceFacts, SplitFacts
+from galley.prepare.formats.encode import KEPT, Documents
+
+MASKED_SHARE = 0.2
+
+
+def count_overlap(train: Documents, chosen: I64, other: Documents, kept_out: I64) -> int:
+    """Held-out documents (rows ``kept_out`` of ``other``) that are, token for token, among those trained on."""
+    return int(np.isin(_hashes(other, kept_out), _hashes(train, chosen)).sum())
+
+
+def _hashes(documents: Documents, rows: I64) -> I64:
+    hashes: I64 = documents.hashes[np.searchsorted(documents.kept, rows[documents.fates[rows] == KEPT])]
+    return hashes
+
+
+def counts(documents: Documents) -> dict[str, Any]:
+    """What :func:`warnings` tells of one file or data set; as JSON, for the same rows may come by another name."""
+    masked = documents.masked
+    return {
+        "notes": dict(documents.notes),
+        "masked": int(masked.sum()),
+        "masked_rows": int((masked > 0).sum()),
+        "rows": len(masked),
+    }
+
+
+def warnings(
+    sources: list[SourceFacts], found: Mapping[str, Mapping[str, Any]], held_out: SplitFacts | None
+) -> list[str]:
+    """One line for each doubt about the data; ``found``: the :func:`counts` of each source."""
+    paths = {source.what: source for source in sources}
+    lines = []
+    for use, of_it in found.items():
+        name = next((Path(source.path).name for source in sources if source.what == use), use)
+        lines += [f"{name}: {count:,} {what}" for what, count in of_it["notes"].items()]
+        if of_it["masked_rows"] and of_it["masked_rows"] >= MASKED_SHARE * of_it["rows"]:
+            lines.append(_masked(name, of_it))
+    data, other = paths.get("data"), paths.get("held_out")
+    if data and other and data.sha256 == other.sha256:
+        same = Path(data.path).resolve() == Path(other.path).resolve()
+        lines.append(f"data.held_out_path {'is the file' if same else 'holds the same as the file'} of data.path")
+    if held_out and held_out.overlap:
+        lines.append(
+            f"{held_out.overlap:,} of {held_out.documents:,} held-out rows are training rows too, so the held-out loss "
+            "does not measure what is new; remove the duplicates, or give other rows as data.held_out_path"
+        )
+    return lines
+
+
+def _masked(name: str, of_it: Mapping[str, Any]) -> str:
+    """Where a large share of the rows has answers that cannot be trained on."""
+    return (
+        f"{name}: {of_it['masked']:,} answers in {of_it['masked_rows']:,} of {of_it['rows']:,} rows are not trained "
+        "on, for the chat template writes them otherwise once the conversation goes on; end rows with such an answer, "
+        "or use a model.chat_template with {% generation %} marks"
+    )

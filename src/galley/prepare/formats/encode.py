@@ -1,0 +1,220 @@
+"""Rows to documents to prepared arrays (:mod:`galley.data.prepared`), through flat files: memory stays small."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from galley.data.prepared import DTYPES, I32, I64, IGNORED, U32, SplitFacts
+from galley.prepare.formats.chat import Document, mark, tokenize
+from galley.prepare.formats.reach import Reach, look
+from galley.prepare.formats.rows import Row
+from galley.prepare.formats.template import Template
+from galley.prepare.formats.text import tokenize_text
+
+BATCH = 512
+SAY_EVERY = 5.0
+BLOCK = 1 << 22
+KEPT, OVERLONG, UNSUPERVISED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What happens to long rows."""
+
+    max_length: int
+    overlong: Literal["drop", "truncate", "split"]
+
+
+@dataclass
+class Fates:
+    """What became of each row, in reading order; lists of one entry a row, or for each piece of one that was split."""
+
+    sources: list[int] = field(default_factory=list)
+    """Row of the source."""
+    lengths: list[int] = field(default_factory=list)
+    """Tokens before anything was cut."""
+    fates: list[int] = field(default_factory=list)
+    """``KEPT``, ``OVERLONG`` or ``UNSUPERVISED``."""
+    masked: list[int] = field(default_factory=list)
+    """Assistant turns that cannot be trained on."""
+    muted: list[int] = field(default_factory=list)
+    """Assistant turns that have a weight of 0."""
+    hashes: list[int] = field(default_factory=list)
+    """Of the tokens, kept rows only."""
+
+    def add(self, row: Row, document: Document, masked: int, fate: int) -> None:
+        """Note what became of one row, or of a piece of one."""
+        self.sources.append(row.index)
+        self.lengths.append(len(document.tokens))
+        self.fates.append(fate)
+        self.masked.append(masked)
+        self.muted.append(sum(1 for index in row.muted if row.messages[index]["role"] == "assistant"))
+        if fate == KEPT:
+            self.hashes.append(hash(document.tokens.tobytes()))
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Every row's fate, and the tokens of the kept ones, mapped from disk."""
+
+    sources: I64
+    lengths: I64
+    fates: npt.NDArray[np.int8]
+    masked: I64
+    muted: I64
+    hashes: I64
+    """Of the tokens of each kept document, to find the same one again, [kept]."""
+    notes: Mapping[str, int]
+    """What was left out or passed over, and how often."""
+    offsets: I64
+    """Where each kept document starts in ``tokens``, [kept + 1]."""
+    tokens: U32
+    labels: I32
+
+    @property
+    def kept(self) -> I64:
+        """Indices of the kept rows, in the order of ``offsets``."""
+        return np.flatnonzero(self.fates == KEPT)
+
+
+def encode(rows: Iterable[Row], tokenizer: Any, template: Template, limits: Limits, folder: Path) -> Documents:
+    """Tokenise all rows into two flat files in ``folder``; says how far it is every few seconds."""
+    fates, kept, reach, notes = Fates(), [0], Reach(template), Counter[str]()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "tokens.flat").open("wb") as tokens, (folder / "labels.flat").open("wb") as labels:
+        for row, document, masked in _documents(rows, tokenizer, reach, limits):
+            fate = _fate(document, limits)
+            fates.add(row, document, masked, fate)
+            notes.update(row.notes)
+            if fate == KEPT:
+                tokens.write(document.tokens[: limits.max_length].tobytes())
+                labels.write(document.labels[: limits.max_length].tobytes())
+                kept.append(kept[-1] + min(len(document.tokens), limits.max_length))
+    return Documents(
+        sources=np.array(fates.sources, np.int64),
+        lengths=np.array(fates.lengths, np.int64),
+        fates=np.array(fates.fates, np.int8),
+        masked=np.array(fates.masked, np.int64),
+        muted=np.array(fates.muted, np.int64),
+        hashes=np.array(fates.hashes, np.int64),
+        notes={**reach.counts, **notes},
+        offsets=np.array(kept, np.int64),
+        tokens=_map(folder / "tokens.flat", np.uint32),
+        labels=_map(folder / "labels.flat", np.int32),
+    )
+
+
+def _documents(
+    rows: Iterable[Row], tokenizer: Any, reach: Reach, limits: Limits
+) -> Iterator[tuple[Row, Document, int]]:
+    stream, done, began = iter(rows), 0, time.monotonic()
+    said = began
+    while batch := list(itertools.islice(stream, BATCH)):
+        yield from _tokenized(batch, tokenizer, reach, limits)
+        done, now = done + len(batch), time.monotonic()
+        if now - said >= SAY_EVERY:
+            print(f"data: {done:,} rows tokenised, {done / (now - began):,.0f} rows/s", flush=True)
+            said = now
+
+
+def _tokenized(batch: list[Row], tokenizer: Any, reach: Reach, limits: Limits) -> Iterator[tuple[Row, Document, int]]:
+    if batch[0].text is not None:
+        cut = limits.max_length if limits.overlong == "split" else None
+        for row, documents in zip(batch, tokenize_text(tokenizer, batch, cut), strict=True):
+            yield from ((row, document, 0) for document in documents)
+        return
+    for row in batch:
+        look(reach, row)
+    rendered = [mark(reach.template, row) for row in batch]
+    for row, one, document in zip(batch, rendered, tokenize(tokenizer, rendered), strict=True):
+        yield row, document, one.masked
+
+
+def _fate(document: Document, limits: Limits) -> int:
+    if len(document.tokens) > limits.max_length and limits.overlong == "drop":
+        return OVERLONG
+    return KEPT if (document.labels[: limits.max_length] != IGNORED).any() else UNSUPERVISED
+
+
+def _map(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    if path.stat().st_size == 0:  # mmap(2) refuses empty files
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, mode="r")
+
+
+def write_split(folder: Path, documents: Documents, rows: I64, packing: list[list[int]], limits: Limits) -> SplitFacts:
+    """Write one split's arrays.
+
+    ``rows`` are the split's rows, kept or not, ascending; ``packing`` lists each sample's documents, counted among the
+    kept ones of ``rows``.
+    """
+    folder.mkdir()
+    chosen = np.searchsorted(documents.kept, rows[documents.fates[rows] == KEPT])
+    order = chosen[np.fromiter(itertools.chain.from_iterable(packing), np.int64)]
+    sizes = np.diff(documents.offsets)[order]
+    ends = np.concatenate(([0], np.cumsum(sizes)))
+    counts = np.array([len(sample) for sample in packing], np.int64)
+    samples = ends[np.concatenate(([0], np.cumsum(counts)))]
+    supervised = _copy(folder, documents, order, sizes, ends)
+    per_sample = np.add.reduceat(supervised, np.concatenate(([0], np.cumsum(counts)[:-1])))
+    small = {
+        "samples": samples,
+        "supervised": per_sample,
+        "documents": ends,
+        "sources": documents.sources[documents.kept[order]],
+    }
+    for name, array in small.items():
+        np.save(folder / f"{name}.npy", array.astype(DTYPES[name]))
+    return _facts(documents, rows, samples, per_sample, limits)
+
+
+def _facts(documents: Documents, rows: I64, samples: I64, supervised: I64, limits: Limits) -> SplitFacts:
+    fates, long = documents.fates[rows], documents.lengths[rows] > limits.max_length
+    return SplitFacts(
+        rows=len(np.unique(documents.sources[rows])),
+        samples=len(samples) - 1,
+        documents=int((fates == KEPT).sum()),
+        tokens=int(samples[-1]),
+        supervised=int(supervised.sum()),
+        longest=int(np.diff(samples).max()),
+        dropped_overlong=int((fates == OVERLONG).sum()),
+        truncated=int(((fates == KEPT) & long).sum()),
+        dropped_unsupervised=int((fates == UNSUPERVISED).sum()),
+        pieces=len(rows) - len(np.unique(documents.sources[rows])),
+        turns_masked=int(documents.masked[rows].sum()),
+        turns_muted=int(documents.muted[rows].sum()),
+    )
+
+
+def _copy(folder: Path, documents: Documents, order: I64, sizes: I64, ends: I64) -> I64:
+    """Write tokens, labels and positions in the new order, a few million tokens at a time; supervised of each."""
+    flat = {name: _create(folder, name, int(ends[-1])) for name in ("tokens", "labels", "positions")}
+    supervised = np.empty(len(order), np.int64)
+    cuts = np.unique(np.searchsorted(ends, np.arange(0, int(ends[-1]), BLOCK))).tolist()
+    for first, last in itertools.pairwise([*cuts, len(order)]):
+        block = slice(first, last)
+        length = sizes[block]
+        starts = np.concatenate(([0], np.cumsum(length)[:-1]))
+        positions = np.arange(int(length.sum())) - np.repeat(starts, length)
+        where = np.repeat(documents.offsets[order[block]], length) + positions
+        target = slice(int(ends[first]), int(ends[first]) + len(where))
+        flat["tokens"][target] = documents.tokens[where]
+        flat["labels"][target] = documents.labels[where]
+        flat["positions"][target] = positions
+        supervised[block] = np.add.reduceat(documents.labels[where] != IGNORED, starts, dtype=np.int64)
+    for array in flat.values():
+        array.flush()
+    return supervised
+
+
+def _create(folder: Path, name: str, length: int) -> np.memmap[Any, Any]:
+    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=DTYPES[name], shape=(length,))

@@ -1,0 +1,228 @@
+"""``python -m galley.prepare RUN/run.json``: everything that ranks need, on this machine's disk, before any starts.
+
+The model and tokenizer are fetched and pinned, conversations become packed arrays (:mod:`galley.data.prepared`) in the
+shared cache, and the run directory gets its own names for them, so that it is whole when it is copied elsewhere. One
+process: ranks never tokenise and never reach a hub. Doing it again costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from galley.contract import pace
+from galley.contract.errors import UserError
+from galley.contract.rundir import Attempt, RunDir, fsync_path, write_atomic
+from galley.contract.spec import RunSpec
+from galley.data.prepared import (
+    DTYPES,
+    FORMAT,
+    HELD_OUT,
+    TOKENIZER,
+    TRAIN,
+    Manifest,
+    ModelFacts,
+    SplitFacts,
+    damage,
+    read_manifest,
+)
+from galley.model import kernels
+from galley.prepare.convert import is_made
+from galley.prepare.sources import check_sources
+from galley.ranks.operators import build_operators
+from galley.ranks.stage import run_stage
+from galley.storage import sums
+from galley.storage.cache import digest, link_tree
+from galley.storage.weights import fingerprint, is_whole
+from galley.track import trackers
+
+if TYPE_CHECKING:
+    from galley.prepare.arrays import Job
+
+
+def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
+    """Prepare ``run``. Raises :class:`UserError` for what the user can fix; leaves nothing half made."""
+    del attempt
+    trackers.check_installed(spec)
+    kernels.check_installed(spec)
+    began = time.monotonic()
+    if not sys.stderr.isatty():  # a progress bar is one endless line in a file
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"
+    manifest = ready(run, request_key(spec))
+    if manifest is None:
+        manifest = make(spec, run)
+    else:
+        check_sources(manifest.sources, spec)
+        manifest = model_folder(spec, run)
+    if spec.task.method.init == "pissa" and not run.adapter_init.exists():
+        from galley.model.model import begin_adapter
+
+        begin_adapter(spec, manifest, run.adapter_init)
+    build_operators(spec)
+    print(f"data: ready in {time.monotonic() - began:.1f} s, {describe(manifest)}", flush=True)
+    for warning in pace.warnings(spec, manifest.train.samples):
+        print(f"warning: {warning}", flush=True)
+
+
+def request_key(spec: RunSpec) -> str:
+    """Hash of what the task asks of prepare; no file is opened for it."""
+    task = spec.task
+    data = task.data.model_dump(mode="json")
+    if task.data.format == "chat":
+        del data["format"]  # as before there were others: what older runs prepared stays theirs
+    return digest([task.model.model_dump(mode="json"), data, task.seed])
+
+
+def ready(run: RunDir, key: str) -> Manifest | None:
+    """The manifest, where the run has whole prepared data for the request ``key``."""
+    try:
+        manifest = read_manifest(run)
+    except (OSError, ValueError):
+        return None
+    splits = [TRAIN] + [HELD_OUT] * (manifest.held_out is not None)
+    files = [run.data / split / f"{name}.npy" for split in splits for name in DTYPES]
+    whole = manifest.key == key and all(file.is_file() for file in files) and (run.data / manifest.tokenizer).is_dir()
+    if whole and (problem := damage(run, manifest)):
+        print(f"data: {run.data}: {problem}; preparing again", flush=True)
+        return None
+    return manifest if whole else None
+
+
+def model_folder(spec: RunSpec, run: RunDir) -> Manifest:
+    """The manifest, with a model that is on this machine and is the one that the run began with.
+
+    It is fetched again where it is missing, for the run may have come from another machine. Quick where it is here.
+    Raises :class:`UserError` where it cannot be had or has changed, and where the run has no prepared data.
+    """
+    try:
+        manifest = read_manifest(run)
+    except (OSError, ValueError):
+        what = "is missing, or from another version"
+        raise UserError(str(run.data_manifest), what, "prepare the run's data: galley run") from None
+    model = manifest.model
+    same = _stands(model)
+    if same:
+        return manifest
+    if same is False and model.path == spec.placement.paths.model:
+        what = f"'{model.path}' changed since the run began"
+        raise UserError("model.path", what, "put it back as it was, or start a new run")
+    why = "is not on this machine" if same is None else "changed since the run began"
+    print(f"model: {model.path} {why}, fetching it again", flush=True)
+    return _fetch_again(manifest, spec, run)
+
+
+def _stands(model: ModelFacts) -> bool | None:
+    """Whether the folder is as it was when the run began; None where it is not on this machine, or not whole."""
+    folder = Path(model.path)
+    try:
+        if not is_whole(folder):
+            return None
+        # A hub's snapshot is named after its commit, and what Galley made after what it was made from.
+        return model.revision is not None or is_made(folder) or fingerprint(folder) == model.fingerprint
+    except OSError as error:
+        what = f"'{folder}' cannot be read ({error.strerror})"
+        raise UserError("model.path", what, "check its permissions") from None
+
+
+def _fetch_again(manifest: Manifest, spec: RunSpec, run: RunDir) -> Manifest:
+    from galley.prepare.fetch import fetch_model
+    from galley.prepare.pretrained import with_rows
+
+    cache = Path(spec.placement.paths.cache)
+    fetched = fetch_model(spec, cache, manifest.model.revision)
+    if fetched.fingerprint != manifest.model.fingerprint:
+        what = f"'{spec.placement.paths.model}' is not the model that the run began with"
+        raise UserError("model.path", what, "bring that one here, or start a new run")
+    model, trust = manifest.model, spec.task.model.trust_remote_code
+    path = with_rows(fetched, model.added_tokens, model.added_token_ids, cache, trust)
+    moved = manifest.model_copy(update={"model": model.model_copy(update={"path": str(path)})})
+    write_manifest(moved, run)
+    return read_manifest(run)
+
+
+def make(spec: RunSpec, run: RunDir) -> Manifest:
+    """Do all of it: model, tokenizer, template, packing check, arrays, and the manifest last."""
+    from galley.prepare.arrays import Job, prepare_arrays
+    from galley.prepare.fetch import fetch_model
+    from galley.prepare.isolation import attends_by_document, packing_refused
+    from galley.prepare.pretrained import describe_model
+    from galley.prepare.sources import find_sources
+    from galley.prepare.tokens import load_tokens
+
+    cache, data = Path(spec.placement.paths.cache), spec.task.data
+    sources = find_sources(spec)
+    fetched = fetch_model(spec, cache)
+    tokens = load_tokens(spec, fetched.folder)
+    model = describe_model(spec, fetched, tokens, cache)
+    refused = packing_refused(fetched.folder, spec.task.model, cache)
+    if refused and data.packing:
+        print(f"warning: not packed, every sample is one document: {refused}", flush=True)
+    by_document = refused is None and attends_by_document(fetched.folder, spec.task.model, cache)
+    model = model.model_copy(update={"attends_by_document": by_document})
+    job = Job(spec, sources, tokens, model.vocab, packed=data.packing and refused is None)
+    folder = prepare_arrays(job, cache)
+    manifest = describe_job(job, folder, model, refused if data.packing else None)
+    install(folder, run, manifest)
+    return manifest
+
+
+def describe_job(job: Job, folder: Path, model: ModelFacts, reason: str | None) -> Manifest:
+    """The manifest of the arrays in ``folder``; ``reason``: why they are not packed though the task asks for it."""
+    from galley.prepare.arrays import read_checksums, read_facts, read_warnings, versions
+
+    train, held_out = read_facts(folder)
+    return Manifest(
+        schema=FORMAT,
+        key=request_key(job.spec),
+        content=job.key,
+        sources=job.sources,
+        packed=job.packed,
+        packing_reason=reason,
+        max_length=job.spec.task.data.max_length,
+        train=train,
+        held_out=held_out,
+        model=model,
+        template_hash=job.tokens.template_hash,
+        versions=versions(),
+        checksums=read_checksums(folder),
+        warnings=read_warnings(job, folder),
+    )
+
+
+def install(folder: Path, run: RunDir, manifest: Manifest) -> None:
+    """Give the cache entry's files names in the run directory; the manifest goes first and comes last."""
+    run.data_manifest.unlink(missing_ok=True)
+    run.data.mkdir(parents=True, exist_ok=True)
+    fsync_path(run.data)
+    for old in run.data.iterdir():
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for name in (TRAIN, HELD_OUT, TOKENIZER):
+        if (folder / name).is_dir():
+            link_tree(folder / name, run.data / name)
+    write_manifest(manifest, run)
+
+
+def write_manifest(manifest: Manifest, run: RunDir) -> None:
+    """Write ``data/manifest.json``: from now on the data exists."""
+    value = json.loads(manifest.model_copy(update={"crc32": None}).model_dump_json(by_alias=True))
+    write_atomic(run.data_manifest, json.dumps(value | {sums.SEAL: sums.seal(value)}, indent=2) + "\n")
+
+
+def describe(manifest: Manifest) -> str:
+    """The counts of both splits, for people."""
+    held_out = f", held out {_split(manifest.held_out)}" if manifest.held_out else ""
+    return f"train {_split(manifest.train)}{held_out}"
+
+
+def _split(facts: SplitFacts) -> str:
+    return f"{facts.documents:,} rows in {facts.samples:,} samples ({facts.tokens:,} tokens)"
+
+
+def main(argv: list[str]) -> int:
+    """Prepare the run whose ``run.json`` ``argv`` names."""
+    return run_stage("prepare", work, argv)

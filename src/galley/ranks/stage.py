@@ -1,0 +1,93 @@
+"""How every stage starts and ends: read the spec, do the work, leave a record of what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from galley.contract.errors import UserError
+from galley.contract.files import reason
+from galley.contract.rundir import UNVERIFIED, Attempt, RunDir, write_atomic
+from galley.contract.sensitive import masked
+from galley.contract.spec import RunSpec
+from galley.contract.text import one_line
+
+Work = Callable[[RunSpec, RunDir, Attempt], None]
+
+
+class Superseded(Exception):
+    """A later attempt has begun: this one ends in good order, and writes nothing that the later one reads."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(f"attempt {attempt.number} is superseded: a later one has taken over; nothing more is saved")
+
+
+class Unverified(Exception):
+    """An export was written, but its check failed. The message is for the user."""
+
+
+def current_attempt(run: RunDir) -> Attempt:
+    """The attempt that ``GALLEY_ATTEMPT`` names, else the newest, else the first: a stage can be started by hand."""
+    number = os.environ.get("GALLEY_ATTEMPT")
+    attempts = run.attempts()
+    attempt = run.attempt(int(number)) if number else attempts[-1] if attempts else run.attempt(1)
+    attempt.logs.mkdir(parents=True, exist_ok=True)
+    return attempt
+
+
+def record_error(attempt: Attempt, who: str, status: int, message: str) -> None:
+    """Leave why ``who`` (a stage, or ``rank-N``) failed where the launcher looks for it, if it can be written there."""
+    path = attempt.error(who)
+    body = {
+        "who": who,
+        "status": status,
+        "message": masked(message, "(hidden)"),
+        "time": time.time(),
+        "host": platform.node(),
+    }
+    with contextlib.suppress(OSError):  # a full disk, or a file in the folder's place: the log has it too
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(body))
+
+
+def run_stage(who: str, work: Work, argv: list[str]) -> int:
+    """Run ``work`` on the ``run.json`` that ``argv`` names.
+
+    Returns the exit status: 0 (for a superseded attempt too), 2 for the user's mistakes (one line on stderr), 3 for an
+    export whose check failed (ditto), 1 for anything else (a traceback).
+    """
+    if len(argv) != 1:
+        print(f"galley: usage: python -m galley.{who} RUN/run.json", file=sys.stderr)
+        return 2
+    path = Path(argv[0]).absolute()
+    try:
+        spec, run = RunSpec.read(path), RunDir(path.parent)
+        attempt = current_attempt(run)
+    except (OSError, ValueError) as error:
+        at = getattr(error, "filename", None) or path
+        print(f"galley: {one_line(f'{at}: cannot be used ({reason(error)}); start a new run')}", file=sys.stderr)
+        return 2
+    try:
+        work(spec, run, attempt)
+    except Superseded as notice:
+        print(notice, flush=True)
+    except UserError as error:
+        print(f"galley: {one_line(str(error))}", file=sys.stderr, flush=True)
+        record_error(attempt, who, 2, one_line(str(error)))
+        return 2
+    except Unverified as notice:
+        print(f"galley: {one_line(str(notice))}", file=sys.stderr, flush=True)
+        record_error(attempt, who, UNVERIFIED, one_line(str(notice)))
+        return UNVERIFIED
+    except Exception as error:
+        traceback.print_exc()
+        record_error(attempt, who, 1, one_line(f"{type(error).__name__}: {error}".splitlines()[0]))
+        return 1
+    return 0

@@ -1,0 +1,68 @@
+"""Whether training still learns: what is not finite, or has stopped moving, ends the run in one line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from galley.contract.errors import UserError
+from galley.contract.spec import RunSpec
+
+_STILL = 5
+"""Steps in a row with a gradient norm of exactly 0 after which nothing is expected of the next."""
+_GUESSING = 0.95
+"""Share of a blind guess's loss from which on a model counts as broken."""
+_MEMORIZED = 1e-3
+"""A loss below this has gradients of 0 because there is nothing left to learn."""
+
+
+@dataclass
+class Health:
+    """Judges the numbers of each step, which are the same on every rank: so every rank raises at once."""
+
+    spec: RunSpec
+    still: int = 0
+    """Steps in a row whose gradient norm was exactly 0."""
+    loss: float = 0.0
+    """Of the last step that was taken."""
+
+    @property
+    def advice(self) -> str:
+        """What helps against training that diverges; names the rate, the commonest reason."""
+        rate = self.spec.task.optimizer.lr
+        return f"optimizer.lr is {rate:g}: try a lower one, or a longer schedule.warmup, in a new run (name=…)"
+
+    def step(self, step: int, loss: float, norm: float) -> None:
+        """Raise ``UserError`` where a step's gradient norm is not finite, or has been exactly 0 for several steps.
+
+        ``loss`` is finite: where it is not, the loop names the rows.
+        """
+        if not math.isfinite(norm):
+            what = f"the gradient norm of step {step} is {norm}, though its loss is {loss:.4f}"
+            raise UserError("train", what, self.advice)
+        self.loss = loss
+        self.still = self.still + 1 if norm == 0 and loss > _MEMORIZED else 0
+        if self.still >= _STILL:
+            what = f"the gradient norm was exactly 0 for {_STILL} steps up to step {step}, at a loss of {loss:.4f}"
+            raise UserError("train", f"{what}: nothing is trained any more", self.advice)
+
+    def end(self, vocab: int) -> list[str]:
+        """What to warn of once training is done: a loss of ln(``vocab``) is that of guessing tokens blindly."""
+        if self.loss < _GUESSING * math.log(vocab):
+            return []
+        what = f"the last loss, {self.loss:.4f}, is no better than guessing among {vocab:,} tokens"
+        return [f"{what}: the model is broken; {self.advice}"]
+
+    def held_out(self, step: int, loss: float) -> None:
+        """Raise ``UserError`` where a held-out loss is not finite: no checkpoint could be called the best."""
+        if not math.isfinite(loss):
+            raise UserError("train", f"the held-out loss after step {step} is {loss}", self.advice)
+
+    def probes(self, step: int, logits: torch.Tensor) -> None:
+        """Raise ``UserError`` where the weights about to be saved compute logits [probes, vocabulary] that are not
+        finite: the last step's update has no next step to be noticed in.
+        """
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError("train", f"after step {step} the model's logits are not finite; not saved", self.advice)

@@ -1,0 +1,159 @@
+"""What a run says about itself: one JSON line a step, TensorBoard, plain lines in the log, and trackers."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from galley.checkpoint.saving import Pending
+from galley.contract.errors import UserError
+from galley.contract.files import read_bytes, reason
+from galley.contract.rundir import Attempt, RunDir, write_atomic
+from galley.contract.spec import RunSpec
+from galley.track import trackers
+
+MOST = 1 << 30
+"""Bytes of metrics that are read: a million steps have a third."""
+PEAK_BF16_TFLOPS = {
+    "H200": 989.0, "H100": 989.0, "H100 PCIe": 756.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0,
+    "L4": 121.0, "A10G": 70.0, "A10": 125.0, "A6000": 155.0, "4090": 165.0, "3090": 71.0, "V100": 125.0, "T4": 65.0,
+}  # fmt: skip
+"""Dense bf16 (fp16 where there is no bf16) peak of a GPU whose name contains the key, from the makers' data sheets."""
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Floating-point operations a second that a rank could do: the data sheet's, or on a CPU a matrix product's.
+
+    None for a GPU that is not in the table.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        words = f" {name.replace('-', ' ')} "
+        known = [
+            value for key, value in sorted(PEAK_BF16_TFLOPS.items(), key=lambda p: -len(p[0])) if f" {key} " in words
+        ]
+        scale = 0.5 if dtype == torch.float32 else 1.0
+        return known[0] * scale * 1e12 if known else None
+    size = 768
+    left = torch.randn(size, size).to(dtype)
+    best = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        left @ left
+        best = min(best, time.perf_counter() - started)
+    return float(2 * size**3 / best)
+
+
+def flops_per_token(model: Any, parameters: int, trains_all: bool, length: float) -> float:
+    """Operations per token of forward and backward: 6 per weight when all train, 4 when most are frozen
+    (no gradient of frozen weights), plus attention's 12·layers·hidden·length (Chowdhery et al., 2022, appendix B).
+    """
+    config = model.config.get_text_config()
+    weights = parameters
+    if not getattr(config, "tie_word_embeddings", False):
+        weights -= config.vocab_size * config.hidden_size
+    attention = 12.0 * config.num_hidden_layers * config.hidden_size * length / 2
+    return float((6.0 if trains_all else 4.0) * weights + attention)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory that this rank has used: allocated on its GPU, or resident on a CPU. In GB (10⁹ bytes)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Forget rows of steps after ``step``: they belong to work that was lost, and will be done again."""
+    if not path.exists():
+        return
+    try:
+        rows = read_bytes(path, MOST).decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {reason(error)}", "move it away") from None
+    kept = [row for row in rows if (number := _step_of(row)) is not None and number <= step]
+    write_atomic(path, "".join(row + "\n" for row in kept))
+
+
+def _step_of(row: str) -> int | None:
+    try:
+        return int(json.loads(row)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None  # a line torn by a kill
+
+
+class Recorder:
+    """Writes what rank 0 is told. Other ranks have none."""
+
+    def __init__(self, spec: RunSpec, run: RunDir, attempt: Attempt, step: int, steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        drop_after(run.metrics, step)
+        self.file = run.metrics.open("a", encoding="utf-8", buffering=1)
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
+        self.trackers = trackers.start(spec, run, attempt, at=run.metrics.stat().st_size)
+        self.steps, self.log_every = steps, spec.cadence.log_every
+        self.recent: deque[float] = deque(maxlen=20)
+        self.stall = (0, 0.0)  # the step after which training stood still, and for how long
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Record one optimizer step; the time left follows from the last twenty."""
+        self.recent.append(row["step_s"])
+        left = (self.steps - row["step"]) * sum(self.recent) / len(self.recent)
+        row = {"step": row["step"], "steps": self.steps, **row, "left_s": round(left, 1)}
+        self._write(row)
+        if row["step"] % self.log_every == 0 or row["step"] in (1, self.steps):
+            print(
+                f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
+                f"grad norm {row['grad_norm']:.3f}  {row['tokens_per_s']:.0f} tokens/s  {_share(row['mfu'])}"
+                f"{row['peak_memory_gb']:.1f} GB  {_clock(left)} left",
+                flush=True,
+            )
+
+    def evaluation(self, step: int, loss: float, tokens: int, best: bool) -> None:
+        """Record one measurement of the held-out loss."""
+        self._write({"step": step, "held_out_loss": loss, "held_out_tokens": tokens})
+        print(f"step {step}/{self.steps}  held-out loss {loss:.4f}{' (best)' if best else ''}", flush=True)
+
+    def stalled(self, step: int, seconds: float) -> None:
+        """Record how long training stood still after ``step``: for the end of a save, and for the copy of another."""
+        before = self.stall[1] if self.stall[0] == step else 0.0
+        self.stall = (step, before + seconds)
+        self._write({"step": step, "stall_s": round(self.stall[1], 4)})
+
+    def saved(self, step: int, save: Pending) -> None:
+        """Record after ``step`` how long a save took: how early a job must learn of its end follows from that."""
+        saved = save.state.step
+        self._write({"step": step, "save_s": round(save.seconds, 4), "saved_step": saved})
+        print(f"saved step {saved} in {save.seconds:.1f} s; training waited {save.stall:.1f} s", flush=True)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        for name, value in trackers.numbers(row).items():
+            self.board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush everything; trackers go on sending, see :meth:`wait`."""
+        self.file.close()
+        self.board.close()
+        self.trackers.end()
+
+    def wait(self) -> None:
+        """Wait until trackers have sent what was recorded, or have had their time."""
+        self.trackers.wait()
+
+
+def _share(mfu: float | None) -> str:
+    return "" if mfu is None else f"mfu {mfu:.1%}  "
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
