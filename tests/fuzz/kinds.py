@@ -231,10 +231,10 @@ def template(rng: random.Random, here: Path) -> tuple[str, Calls]:
 def resumed(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Run directories, as a stage reads them."""
     from galley.checkpoint.checkpoint import best_checkpoint
+    from galley.contract.metrics import drop_after
     from galley.contract.rundir import RunDir
     from galley.prepare.prepare import model_folder, ready
     from galley.ranks.stage import run_stage
-    from galley.train.metrics import drop_after
 
     root = here / "runs" / "box"
     done = _damage(rng, *world.victims(rng, root, rng.choice((1, 2))))

@@ -154,8 +154,8 @@ def test_what_is_sound_is_still_shown(here: Path, capsys: pytest.CaptureFixture[
     for name in ("checkpoints/step-x", "attempts/foo"):
         folder(name)(run.root)
     row = runs.last_row(run.metrics)
-    assert (row["step"], row["steps"]) == (7, 9)
-    assert row["loss"] == pytest.approx(3 - 6 / 9)
+    assert (row.step, row.steps) == (7, 9)
+    assert row.loss == pytest.approx(3 - 6 / 9)
     assert [each.step for each in run.checkpoints()] == [4, 6]
     assert [each.number for each in run.attempts()] == [1, 2]
     assert json.loads(run.attempt(2).exit.read_text())["verdict"] == runs.state(run).state == "failed"

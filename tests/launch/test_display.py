@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from galley.contract.metrics import MetricsRow
 from galley_launch.base.terminal import Lines, Tail, duration, status
 from launch import fakes
 
@@ -61,8 +62,8 @@ def test_a_duration_reads_well(seconds: float, text: str) -> None:
 
 
 def test_a_status_leaves_out_what_is_not_there() -> None:
-    assert status({"step": 1}) == ""
-    row = {"loss": 1.25, "tokens_per_s": 1234.4, "left_s": 61.0, "held_out_loss": None}
+    assert status(MetricsRow(step=1)) == ""
+    row = MetricsRow(loss=1.25, tokens_per_s=1234.4, left_s=61.0)
     assert status(row) == "loss 1.2500 · 1,234 tokens/s · 1 min 01 s left"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from launch.attempts import BUG, attempted, raised, stepped, submitted
 
+from galley.contract.records import read_exit
 from galley_launch.job import chain, ending, finish
 from galley_launch.job.ending import judge
 
@@ -42,7 +43,7 @@ class Case:
     """What the attempt before it left, where there was one."""
 
 
-SAVED = {"walltime": True, "preemption": True, "signal": True, "watchdog": True, "user": False, "budget": False}
+SAVED = {"walltime": True, "preemption": True, "signal": True, "user": False, "budget": False}
 TWICE = {"kind": "nccl", "last_step": 10, "verdict": "failed", "reason": "failure"}
 LATE = {"verdict": "stopped", "reason": "walltime", "checkpoint": 8}
 CASES = {
@@ -137,9 +138,7 @@ def test_what_follows(name: str, tmp_path: Path) -> None:
     found = judge(run, attempt, case.status, case.state)
     assert (found.verdict, found.reason, found.again, found.kind) == (case.verdict, case.reason, case.again, case.kind)
     assert found.message.startswith(case.message)
-    body = found.body()
-    assert body["status"] == (0 if case.verdict in ("done", "stopped") else 2 if case.kind == "configuration" else 1)
-    assert ("kind" in body) == bool(case.kind)
+    assert found.status == (0 if case.verdict in ("done", "stopped") else 2 if case.kind == "configuration" else 1)
     assert judge(run, attempt, case.status, case.state) == found  # It only looks.
 
 
@@ -169,15 +168,16 @@ def test_what_is_written_down(tmp_path: Path) -> None:
     run = submitted(tmp_path / "run")
     attempt = attempted(run, said={"verdict": "stopped", "reason": "walltime", "step": 10, "ranks": 8})
     stepped(run, 10, 10)
-    body = finish.conclude(run, attempt, ending.Ending("failed", "failure", True, "m", "node", ("n2",)))
-    assert body == json.loads(attempt.exit.read_text())
+    record = finish.conclude(run, attempt, ending.Ending("failed", "failure", True, "m", "node", ("n2",)))
+    assert record == read_exit(attempt.exit)
+    body = json.loads(attempt.exit.read_text())
     wanted = {"verdict": "failed", "reason": "failure", "again": True, "message": "m", "kind": "node", "nodes": ["n2"]}
     wanted |= {"status": 1, "checkpoint": 10, "last_step": 10, "step": 10, "ranks": 8}
     assert {name: body[name] for name in wanted} == wanted
     assert time.time() - 60 < body["ended"] <= time.time()
     assert chain.excluded(run) == {"n2": "attempt 1: node"}
     again = finish.conclude(run, attempt, ending.Ending("done", "finished", False), ended=5.0)
-    assert (again["ended"], again["message"], again["status"]) == (body["ended"], "", 0)
+    assert (again.ended, again.message, again.status) == (body["ended"], "", 0)
 
 
 def test_hours(tmp_path: Path) -> None:

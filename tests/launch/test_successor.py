@@ -83,7 +83,7 @@ def test_the_clock_asks_beside_training(run: RunDir, fakes: Scenario) -> None:
     assert not successor.Keeper(run, attempt).open
 
 
-@pytest.mark.parametrize("reason", ["walltime", "preemption", "signal", "watchdog"])
+@pytest.mark.parametrize("reason", ["walltime", "preemption", "signal"])
 @pytest.mark.parametrize("away", [0, 3])
 def test_the_end_queues_the_successor_that_is_missing(run: RunDir, fakes: Scenario, reason: str, away: int) -> None:
     attempt = ended(run, fakes, reason, no_successor="squeue: no answer from Slurm within 10 s")

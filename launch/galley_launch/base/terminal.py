@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from galley.contract.files import open_regular
+from galley.contract.metrics import Follower, MetricsRow, newest
 from galley.contract.rundir import Attempt, RunDir
 
 _GOES_ON = " so far"
@@ -102,19 +100,17 @@ class Lines:
 class Bar:
     """A live line: steps, loss, tokens a second, time left; above it, warnings from the first rank's log."""
 
-    metrics: Tail
+    metrics: Follower
     log: Tail
     _progress: Any = None
     _task: Any = None
-    _last: dict[str, Any] = field(default_factory=dict)
+    _last: MetricsRow = field(default_factory=MetricsRow)
     _doing: str = ""
     """The newest line of the log that is not about a finished step."""
 
     def show(self) -> None:
         """Draw the newest row; a start without rows is drawn too, for loading a model takes a while."""
-        for line in self.metrics.lines():
-            with contextlib.suppress(ValueError):
-                self._last |= json.loads(line)
+        self._last = newest(self.metrics.rows()[0], self._last)
         try:
             if self._progress is None:
                 self._open()
@@ -122,7 +118,7 @@ class Bar:
                 if line.startswith("warning: "):
                     self._progress.console.print(line, markup=False, highlight=False)
                 else:
-                    self._doing = line[:_DOING] if "steps" not in self._last or line.endswith(_GOES_ON) else ""
+                    self._doing = line[:_DOING] if self._last.steps is None or line.endswith(_GOES_ON) else ""
             self._draw()
         except OSError:
             _silence()
@@ -130,9 +126,9 @@ class Bar:
     def _draw(self) -> None:
         """The newest numbers, and what has been going on since they came."""
         row = self._last
-        if "steps" in row:
+        if row.steps is not None:
             text = " · ".join(filter(None, (status(row), self._doing)))
-            self._progress.update(self._task, completed=row["step"], total=row["steps"], status=text)
+            self._progress.update(self._task, completed=row.step, total=row.steps, status=text)
         elif self._doing:
             self._progress.update(self._task, status=self._doing)
 
@@ -168,21 +164,20 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
-def status(row: dict[str, Any]) -> str:
+def status(row: MetricsRow) -> str:
     """The numbers of a metrics row that a person watches."""
     parts = [
-        ("loss", lambda: f"loss {row['loss']:.4f}"),
-        ("held_out_loss", lambda: f"held-out {row['held_out_loss']:.4f}"),
-        ("tokens_per_s", lambda: f"{row['tokens_per_s']:,.0f} tokens/s"),
-        ("left_s", lambda: f"{duration(row['left_s'])} left"),
+        "" if row.loss is None else f"loss {row.loss:.4f}",
+        "" if row.held_out_loss is None else f"held-out {row.held_out_loss:.4f}",
+        "" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f} tokens/s",
+        "" if row.left_s is None else f"{duration(row.left_s)} left",
     ]
-    shown: list[tuple[str, Callable[[], str]]] = [(key, text) for key, text in parts if row.get(key) is not None]
-    return " · ".join(text() for _, text in shown)
+    return " · ".join(filter(None, parts))
 
 
 def screen(stage: str, run: RunDir, attempt: Attempt) -> Screen:
     """How ``stage`` is shown here: call before it starts."""
     if stage == "train" and sys.stdout.isatty():
-        return Bar(Tail(run.metrics).skip(), Tail(attempt.log("rank-0")).skip())
+        return Bar(Follower(run.metrics).skip(), Tail(attempt.log("rank-0")).skip())
     # Ranks write logs of their own; train's is torchrun's, which repeats a failed rank's traceback and adds to it.
     return Lines([Tail(attempt.log("rank-0" if stage == "train" else stage)).skip()])

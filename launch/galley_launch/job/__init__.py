@@ -1,4 +1,4 @@
 """What a job decides on the cluster's nodes, and how Slurm is asked.
 
-Imports the standard library and `rundir`, `files` and `text` of the contract, for a host's own Python from 3.9 on.
+Imports the standard library and the contract but for its pydantic, for a host's own Python from 3.9 on.
 """

@@ -8,10 +8,11 @@ import os
 import secrets
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from galley.contract.records import ExitRecord, JobRecord, read_exit, read_job, write_job
 from galley.contract.rundir import Attempt, RunDir, read_json, write_atomic
 from galley_launch.job import chain, slurm, successor
 from galley_launch.job.ending import Ending, judge, newest_checkpoint, used_hours
@@ -53,13 +54,12 @@ def allocation() -> Allocation:
     return Allocation(env["SLURM_JOB_ID"], int(env.get("SLURM_RESTART_COUNT", "0")), nodes)
 
 
-def settle(run: RunDir, attempt: Attempt, here: Allocation) -> dict[str, Any]:
+def settle(run: RunDir, attempt: Attempt, here: Allocation) -> ExitRecord:
     """How an earlier attempt ended: written down by itself, or judged now by what it left."""
-    before = read_json(attempt.exit) or {}
-    if "again" in before and before.get("again") is not None:
+    before = read_exit(attempt.exit)
+    if before and before.again is not None:
         return before
-    facts = read_json(attempt.job) or {}
-    job = str(facts.get("job", ""))
+    job = read_job(attempt.job).job or ""
     same = job == here.job  # requeued under its own number: pre-empted, or its node died
     ending = judge(run, attempt, None, "PREEMPTED" if same else chain.state_of(job) if job else "")
     # Hours in the queue since then are nobody's GPU-hours.
@@ -79,18 +79,18 @@ def _check_over(run: RunDir, here: Allocation, cluster: dict[str, Any]) -> None:
         raise NothingToDo(f"the run was ended by galley {asked.get('reason', 'stop')}")
     # What an earlier submission came to does not end this one: the run was made longer, or stopped and begun again.
     attempts = [each for each in run.attempts() if each.number >= max(1, int(cluster.get("first_attempt", 1)))]
-    prepared = read_json(run.attempt(0).exit) or {}
-    if not run.data_manifest.is_file() and prepared.get("verdict") == "failed" and prepared.get("again") is False:
-        raise NothingToDo(f"preparing failed: {prepared.get('message')}")
+    prepared = read_exit(run.attempt(0).exit) or ExitRecord()
+    if not run.data_manifest.is_file() and prepared.verdict == "failed" and prepared.again is False:
+        raise NothingToDo(f"preparing failed: {prepared.message}")
     if not attempts:
         return
     last = settle(run, attempts[-1], here)
-    if last.get("verdict") == "done":
-        if not last.get("exported"):
+    if last.verdict == "done":
+        if not last.exported:
             _export(run, attempts[-1])
         raise NothingToDo("the run is done")
-    if not last.get("again"):
-        raise NothingToDo(f"attempt {attempts[-1].number} ended the run: {last.get('message') or last.get('reason')}")
+    if not last.again:
+        raise NothingToDo(f"attempt {attempts[-1].number} ended the run: {last.message or last.reason}")
     _check_budget(run, attempts[-1], cluster)
 
 
@@ -145,11 +145,20 @@ def begin_training(run: RunDir) -> Path:
     waiting, why_not = successor.at_begin(run, here.job)
     attempt = run.begin_attempt()
     ranks = len(here.nodes) * int(placement["ranks_per_node"])
-    facts = {"job": here.job, "restart": here.restart, "nodes": here.nodes, "head": here.nodes[0], "port": here.port}
-    facts.update(started=time.time(), ranks=ranks, successor=waiting, checkpoint=newest_checkpoint(run))
+    record = JobRecord(
+        job=here.job,
+        restart=here.restart,
+        nodes=here.nodes,
+        head=here.nodes[0],
+        port=here.port,
+        started=time.time(),
+        ranks=ranks,
+        successor=waiting,
+        checkpoint=newest_checkpoint(run),
+    )
     write_atomic(attempt.placement, json.dumps(placement, indent=2) + "\n")
     prepare = "0" if run.data_manifest.is_file() else "1"
-    return _open(attempt, facts, {"GALLEY_HEAD": reachable(here.nodes[0]), "GALLEY_PREPARE": prepare}, why_not)
+    return _open(attempt, record, {"GALLEY_HEAD": reachable(here.nodes[0]), "GALLEY_PREPARE": prepare}, why_not)
 
 
 def begin_aside(run: RunDir, stage: str, step: str) -> Path:
@@ -168,18 +177,18 @@ def begin_aside(run: RunDir, stage: str, step: str) -> Path:
     here = allocation()
     for error in (attempt.root / "errors").glob(f"{stage}.json"):
         error.unlink()
-    facts = {"job": here.job, "nodes": here.nodes}
+    record = JobRecord(job=here.job, nodes=here.nodes) if stage == "prepare" else None
     why_not = successor.may_submit(run) if stage == "prepare" else ""
-    return _open(attempt, facts if stage == "prepare" else None, {"GALLEY_EXPORT_STEP": step or "last"}, why_not)
+    return _open(attempt, record, {"GALLEY_EXPORT_STEP": step or "last"}, why_not)
 
 
 def _check_trained(attempt: Attempt) -> None:
     """Raise NothingToDo where the last job of a chain, which exports, has nothing to export."""
-    end = read_json(attempt.exit) or {}
-    if end.get("verdict") != "done":
-        state = end.get("message") or end.get("reason") or "it left no word"
+    end = read_exit(attempt.exit) or ExitRecord()
+    if end.verdict != "done":
+        state = end.message or end.reason or "it left no word"
         raise NothingToDo(f"the run is not done, so nothing is exported: attempt {attempt.number}: {state}")
-    if end.get("exported"):
+    if end.exported:
         raise NothingToDo("the run is exported")
 
 
@@ -200,7 +209,7 @@ def missing_secrets(run: RunDir) -> str:
     )
 
 
-def _open(attempt: Attempt, facts: dict[str, Any] | None, more: dict[str, str], why_not: str = "") -> Path:
+def _open(attempt: Attempt, record: JobRecord | None, more: dict[str, str], why_not: str = "") -> Path:
     """Make the attempt's directories, write ``job.json`` and the shell's facts. ``why_not``: no job can follow."""
     here = allocation()
     for place in (attempt.logs, attempt.stop.parent, attempt.root / "errors", attempt.preflight, attempt.heartbeats):
@@ -208,9 +217,8 @@ def _open(attempt: Attempt, facts: dict[str, Any] | None, more: dict[str, str], 
     with contextlib.suppress(FileExistsError):
         attempt.secret.touch(0o600, exist_ok=False)
         attempt.secret.write_text(secrets.token_hex(16), encoding="ascii")
-    if facts is not None:
-        facts.update({"no_successor": why_not} if why_not else {})
-        write_atomic(attempt.job, json.dumps(facts, indent=1) + "\n")
+    if record is not None:
+        write_job(attempt.job, replace(record, no_successor=why_not or None))
     if why_not and not slurm.SlurmError(why_not).passes:
         successor.advise(attempt, why_not)
     shell = {

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from galley.contract.files import number, open_regular, read_rows
+from galley.contract.files import number, read_rows
+from galley.contract.metrics import Follower, MetricsRow
 from galley.contract.rundir import RunDir, read_json, write_atomic
 from galley_launch.job import slurm
 
@@ -120,31 +120,17 @@ class Measures:
     """The longest step and the longest save of the last rows of a run's metrics, read as they are appended."""
 
     def __init__(self, run: RunDir) -> None:
-        self._path = run.metrics
-        self._position, self._torn = 0, b""
-        self._rows: deque[tuple[float, float]] = deque(maxlen=_ROWS)
-
-    def _read(self) -> None:
-        try:
-            with open_regular(self._path) as file:
-                if file.seek(0, os.SEEK_END) < self._position:  # rows after a checkpoint were dropped
-                    self._position, self._torn = 0, b""
-                    self._rows.clear()
-                file.seek(self._position)
-                data = file.read()
-        except OSError:
-            return
-        self._position += len(data)
-        *lines, self._torn = (self._torn + data).split(b"\n")
-        for line in lines:
-            with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
-                row: Mapping[str, Any] = json.loads(line)
-                self._rows.append((float(row.get("step_s") or 0), float(row.get("save_s") or 0)))
+        self._follower = Follower(run.metrics)
+        self._rows: deque[MetricsRow] = deque(maxlen=_ROWS)
 
     def longest(self) -> tuple[float, float]:
         """Seconds of the longest step and of the longest save; 0: not known."""
-        self._read()
-        return max((step for step, _ in self._rows), default=0.0), max((save for _, save in self._rows), default=0.0)
+        rows, anew = self._follower.rows()
+        if anew:  # rows after a checkpoint were dropped
+            self._rows.clear()
+        self._rows.extend(rows)
+        step = max((row.step_s or 0.0 for row in self._rows), default=0.0)
+        return step, max((row.save_s or 0.0 for row in self._rows), default=0.0)
 
     def need(self, limit_s: float) -> float:
         """Seconds before the time limit at which the ranks are asked to stop: a step, a save that is on its way and

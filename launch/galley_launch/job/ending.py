@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
-from galley.contract.files import number
-from galley.contract.rundir import Attempt, RunDir, read_json
+from galley.contract.records import ExitRecord, read_exit, read_job
+from galley.contract.rundir import Attempt, RunDir
 from galley_launch.job.diagnose.classify import Failure, classify
 from galley_launch.job.diagnose.evidence import being_ended, collect
 
 # Requests to stop that come from outside: the run goes on in its next attempt.
-_INTERRUPTIONS = ("walltime", "preemption", "node failure", "signal", "watchdog")
+_INTERRUPTIONS = ("walltime", "preemption", "node failure", "signal")
 # What a signal was about, where Slurm knows.
 _SLURMS_WORD = {"PREEMPTED": "preemption", "TIMEOUT": "walltime", "NODE_FAIL": "node failure"}
 _MEMORY = ("gpu_oom", "host_oom")
@@ -33,12 +32,10 @@ class Ending:
     nodes: tuple[str, ...] = ()
     """Nodes to avoid."""
 
-    def body(self) -> dict[str, Any]:
-        """The fields of ``exit.json``."""
-        found: dict[str, Any] = {"verdict": self.verdict, "reason": self.reason, "again": self.again}
-        found["message"] = self.message
-        found["status"] = 0 if self.verdict in ("done", "stopped") else 2 if self.kind == "configuration" else 1
-        return {**found, "kind": self.kind, "nodes": list(self.nodes)} if self.kind else found
+    @property
+    def status(self) -> int:
+        """As ``exit.json`` has it."""
+        return 0 if self.verdict in ("done", "stopped") else 2 if self.kind == "configuration" else 1
 
 
 def newest_checkpoint(run: RunDir) -> int:
@@ -51,14 +48,13 @@ def judge(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Endi
     """How ``attempt`` ended: what its ranks said, its exit ``status`` and Slurm's ``state`` of its job, together."""
     if state == "COMPLETING":
         state = being_ended(run, attempt) or state
-    said = read_json(attempt.exit) or {}
-    asked = str((read_json(attempt.stop) or {}).get("reason", ""))
-    if said.get("verdict") == "done":
-        return Ending("done", str(said.get("reason", "")), again=False)
+    record, asked = read_exit(attempt.exit) or ExitRecord(), attempt.stop_reason()
+    if record.verdict == "done":
+        return Ending("done", record.reason or "", again=False)
     if state == "CANCELLED" or asked == "cancel":
         return Ending("stopped", "cancel", again=False, message="the job was cancelled")
-    if said.get("verdict") == "stopped":
-        reason = asked or str(said.get("reason", ""))
+    if record.verdict == "stopped":
+        reason = asked or record.reason or ""
         reason = _SLURMS_WORD.get(state, reason) if reason == "signal" else reason
         return _progress(run, attempt, Ending("stopped", reason, again=reason in _INTERRUPTIONS))
     return _unfinished(run, attempt, status, state, asked)
@@ -89,24 +85,26 @@ def _failed(run: RunDir, attempt: Attempt, failure: Failure, step: int | None) -
 
 def _start(attempt: Attempt) -> int:
     """Step that ``attempt`` resumed from."""
-    return int(number((read_json(attempt.job) or {}).get("checkpoint")))
+    return read_job(attempt.job).checkpoint or 0
 
 
-def _before(run: RunDir, attempt: Attempt) -> dict[str, Any]:
-    return (read_json(run.attempt(attempt.number - 1).exit) or {}) if attempt.number > 1 else {}
+def _before(run: RunDir, attempt: Attempt) -> ExitRecord:
+    """How the attempt before this one ended."""
+    before = read_exit(run.attempt(attempt.number - 1).exit) if attempt.number > 1 else None
+    return before or ExitRecord()
 
 
 def _failed_before(run: RunDir, attempt: Attempt, kind: str, step: int | None) -> bool:
     """Whether the attempt before died of the same at the same step: what a retry cured once, it will not cure again."""
     before = _before(run, attempt)
-    return before.get("kind") == kind and before.get("last_step") == (step or 0)
+    return before.kind == kind and before.last_step == (step or 0)
 
 
 def _progress(run: RunDir, attempt: Attempt, ending: Ending) -> Ending:
     """End a run whose time limit is too short to get from one checkpoint to the next."""
     before, now = _before(run, attempt), newest_checkpoint(run)
-    twice = before.get("reason") == ending.reason == "walltime"
-    if not (ending.again and twice and before.get("checkpoint") == now and now <= _start(attempt)):
+    twice = before.reason == ending.reason == "walltime"
+    if not (ending.again and twice and before.checkpoint == now and now <= _start(attempt)):
         return ending
     message = f"two attempts in a row reached their time limit without a checkpoint after step {now}"
     message += "; raise cluster.time"
@@ -117,8 +115,8 @@ def used_hours(run: RunDir, until: float | None = None) -> float:
     """GPU-hours (on CPUs: rank-hours) of every attempt; one that has not ended counts until ``until``."""
     total = 0.0
     for attempt in run.attempts():
-        facts, end = read_json(attempt.job) or {}, read_json(attempt.exit) or {}
-        if "started" in facts:
-            ended = number(end.get("ended")) or until or time.time()
-            total += max(0.0, ended - number(facts["started"], ended)) / 3600 * int(number(facts.get("ranks"), 1))
+        job, end = read_job(attempt.job), read_exit(attempt.exit) or ExitRecord()
+        if job.started is not None:
+            ended = end.ended or until or time.time()
+            total += max(0.0, ended - job.started) / 3600 * (1 if job.ranks is None else job.ranks)
     return total

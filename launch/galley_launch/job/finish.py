@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from galley.contract.rundir import UNVERIFIED, Attempt, RunDir, read_json, write_atomic
+from galley.contract.metrics import last_step
+from galley.contract.records import ExitRecord, JobRecord, read_exit, read_job, write_exit
+from galley.contract.rundir import UNVERIFIED, Attempt, RunDir, read_json
 from galley_launch.job import chain, slurm, successor
 from galley_launch.job.diagnose.classify import classify
-from galley_launch.job.diagnose.evidence import collect, last_step
+from galley_launch.job.diagnose.evidence import collect
 from galley_launch.job.ending import Ending, judge, newest_checkpoint
 from galley_launch.job.names import known_as
 from galley_launch.job.node import preflight
@@ -20,20 +21,28 @@ _UNFIT = 3
 """So many preflights in a row may find nodes that are not fit; then it is not the nodes."""
 
 
-def conclude(run: RunDir, attempt: Attempt, ending: Ending, ended: float | None = None) -> dict[str, Any]:
+def conclude(run: RunDir, attempt: Attempt, ending: Ending, ended: float | None = None) -> ExitRecord:
     """Write ``exit.json``: what the ranks said, and the verdict. Bad nodes are avoided from now on.
 
     ``ended``: when, in seconds since the epoch, where that was not just now.
     """
-    before = read_json(attempt.exit) or {}
-    body = {**before, **ending.body(), "checkpoint": newest_checkpoint(run), "last_step": last_step(run) or 0}
-    body.setdefault("ended", ended or time.time())
-    body.setdefault("step", body["checkpoint"] or None)
-    if ending.verdict == "done":
-        body.update(message="", status=0)
-    write_atomic(attempt.exit, json.dumps(body))
-    cluster = read_json(run.cluster) or {}
-    known = [str(node) for node in (read_json(attempt.job) or {}).get("nodes", [])]
+    before, checkpoint = read_exit(attempt.exit) or ExitRecord(), newest_checkpoint(run)
+    record = replace(
+        before,
+        verdict=ending.verdict,
+        reason=ending.reason,
+        step=before.step if before.step is not None else checkpoint or None,
+        again=ending.again,
+        message="" if ending.verdict == "done" else ending.message,
+        status=ending.status,
+        kind=ending.kind or before.kind,
+        nodes=ending.nodes if ending.kind else before.nodes,
+        checkpoint=checkpoint,
+        last_step=last_step(run.metrics) or 0,
+        ended=before.ended if before.ended is not None else ended or time.time(),
+    )
+    write_exit(attempt.exit, record)
+    cluster, known = read_json(run.cluster) or {}, read_job(attempt.job).nodes or ()
     # sbatch refuses a name that Slurm does not have, and the chain would end of it.
     bad = [known_as(node, known) for node in ending.nodes] if known else list(ending.nodes)
     chain.exclude(
@@ -42,7 +51,7 @@ def conclude(run: RunDir, attempt: Attempt, ending: Ending, ended: float | None 
         f"attempt {attempt.number}: {ending.kind}",
         float(cluster.get("exclude_hours", 0)),
     )
-    return body
+    return record
 
 
 def drop_successor(run: RunDir, job: str) -> None:
@@ -64,48 +73,47 @@ def end_training(run: RunDir, attempt: Attempt, status: int, where: str) -> int:
     if attempt.is_superseded():  # this job was cut off, and another took over: what follows is that one's to say
         print("galley: a later attempt has taken over", flush=True)
         return 1
-    facts = read_json(attempt.job) or {}
-    job = str(facts.get("job", ""))
-    ending = judge(run, attempt, status, chain.state_of(job))
+    job = read_job(attempt.job)
+    ending = judge(run, attempt, status, chain.state_of(job.job or ""))
     if where == "preflight" and ending.verdict != "stopped":
-        ending = _unfit(run, attempt, facts, ending)
+        ending = _unfit(run, attempt, job, ending)
     if read_json(run.end):
         ending = Ending(ending.verdict, ending.reason, False, ending.message, ending.kind, ending.nodes)
-    body = conclude(run, attempt, ending)
-    if ending.again and (read_json(attempt.stop) or {}).get("reason") == "signal":
+    record = conclude(run, attempt, ending)
+    if ending.again and attempt.stop_reason() == "signal":
         # scancel sends a signal, too: the successor will know how Slurm called it in the end
-        write_atomic(attempt.exit, json.dumps({**body, "again": None}))
+        write_exit(attempt.exit, replace(record, again=None))
     print(f"galley: attempt {attempt.number}: {ending.verdict} ({ending.reason}) {ending.message}".rstrip(), flush=True)
-    _follow(run, attempt, ending, facts)
+    _follow(run, attempt, ending, job)
     return 0 if ending.verdict in ("done", "stopped") else 1
 
 
-def _unfit(run: RunDir, attempt: Attempt, facts: dict[str, Any], judged: Ending) -> Ending:
+def _unfit(run: RunDir, attempt: Attempt, job: JobRecord, judged: Ending) -> Ending:
     """Avoid the nodes that are not fit. Where all of them are not, something else is wrong: ``judged`` may say what."""
-    nodes = list(facts.get("nodes", []))
+    nodes = list(job.nodes or ())
     bad = preflight.bad_nodes(attempt, nodes)
     message = "; ".join(f"{node}: {why}" for node, why in bad.items()) or "the preflight did not run"
     if len(bad) == len(nodes) > 1:
         return Ending("failed", "preflight", False, judged.message or message, "configuration")
-    before = [read_json(run.attempt(attempt.number - back).exit) or {} for back in range(1, _UNFIT)]
-    again = any(each.get("reason") != "preflight" for each in before)
+    before = [read_exit(run.attempt(attempt.number - back).exit) for back in range(1, _UNFIT)]
+    again = any(record is None or record.reason != "preflight" for record in before)
     message = message if again else f"no fit nodes in {_UNFIT} attempts: {message}"
     return Ending("failed", "preflight", again, message, "node", tuple(bad))
 
 
-def _follow(run: RunDir, attempt: Attempt, ending: Ending, facts: dict[str, Any]) -> None:
+def _follow(run: RunDir, attempt: Attempt, ending: Ending, job: JobRecord) -> None:
     """Make the queue agree with the verdict."""
     try:
         if ending.verdict == "done":
             # Where that fails, a successor will do it.
-            successor.insist(lambda: export(run, attempt), 0.0 if facts.get("successor") else successor.END_S)
+            successor.insist(lambda: export(run, attempt), 0.0 if job.successor else successor.END_S)
         if not ending.again:
-            drop_successor(run, str(facts.get("job", "")))
+            drop_successor(run, job.job or "")
         else:
-            successor.at_end(run, attempt, facts)
-        waiting = (read_json(attempt.job) or {}).get("successor")
-        if ending.again and ending.nodes and waiting and waiting == facts.get("successor"):
-            slurm.update(str(waiting), ExcNodeList=",".join(sorted(chain.excluded(run))))
+            successor.at_end(run, attempt, job)
+        waiting = read_job(attempt.job).successor
+        if ending.again and ending.nodes and waiting and waiting == job.successor:
+            slurm.update(waiting, ExcNodeList=",".join(sorted(chain.excluded(run))))
     except slurm.SlurmError as error:
         print(f"galley: {error}", flush=True)
 
@@ -114,11 +122,11 @@ def end_aside(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
     """The end of a job on one node."""
     errors = [each for each in attempt.errors() if each.get("who") == stage]
     if stage == "export":
-        before = read_json(attempt.exit) or {}
+        before = read_exit(attempt.exit) or ExitRecord()
         why = str(errors[0].get("message")) if errors else "" if status == 0 else f"exit status {status}"
         unverified = any(each.get("status") == UNVERIFIED for each in errors)
-        ending = {"exported": status == 0, "export_error": why, "unverified": unverified}
-        write_atomic(attempt.exit, json.dumps({**before, **ending}))
+        record = replace(before, exported=status == 0, export_error=why, unverified=unverified)
+        write_exit(attempt.exit, record)
         _forget_secrets(run)
         return status
     if status:
@@ -127,7 +135,7 @@ def end_aside(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
         conclude(run, attempt, Ending("failed", "prepare", False, message, failure.kind))
         drop_successor(run, "")
     else:
-        write_atomic(attempt.exit, json.dumps({"verdict": "prepared", "reason": "", "message": "", "status": 0}))
+        write_exit(attempt.exit, ExitRecord("prepared", "", message="", status=0))
     return status
 
 

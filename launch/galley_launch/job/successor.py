@@ -7,14 +7,15 @@ beginning of an attempt asks for a while, its clock goes on asking beside traini
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
-from galley.contract.rundir import Attempt, RunDir, read_json, write_atomic
+from galley.contract.records import JobRecord, read_job, write_job
+from galley.contract.rundir import Attempt, RunDir, read_json
 from galley_launch.job import chain, slurm
 
 BEGIN_S, END_S = 30.0, 600.0
@@ -107,9 +108,7 @@ def advise(attempt: Attempt, why: str) -> None:
 
 def _keep(attempt: Attempt, successor: str | None, why: str) -> None:
     """Write the successor, or why there is none, into the attempt's ``job.json``."""
-    facts = {key: value for key, value in (read_json(attempt.job) or {}).items() if key != "no_successor"}
-    facts["successor"] = successor
-    write_atomic(attempt.job, json.dumps(facts | ({"no_successor": why} if why else {}), indent=1) + "\n")
+    write_job(attempt.job, replace(read_job(attempt.job), successor=successor, no_successor=why or None))
 
 
 class Keeper:
@@ -117,9 +116,9 @@ class Keeper:
 
     def __init__(self, run: RunDir, attempt: Attempt) -> None:
         self.run, self.attempt = run, attempt
-        facts = read_json(attempt.job) or {}
-        self.here, why = str(facts.get("job", "")), str(facts.get("no_successor") or "")
-        self.open = bool(self.here) and not facts.get("successor") and (not why or slurm.SlurmError(why).passes)
+        job = read_job(attempt.job)
+        self.here, why = job.job or "", job.no_successor or ""
+        self.open = bool(self.here) and not job.successor and (not why or slurm.SlurmError(why).passes)
         self.pause, self.next = LONGEST_S / 4, time.monotonic()
 
     def tick(self, left: float) -> None:
@@ -140,9 +139,9 @@ class Keeper:
         print(f"galley: job {job} takes over when this one has ended", flush=True)
 
 
-def at_end(run: RunDir, attempt: Attempt, facts: dict[str, Any]) -> str:
+def at_end(run: RunDir, attempt: Attempt, record: JobRecord) -> str:
     """See to it that another attempt follows; returns why none does, or nothing."""
-    here, before = str(facts.get("job", "")), facts.get("successor")
+    here, before = record.job or "", record.successor
 
     def ask() -> str:
         if attempt.is_superseded() or read_json(run.end):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from galley.contract.records import read_job
 from galley.contract.rundir import Attempt, RunDir, read_json
 from galley_launch.job import begin, chain, finish, slurm, successor
 from galley_launch.job.ending import used_hours
@@ -72,8 +73,8 @@ def _clock(run: RunDir, attempt: Attempt, parent: int, keeps: bool) -> int:
     Slurm's own signal has a grain of a minute, and its lead was settled when the job was submitted; this follows the
     steps and saves as they are measured. ``keeps``: also ask for a successor, where none could be queued so far.
     """
-    cluster, facts = read_json(run.cluster) or {}, read_json(attempt.job) or {}
-    deadline = _deadline(str(facts.get("job", "")), float(cluster["limit_s"]), float(facts["started"]))
+    cluster, job = read_json(run.cluster) or {}, read_job(attempt.job)
+    deadline = _deadline(job.job or "", float(cluster["limit_s"]), job.started or time.time())
     hours, measures = cluster.get("gpu_hours"), chain.Measures(run)
     keeper = successor.Keeper(run, attempt) if keeps else None
     while Path(f"/proc/{parent}").is_dir() and not attempt.stop.exists():

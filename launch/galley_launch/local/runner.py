@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 
 from galley.contract.errors import UserError
-from galley.contract.rundir import UNVERIFIED, Attempt, RunDir, read_json, write_atomic
+from galley.contract.records import ExitRecord, read_exit, write_exit
+from galley.contract.rundir import UNVERIFIED, Attempt, RunDir, write_atomic
 from galley.contract.spec import RunSpec
 from galley.contract.text import one_line
 from galley_launch.base import locks, terminal
@@ -74,7 +74,7 @@ def _killed_rank(log: Path, errors: list[dict[str, object]]) -> str | None:
 def _outcome(stage: Stage, code: int, attempt: Attempt, now: bool) -> Outcome:
     """Judge a stage that ended with ``code``; ``now``: the user did not wait for it to save."""
     if code == 0:
-        stopped = stage.name == "train" and (read_json(attempt.exit) or {}).get("verdict") == "stopped"
+        stopped = stage.name == "train" and (read_exit(attempt.exit) or ExitRecord()).verdict == "stopped"
         return Outcome(stage.name, 0, stopped=stopped)
     errors = attempt.errors()
     if attempt.stop.exists() and (now or not errors):
@@ -137,17 +137,17 @@ def _write(todo: Plan, run: RunDir, attempt: Attempt) -> None:
 
 def _record(attempt: Attempt, verdict: str, outcome: Outcome) -> None:
     """Leave ``exit.json`` where the ranks did not; a verdict of theirs stands, unless training itself failed."""
-    before = read_json(attempt.exit)
+    before = read_exit(attempt.exit)
+    unverified = outcome.status == UNVERIFIED
     if before and outcome.stage == "export":
-        failed = {"exported": False, "export_error": outcome.message, "unverified": outcome.status == UNVERIFIED}
-        with contextlib.suppress(OSError):
-            write_atomic(attempt.exit, json.dumps(before | failed))
-    if before and (before.get("verdict") == verdict or outcome.stage == "export"):
+        record = replace(before, exported=False, export_error=outcome.message, unverified=unverified)
+    elif before and before.verdict == verdict:
         return
-    reason = (read_json(attempt.stop) or {}).get("reason") if outcome.stopped else outcome.stage
-    body = {"verdict": verdict, "reason": reason, "step": None, "message": outcome.message, "status": outcome.status}
+    else:
+        reason = attempt.stop_reason() if outcome.stopped else outcome.stage
+        record = ExitRecord(verdict, reason, message=outcome.message, status=outcome.status)
     with contextlib.suppress(OSError):  # A full disk is what may have failed; the message is printed all the same.
-        write_atomic(attempt.exit, json.dumps(body))
+        write_exit(attempt.exit, record)
 
 
 def _reopen(attempt: Attempt) -> None:
@@ -165,10 +165,8 @@ def attempt_stages(todo: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
             if outcome.status or outcome.stopped:
                 return _leave(run, attempt, outcome)
     trained = any(stage.name == "train" for stage in todo.stages)
-    ending = read_json(attempt.exit) or {"verdict": "done" if trained else "lost"}
-    for key in ("export_error", "unverified"):
-        ending.pop(key, None)
-    write_atomic(attempt.exit, json.dumps(ending | {"exported": True}))
+    record = read_exit(attempt.exit) or ExitRecord("done" if trained else "lost")
+    write_exit(attempt.exit, replace(record, exported=True, export_error=None, unverified=None))
     say(f"run {run.root.name} is {'done' if trained else 'exported'}: {_where(run)}")
     return 0
 
@@ -176,9 +174,9 @@ def attempt_stages(todo: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
 def _leave(run: RunDir, attempt: Attempt, outcome: Outcome) -> int:
     if outcome.stopped:
         _record(attempt, "stopped", outcome)
-        last = read_json(attempt.exit) or {}
-        reason = last.get("reason") or "user"
-        at = f" at step {last['step']}" if last.get("step") is not None else ""
+        last = read_exit(attempt.exit) or ExitRecord()
+        reason = last.reason or "user"
+        at = f" at step {last.step}" if last.step is not None else ""
         lost = f" ({outcome.message})" if outcome.message else ""
         say(f"stopped{at} ({reason}){lost}; run the same command again to go on")
         return 0 if outcome.status == 0 else 130

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from galley.contract.errors import UserError
-from galley.contract.rundir import RunDir, read_json
+from galley.contract.records import read_exit
+from galley.contract.rundir import RunDir
 from galley.contract.spec import Duration, RunSpec
 
 _UNITS = ("epochs", "steps", "tokens")
@@ -75,14 +76,15 @@ def check(run: RunDir, old: RunSpec, new: RunSpec) -> None:
 def is_done(run: RunDir, old: RunSpec, new: RunSpec) -> bool:
     """Whether training is finished at the duration that ``new`` asks for."""
     attempts = run.attempts()
-    last = read_json(attempts[-1].exit) if attempts else None
-    return bool(last) and (last or {}).get("verdict") == "done" and old.task.duration == new.task.duration
+    last = read_exit(attempts[-1].exit) if attempts else None
+    return last is not None and last.verdict == "done" and old.task.duration == new.task.duration
 
 
 def is_exported(run: RunDir) -> bool:
     """Whether the last attempt's training was exported: an ``export/`` may be an earlier attempt's."""
     attempts = run.attempts()
-    return bool(attempts) and bool((read_json(attempts[-1].exit) or {}).get("exported"))
+    last = read_exit(attempts[-1].exit) if attempts else None
+    return last is not None and bool(last.exported)
 
 
 def outlook(run: RunDir, old: RunSpec | None, new: RunSpec) -> Outlook:

@@ -39,7 +39,7 @@ def show(
     for note in notes:
         print(f"galley: note: {note}", file=sys.stderr)
     known = model_facts.of_model(made.spec.placement.paths.model)
-    rows = summary(made.spec, known, _KEY)
+    rows = [f"{key:<{_KEY}}{text}" for key, text in summary(made.spec, known)]
     rows += [f"{'changed' if not number else '':<{_KEY}}{each}" for number, each in enumerate(made.changes)]
     print("\n".join(line for row in rows for line in _wrapped(row)), file=sys.stderr, flush=True)
 

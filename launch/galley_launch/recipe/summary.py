@@ -27,12 +27,13 @@ def _method_of(spec: RunSpec) -> str:
     return "full" if method.kind == "full" else f"{method.kind} rank {method.rank} alpha {method.alpha:g}"
 
 
-def summary(spec: RunSpec, facts: Facts, width: int = 7) -> list[str]:
-    """What a run will do, in aligned lines; the batch with the whole product that gives it."""
+def summary(spec: RunSpec, facts: Facts) -> list[tuple[str, str]]:
+    """What a run will do, as keys and texts; the batch with the whole product that gives it."""
     task, place = spec.task, spec.placement
     size = f", {_number(facts.parameters)} parameters" if facts.parameters else ""
     product = f"micro_batch {place.micro_batch} x accumulation {place.accumulation} x ranks {place.data_parallel}"
     samples = task.samples_per_step
+    ranks = f"{place.ranks_per_node} rank{'s' if place.ranks_per_node > 1 else ''}"
     where = "CPU" if place.device == "cpu" else f"GPU {','.join(place.gpus)}" if place.gpus else "GPU"
     nodes = f"{place.nodes} nodes of " if place.nodes > 1 else ""
     held = f", {task.data.held_out:.3g} of it held out" if task.data.held_out else ""
@@ -43,6 +44,6 @@ def summary(spec: RunSpec, facts: Facts, width: int = 7) -> list[str]:
         "method": f"{_method_of(spec)}, {task.optimizer.name} lr {task.optimizer.lr:g}, {task.schedule.kind}",
         "batch": f"{samples} samples a step = {product}; up to {_number(samples * task.data.max_length)} tokens",
         "for": _duration_of(spec),
-        "on": f"{where}, {nodes}{place.ranks_per_node} rank{'s'[: place.ranks_per_node > 1]}, ZeRO-{place.zero_stage}",
+        "on": f"{where}, {nodes}{ranks}, ZeRO-{place.zero_stage}",
     }
-    return [f"{key:<{width}}{value}" for key, value in rows.items()]
+    return list(rows.items())

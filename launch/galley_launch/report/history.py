@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from galley.contract.records import ExitRecord, JobRecord, read_exit, read_job
 from galley.contract.rundir import Attempt, RunDir, read_json
 from galley_launch.report.rows import Curves, Event, Row, number, read_events
 
@@ -24,11 +25,11 @@ class Try:
     """One attempt to train."""
 
     number: int
-    facts: Row
-    """``job.json``; empty on one box."""
+    job: JobRecord
+    """Empty on one box."""
     placement: Row
-    end: Row
-    """``exit.json``; empty while it runs, and where it ended without a word."""
+    end: ExitRecord
+    """Empty while it runs, and where it ended without a word."""
     started: float | None
     """None where that cannot be known: the files of the run were copied without their times."""
     ended: float | None
@@ -44,7 +45,7 @@ class Try:
         """Processes that trained."""
         place = self.placement
         nodes, ranks = number(place.get("nodes")) or 1, number(place.get("ranks_per_node")) or 1
-        return max(1, int(number(self.facts.get("ranks")) or nodes * ranks))
+        return max(1, int(self.job.ranks or nodes * ranks))
 
     @property
     def seconds(self) -> float:
@@ -99,7 +100,7 @@ def _first(events: Sequence[Event]) -> float:
 
 
 def _began(attempt: Attempt) -> float:
-    return number((read_json(attempt.job) or {}).get("started")) or _written(attempt.placement) or math.inf
+    return read_job(attempt.job).started or _written(attempt.placement) or math.inf
 
 
 def _written(path: Path) -> float | None:
@@ -110,23 +111,22 @@ def _written(path: Path) -> float | None:
 
 
 def _try(attempt: Attempt, live: bool, copied: bool) -> Try:
-    facts, end = read_json(attempt.job) or {}, read_json(attempt.exit) or {}
+    job, end = read_job(attempt.job), read_exit(attempt.exit) or ExitRecord()
     started = _began(attempt)
     known = math.isfinite(started) and not copied
-    ended = number(end.get("ended"))
+    ended = end.ended
     if ended is None:
         # On one box it is when the verdict was written; an export writes that file again, long after perhaps.
-        ended = None if copied or end.get("verdict") == "done" else _written(attempt.exit) or _last_word(attempt)
-    resumed = facts.get("checkpoint")
+        ended = None if copied or end.verdict == "done" else _written(attempt.exit) or _last_word(attempt)
     return Try(
         attempt.number,
-        facts,
+        job,
         read_json(attempt.placement) or {},
         end,
         started if known else None,
         None if live else ended,
         live,
-        resumed=resumed if isinstance(resumed, int) else None,
+        resumed=job.checkpoint,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from galley.contract.records import ExitRecord
 from galley.contract.rundir import RunDir, read_json
 from galley.contract.spec import RunSpec
 from galley_launch.base.terminal import duration
@@ -18,7 +19,6 @@ from galley_launch.report.charts import Chart, Point, exact
 from galley_launch.report.history import Account, Try
 from galley_launch.report.rows import Curves, number, objects, section
 
-_WIDTH = 11
 _CHARTS = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
@@ -49,8 +49,7 @@ def summary(spec: RunSpec, run: RunDir) -> list[tuple[str, str]]:
     """Key and value: the model, data, method, batch, duration and place, and where the run came from."""
     model = section(read_json(run.data_manifest) or {}, "model")
     count = model.get("parameters")
-    lines = what_it_does(spec, Facts(parameters=count if isinstance(count, int) else None), _WIDTH)
-    found = [(line[:_WIDTH].strip(), line[_WIDTH:]) for line in lines]
+    found = what_it_does(spec, Facts(parameters=count if isinstance(count, int) else None))
     if isinstance(share := model.get("quantised_share"), float):
         found.append(("quantised", f"{share:.1%} of the weights"))
     cluster = read_json(run.cluster) or {}
@@ -207,12 +206,12 @@ def checkpoints(run: RunDir) -> Table | None:
 
 def export(run: RunDir, found: Sequence[Try]) -> tuple[str, Table | None]:
     """A sentence about the export, and its checks."""
-    end = found[-1].end if found else {}
-    failed = end.get("exported") is False and end.get("verdict") == "done"
-    unverified = failed and bool(end.get("unverified"))
+    end = found[-1].end if found else ExitRecord()
+    failed = end.exported is False and end.verdict == "done"
+    unverified = failed and bool(end.unverified)
     facts = read_json((run.unverified if unverified else run.export) / "export.json")
     if facts is None or (failed and not unverified):
-        return (f"The export failed: {end.get('export_error') or 'see galley why'}" if failed else ""), None
+        return (f"The export failed: {end.export_error or 'see galley why'}" if failed else ""), None
     places = [place / name for place in (run.export, run.unverified)[: 1 + unverified] for name in ("model", "adapter")]
     parts = [f"{path.name} in {path}" for path in places if path.is_dir()]
     rows = [row for each in objects(facts, "checks") for row in [_check(each)]]

@@ -14,7 +14,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from galley.contract.errors import UserError
-from galley.contract.rundir import RunDir, read_json, write_atomic
+from galley.contract.records import read_exit
+from galley.contract.rundir import RunDir, write_atomic
 from galley.contract.sensitive import is_secret_name, masked
 from galley.contract.spec import RunSpec
 from galley_launch.base.terminal import duration
@@ -22,7 +23,7 @@ from galley_launch.plan import compose
 from galley_launch.report import history, time_account
 from galley_launch.report import page as report_page
 from galley_launch.report.history import Try
-from galley_launch.report.rows import Curves, number, read_curves
+from galley_launch.report.rows import Curves, read_curves
 from galley_launch.runs import runs
 from galley_launch.submit import queue
 
@@ -126,16 +127,16 @@ def _state(run: RunDir, jobs: queue.Queue | None) -> runs.State:
 
 def _goes_on(run: RunDir) -> bool:
     attempts = run.attempts()
-    end = (read_json(attempts[-1].exit) or {}) if attempts else {}
-    return end.get("again") is not False
+    end = read_exit(attempts[-1].exit) if attempts else None
+    return end is None or end.again is not False
 
 
 def _progress(state: runs.State) -> Progress | None:
-    step, steps, left = (number(state.row.get(key)) for key in ("step", "steps", "left_s"))
-    if step is None or not steps:
+    row = state.row
+    if row.step is None or not row.steps:
         return None
-    live = state.state in _LIVE and left is not None
-    return Progress(int(step), int(steps), f"{duration(left or 0.0)} left" if live else "")
+    left = f"{duration(row.left_s)} left" if state.state in _LIVE and row.left_s is not None else ""
+    return Progress(row.step, row.steps, left)
 
 
 def _why(run: RunDir, state: runs.State) -> tuple[str, list[tuple[str, str]]] | None:

@@ -10,7 +10,7 @@ from galley_launch.base.terminal import duration
 from galley_launch.job.diagnose.advice import WORDS
 from galley_launch.report.charts import SIDE, Tick
 from galley_launch.report.history import Account, Kind, Try
-from galley_launch.report.rows import section, words
+from galley_launch.report.rows import section
 
 NAMES = {
     "counted": "steps that count",
@@ -28,7 +28,6 @@ _REASONS = {
     "user": "as asked",
     "cancel": "cancelled",
     "signal": "a signal",
-    "watchdog": "a hang",
     "budget": "its budget is used up",
     "no progress": "no progress within its time limit",
     "preflight": "a node failed its checks",
@@ -161,8 +160,8 @@ def _where(each: Try) -> str:
     stage = section(section(place, "deepspeed"), "zero_optimization").get("stage", 0)
     kind = "CPU rank" if place.get("device") == "cpu" else "GPU"
     ranks = f"{each.ranks} {kind}{'s' if each.ranks > 1 else ''}, ZeRO-{stage}" if place else ""
-    nodes = ", ".join(words(each.facts, "nodes"))
-    job = f"job {each.facts['job']}" if each.facts.get("job") else ""
+    nodes = ", ".join(each.job.nodes or ())
+    job = f"job {each.job.job}" if each.job.job else ""
     return "; ".join(filter(None, (ranks, nodes, job)))
 
 
@@ -180,10 +179,10 @@ def ending(each: Try) -> str:
     if each.live:
         return "running"
     end = each.end
-    verdict, reason, message = (str(end.get(key) or "") for key in ("verdict", "reason", "message"))
+    verdict, reason, message = end.verdict or "", end.reason or "", end.message or ""
     if verdict == "done":
         return "done" if reason in ("", "finished") else f"done: {reason}"
-    why = WORDS.get(str(end.get("kind") or ""), "") or _REASONS.get(reason, reason)
+    why = WORDS.get(end.kind or "", "") or _REASONS.get(reason, reason)
     word = {"": "ended without a word", "lost": "ended before it could save"}.get(verdict, verdict)
     told = f"{word}: {why}" if why and why not in ("failure", "train") else word
     return f"{told} ({message})" if message and message not in told else told

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from galley.contract.errors import UserError
-from galley.contract.files import number, read_rows
+from galley.contract.metrics import MetricsRow, last_rows, newest
+from galley.contract.records import ExitRecord, read_exit
 from galley.contract.rundir import Attempt, RunDir, read_json
 from galley_launch.base import locks
 from galley_launch.base.grammar import nearest
 from galley_launch.base.terminal import Tail, duration
 from galley_launch.submit import queue
-
-_TAIL_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class State:
     (trained, but the export failed), ``stopped``, ``failed``, ``lost`` (ended without a word), ``new`` or ``damaged``
     (its records cannot be read); of a submitted run also ``queued``, ``preparing``, ``exporting`` or ``unknown`` (Slurm
     does not answer)."""
-    row: dict[str, Any]
+    row: MetricsRow
     """The newest metrics, evaluation included."""
     attempt: int
     checkpoint: int | None
@@ -56,20 +53,17 @@ def every(runs: Path) -> list[RunDir]:
     return [RunDir(path.parent) for path in sorted(runs.glob("*/run.json"))]
 
 
-def last_row(path: Path) -> dict[str, Any]:
+def last_row(path: Path) -> MetricsRow:
     """The newest numbers of a ``metrics.jsonl``, from its end: evaluation rows do not hide step rows."""
-    row: dict[str, Any] = {}
-    for values in read_rows(path, _TAIL_BYTES):
-        row |= {key: value for key, value in values.items() if math.isfinite(number(value, math.inf))}
-    return row
+    return newest(last_rows(path))
 
 
 def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     """How ``run`` is now; ``jobs``: what Slurm says, where it was submitted."""
     attempts, checkpoints = run.attempts(), run.checkpoints()
-    end = (read_json(attempts[-1].exit) or {}) if attempts else {}
+    end = (read_exit(attempts[-1].exit) if attempts else None) or ExitRecord()
     word = _word(end) if attempts else "new"
-    if jobs and jobs.problem and end.get("again") is False:
+    if jobs and jobs.problem and end.again is False:
         jobs = None  # Nothing can be in the queue any more: a copy of the run far from its cluster says so, too.
     now = (queue.word(jobs) if jobs else "") or ("live" if locks.is_live(run) else "")
     if now:
@@ -94,17 +88,17 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     )
 
 
-def _reason(word: str, end: dict[str, Any], jobs: queue.Queue | None, told: bool) -> str:
+def _reason(word: str, end: ExitRecord, jobs: queue.Queue | None, told: bool) -> str:
     """What the table says of a state beside its message."""
     match word:
         case "stopped":
-            return str(end.get("reason") or "")
+            return end.reason or ""
         case "lost":
             return "ended without a word (killed, or its machine went down)"
         case "done":
-            return "" if end.get("exported") else "not exported"
+            return "" if end.exported else "not exported"
         case "failed" if not told:
-            return str(end.get("kind") or end.get("reason") or "")
+            return end.kind or end.reason or ""
         case "unknown" if jobs:
             return jobs.problem
         case "queued" if jobs and jobs.waiting:
@@ -126,18 +120,17 @@ def _is_empty(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def _word(end: dict[str, Any]) -> str:
+def _word(end: ExitRecord) -> str:
     """How the newest attempt ended; trained is not done where its export failed."""
-    word = str(end.get("verdict", "lost"))
-    if word == "done" and end.get("exported") is False:
-        return "unverified" if end.get("unverified") else "unexported"
-    return word
+    if end.verdict == "done" and end.exported is False:
+        return "unverified" if end.unverified else "unexported"
+    return "lost" if end.verdict is None else end.verdict
 
 
-def _message(end: dict[str, Any], word: str) -> str:
+def _message(end: ExitRecord, word: str) -> str:
     if word in ("unverified", "unexported"):
-        return str(end.get("export_error") or "")
-    return str(end.get("message") or "") if word in ("failed", "stopped") else ""
+        return end.export_error or ""
+    return end.message or "" if word in ("failed", "stopped") else ""
 
 
 def log_paths(run: RunDir, rank: int | None, number: int | None, since: int = 0) -> list[Path]:
@@ -210,7 +203,6 @@ def stop(run: RunDir) -> str:
 def _waits_for(run: RunDir) -> str:
     """What a stop comes after: the step that is under way, and how long such a step takes."""
     row = last_row(run.metrics)
-    seconds, step = row.get("step_s"), row.get("step")
-    if not isinstance(seconds, int | float) or not isinstance(step, int):
+    if row.step_s is None or row.step is None:
         return "it ends what it is at, then saves"
-    return f"it waits for step {step + 1} (a step takes {duration(seconds)}), then saves"
+    return f"it waits for step {row.step + 1} (a step takes {duration(row.step_s)}), then saves"

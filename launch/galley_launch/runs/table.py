@@ -45,10 +45,10 @@ def _state_row(each: State) -> list[str]:
     return [
         each.name,
         each.state[:_WORD],
-        f"{row['step']:.0f}/{row['steps']:.0f}" if "step" in row and "steps" in row else "",
-        f"{row['loss']:.4f}" if row.get("loss") is not None else "",
-        f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") is not None else "",
-        duration(row["left_s"]) if live and row.get("left_s") is not None else "",
+        f"{row.step}/{row.steps}" if row.step is not None and row.steps is not None else "",
+        f"{row.loss:.4f}" if row.loss is not None else "",
+        f"{row.tokens_per_s:,.0f}" if row.tokens_per_s is not None else "",
+        duration(row.left_s) if live and row.left_s is not None else "",
         str(each.attempt or ""),
         f"step {each.checkpoint}" if each.checkpoint is not None else "",
     ]
@@ -59,12 +59,12 @@ def details(each: State, spec: RunSpec, root: Path) -> list[str]:
     lines = [f"{'state':<11}{each.state}" + (f": {each.message}" if each.message else "")]
     names = ("step", "loss", "tokens/s", "left", "attempt", "checkpoint")
     lines += [f"{name:<11}{value}" for name, value in zip(names, _state_row(each)[2:], strict=True) if value]
-    if "held_out_loss" in each.row:
-        lines.append(f"{'held-out':<11}{each.row['held_out_loss']:.4f}")
+    if each.row.held_out_loss is not None:
+        lines.append(f"{'held-out':<11}{each.row.held_out_loss:.4f}")
     if (root / "export" / "export.json").is_file():
         lines.append(f"{'export':<11}{root / 'export'}")
     if each.state == "unverified":
         lines.append(f"{'unverified':<11}{root / 'export.unverified'}")
     from galley_launch.recipe.summary import summary
 
-    return [*summary(spec, Facts(), 11), *lines]
+    return [*(f"{key:<11}{text}" for key, text in summary(spec, Facts())), *lines]

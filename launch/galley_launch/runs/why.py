@@ -6,14 +6,15 @@ import re
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from galley.contract.rundir import Attempt, RunDir, read_json
+from galley.contract.metrics import last_step
+from galley.contract.records import ExitRecord, read_exit
+from galley.contract.rundir import Attempt, RunDir
 from galley_launch.base import locks
 from galley_launch.job.diagnose import patterns
 from galley_launch.job.diagnose.advice import UNVERIFIED, WORDS
 from galley_launch.job.diagnose.classify import Failure, classify
-from galley_launch.job.diagnose.evidence import Evidence, collect, last_step, tail, written
+from galley_launch.job.diagnose.evidence import Evidence, collect, tail, written
 from galley_launch.job.diagnose.findings import cut
 from galley_launch.runs import runs
 from galley_launch.submit import queue
@@ -28,8 +29,7 @@ class _Fall:
     """An attempt that failed."""
 
     attempt: Attempt
-    end: dict[str, Any]
-    """Its ``exit.json``."""
+    end: ExitRecord
     failure: Failure
     step: int | None
     what: str
@@ -73,7 +73,7 @@ def _no_failure(state: runs.State) -> str:
 
 
 def _ending(state: runs.State) -> str:
-    at = f" at step {state.row['step']}" if state.state == "stopped" and "step" in state.row else ""
+    at = f" at step {state.row.step}" if state.state == "stopped" and state.row.step is not None else ""
     return f"{'not done yet' if state.state == 'lost' else state.state}{at}"
 
 
@@ -97,33 +97,33 @@ def _before_any(run: RunDir, state: runs.State) -> list[str]:
 
 def _fall(run: RunDir, attempt: Attempt, newest: bool, live: bool) -> _Fall | None:
     """How ``attempt`` failed; None where it did not, or still runs."""
-    end = read_json(attempt.exit)
+    end = read_exit(attempt.exit)
     if newest and live and end is None:
         return None
-    end = end or {}
-    if end.get("verdict") == "done" and newest and not live and _export_failed(run, attempt, end):
-        return _Fall(attempt, {}, _unverified(end) or _of_export(run, attempt), None, "export")
-    if end.get("verdict", "lost") not in ("failed", "lost"):
+    end = end or ExitRecord()
+    if end.verdict == "done" and newest and not live and _export_failed(run, attempt, end):
+        return _Fall(attempt, ExitRecord(), _unverified(end) or _of_export(run, attempt), None, "export")
+    if end.verdict not in ("failed", "lost", None):
         return None
-    known = end.get("last_step", end.get("step"))
-    step = int(known) if isinstance(known, int) else last_step(run) if newest else None
-    found = replace(collect(run, attempt, _status(end), str(end.get("state") or "")), step=step)
+    known = end.step if end.last_step is None else end.last_step
+    step = last_step(run.metrics) if known is None and newest else known
+    found = replace(collect(run, attempt, _status(end), ""), step=step)
     what = f"attempt {attempt.number}" if attempt.number else "prepare"
     return _Fall(attempt, end, _agreed(end, classify(found)), step, what)
 
 
-def _export_failed(run: RunDir, attempt: Attempt, end: dict[str, Any]) -> bool:
+def _export_failed(run: RunDir, attempt: Attempt, end: ExitRecord) -> bool:
     tried = attempt.log("export").exists()
-    if end.get("exported") is False:
-        return True
-    return end.get("exported") is not True and tried and not (run.export / "export.json").is_file()
+    if end.exported is not None:
+        return not end.exported
+    return tried and not (run.export / "export.json").is_file()
 
 
-def _unverified(end: dict[str, Any]) -> Failure | None:
+def _unverified(end: ExitRecord) -> Failure | None:
     """An export that was written, but whose check failed: its own words say what differs and where it is."""
-    if not end.get("unverified"):
+    if not end.unverified:
         return None
-    return Failure("unverified", "export", (cut(str(end.get("export_error") or "")),), UNVERIFIED, False, ())
+    return Failure("unverified", "export", (cut(end.export_error or ""),), UNVERIFIED, False, ())
 
 
 def _of_export(run: RunDir, attempt: Attempt) -> Failure:
@@ -134,23 +134,21 @@ def _of_export(run: RunDir, attempt: Attempt) -> Failure:
     return classify(replace(found, logs=logs, errors=errors, heartbeats=[], hang=None, status=status))
 
 
-def _status(end: dict[str, Any]) -> int | None:
+def _status(end: ExitRecord) -> int | None:
     """The launcher keeps a signal in its message only."""
-    signal = re.search(r"killed by signal (\d{1,2})", str(end.get("message") or ""))
-    status = end.get("status")
-    return 128 + int(signal[1]) if signal else status if isinstance(status, int) else None
+    signal = re.search(r"killed by signal (\d{1,2})", end.message or "")
+    return 128 + int(signal[1]) if signal else end.status
 
 
-def _agreed(end: dict[str, Any], failure: Failure) -> Failure:
+def _agreed(end: ExitRecord, failure: Failure) -> Failure:
     """The job's own verdict stands: it knew Slurm's state of the job, which is gone."""
-    kind, reason = str(end.get("kind") or ""), str(end.get("reason") or "")
-    if not kind and end.get("verdict") == "lost" and reason in ("walltime", "preemption"):
+    kind, reason = end.kind or "", end.reason or ""
+    if not kind and end.verdict == "lost" and reason in ("walltime", "preemption"):
         kind = "killed"
     if not kind or kind == failure.kind:
         return failure
-    said = cut(f"exit.json: {end.get('message') or reason}")
-    retry, nodes = bool(end.get("again", failure.retry)), end.get("nodes")
-    return Failure(kind, "", (said,), _advice(kind), retry, tuple(map(str, nodes if isinstance(nodes, list) else ())))
+    told = cut(f"exit.json: {end.message or reason}")
+    return Failure(kind, "", (told,), _advice(kind), bool(end.again), end.nodes or ())
 
 
 def _advice(kind: str) -> str:
@@ -170,8 +168,8 @@ def _details(run: RunDir, fall: _Fall, nothing: str) -> list[str]:
 
 
 def _again(fall: _Fall, root: Path) -> str:
-    if fall.end.get("again") is not None:
-        return "another attempt follows by itself" if fall.end["again"] else "no attempt follows by itself"
+    if fall.end.again is not None:
+        return "another attempt follows by itself" if fall.end.again else "no attempt follows by itself"
     same = f"galley export {root}" if fall.what == "export" else f"galley run {root}"
     return f"the same may go well: {same}" if fall.failure.retry else "retrying will not help until this is fixed"
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from galley.contract.errors import UserError
-from galley.contract.rundir import RunDir, read_json, write_atomic
+from galley.contract.records import ExitRecord, read_exit, read_job
+from galley.contract.rundir import RunDir, write_atomic
 from galley_launch.job import chain, slurm
 from galley_launch.job.diagnose.evidence import clean, tail, written
 
@@ -88,22 +89,22 @@ def nothing_follows(run: RunDir, queue: Queue) -> str:
     if queue.problem or not attempts or run.end.exists():
         return ""
     last, todo = attempts[-1], f"galley submit {run.root}"
-    end, facts = read_json(last.exit) or {}, read_json(last.job) or {}
-    why = f" ({facts['no_successor']})" if facts.get("no_successor") else ""
+    end, refusal = read_exit(last.exit) or ExitRecord(), read_job(last.job).no_successor
+    why = f" ({refusal})" if refusal else ""
     if queue.jobs:
         early = (
             last.number == 0
         )  # the prepare job found it out: the first attempt is in the queue, and nothing after it
         waits = [job for job in queue.jobs if job is not queue.running and queue.stage_of(job) == "train"]
-        if not why or end.get("again") is False or (not early and (waits or not queue.running)):
+        if not why or end.again is False or (not early and (waits or not queue.running)):
             return ""
         beforehand = "" if chain.is_beforehand(run) else ", or submit with cluster.chain=login"
         which = "the first" if early else "this"
         return f"nothing follows {which} attempt{why}; when it has ended, submit again: {todo}{beforehand}"
-    if end.get("verdict") == "done":
-        left = not (end.get("exported") or end.get("export_error") or last.log("export").exists())
+    if end.verdict == "done":
+        left = not (end.exported or end.export_error or last.log("export").exists())
         return f"it is trained, but nothing follows: its export is not in the queue; submit again: {todo}" * left
-    return "" if end.get("again") is False else f"nothing follows{why}; submit again: {todo}"
+    return "" if end.again is False else f"nothing follows{why}; submit again: {todo}"
 
 
 def last_words(run: RunDir) -> list[str]:
@@ -173,8 +174,8 @@ class Watch:
     def _goes_on(self, problem: str, show: Callable[[str], None]) -> bool:
         """Whether a run of which Slurm says nothing is to be watched further; shows why where it is not."""
         attempts = self.run.attempts()
-        end = read_json(attempts[-1].exit) or {} if attempts else {}
-        if self.run.end.exists() or end.get("again") is False or end.get("exported"):
+        end = (read_exit(attempts[-1].exit) if attempts else None) or ExitRecord()
+        if self.run.end.exists() or end.again is False or end.exported:
             return False
         if not problem.endswith("no such command here") and time.monotonic() < self._answered + _SILENCE_S:
             return True

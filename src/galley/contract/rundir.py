@@ -41,21 +41,25 @@ class Attempt:
 
     @property
     def stop(self) -> Path:
-        """Whoever writes this file stops the attempt: ``{"reason": user|walltime|preemption|watchdog}``."""
+        """Whoever writes this file stops the attempt: ``{"reason", "time"}``.
+
+        Reasons are ``user``, ``cancel``, ``walltime``, ``preemption``, ``budget``, and ``signal`` (a SIGTERM of which
+        nobody knew yet what it was about).
+        """
         return self.root / "ctl" / "stop"
+
+    def stop_reason(self) -> str:
+        """Why the attempt was asked to stop; empty where it was not, or the request cannot be read."""
+        return str((read_json(self.stop) or {}).get("reason") or "")
 
     @property
     def exit(self) -> Path:
-        """What happened: ``{"verdict": done|stopped|failed|lost, "reason", "step", "message", "status"}``.
-
-        After an export also ``exported``, and where that is false ``export_error`` and ``unverified`` (it was written,
-        but its check failed). In a job also ``kind`` (of failure) and ``again`` (whether another attempt follows).
-        """
+        """What became of the attempt, a :class:`~galley.contract.records.ExitRecord`."""
         return self.root / "exit.json"
 
     @property
     def job(self) -> Path:
-        """In a job: ``{"job", "restart", "nodes", "head", "port", "started", "gpus", "successor"}``."""
+        """In a job: that job, a :class:`~galley.contract.records.JobRecord`."""
         return self.root / "job.json"
 
     @property
@@ -173,7 +177,7 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object for each step and each evaluation."""
+        """One JSON object a line, a :class:`~galley.contract.metrics.MetricsRow`."""
         return self.root / "metrics.jsonl"
 
     @property

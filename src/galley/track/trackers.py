@@ -20,11 +20,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from galley.contract.errors import UserError
+from galley.contract.metrics import MetricsRow, parse_row
 from galley.contract.rundir import Attempt, RunDir, read_json, write_atomic
 from galley.contract.spec import RunSpec
 
@@ -41,8 +42,6 @@ _DEFAULTS = {
     "MLFLOW_ALLOW_FILE_STORE": "true", "WANDB_ERROR_REPORTING": "false",
 }  # fmt: skip
 _NOT_A_RANK = ("RANK", "LOCAL_RANK")  # the watch on a cluster's node tells ranks by these
-
-Row = dict[str, Any]
 
 
 def check_installed(spec: RunSpec) -> None:
@@ -125,7 +124,7 @@ def _say(name: str, error: BaseException) -> None:
 class Sink:
     """A tracker that is connected."""
 
-    log: Callable[[list[Row]], None]
+    log: Callable[[list[MetricsRow]], None]
     """Send rows of ``metrics.jsonl``, oldest first."""
     finish: Callable[[bool], None]
     """End, well or not, with everything sent."""
@@ -133,10 +132,13 @@ class Sink:
     """Whether it is to get the rows of earlier attempts again."""
 
 
-def numbers(row: Row) -> dict[str, float]:
+def numbers(row: MetricsRow) -> dict[str, float]:
     """What trackers, TensorBoard among them, are sent of a row: its numbers, but for those that only count."""
+    known = {each.name: getattr(row, each.name) for each in fields(row)}
     return {
-        name: value for name, value in row.items() if name not in ("step", "steps", "saved_step") and value is not None
+        name: value
+        for name, value in known.items()
+        if name not in ("step", "steps", "saved_step") and value is not None
     }
 
 
@@ -174,9 +176,9 @@ def wandb_sink(spec: RunSpec, run: RunDir) -> Sink:
     made.define_metric("*", step_metric="step")
     print(f"wandb: {f'offline, in {made.dir}' if made.offline else made.url}", flush=True)
 
-    def log(rows: list[Row]) -> None:
+    def log(rows: list[MetricsRow]) -> None:
         for row in rows:
-            made.log({"step": row["step"], **numbers(row)})
+            made.log({"step": row.step, **numbers(row)})
 
     return Sink(log, lambda well: made.finish(exit_code=0 if well else 1), made.offline)
 
@@ -199,9 +201,9 @@ def mlflow_sink(spec: RunSpec, run: RunDir) -> Sink:
     for first in range(0, len(params), 100):  # its limit of one request
         client.log_batch(known, params=params[first : first + 100])
 
-    def log(rows: list[Row]) -> None:
+    def log(rows: list[MetricsRow]) -> None:
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, row["step"]) for row in rows for name, value in numbers(row).items()]
+        metrics = [Metric(name, value, now, row.step) for row in rows for name, value in numbers(row).items()]
         for first in range(0, len(metrics), 1000):
             client.log_batch(known, metrics=metrics[first : first + 1000])
 
@@ -225,12 +227,13 @@ class Ending:
         self.come.set()
 
 
-def read_rows(file: BinaryIO, at: int) -> tuple[list[Row], int]:
+def read_rows(file: BinaryIO, at: int) -> tuple[list[MetricsRow], int]:
     """The whole rows from byte ``at`` on, and where the next will begin."""
     file.seek(at)
     data = file.read()
     whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], at + len(whole)
+    rows = [row for line in whole.splitlines() if (row := parse_row(line)) and row.step is not None]
+    return rows, at + len(whole)
 
 
 def follow(connect: Callable[[], Sink], name: str, file: BinaryIO, at: int, ending: Ending) -> bool:

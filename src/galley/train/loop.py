@@ -13,6 +13,7 @@ from galley.checkpoint import checkpoint, whole
 from galley.checkpoint.checkpoint import State
 from galley.checkpoint.saving import Pending, Writer
 from galley.contract.errors import UserError
+from galley.contract.metrics import MetricsRow
 from galley.contract.rundir import Attempt, RunDir
 from galley.contract.spec import RunSpec
 from galley.data import batches
@@ -211,20 +212,18 @@ class Loop:
         if self.recorder is None:
             return
         speed = tokens / seconds
-        row = {
-            "step": step,
-            "epoch": round(self.order.epoch(step), 4),
-            "loss": loss,
-            "lr": rate,
-            "grad_norm": norm,
-            "supervised_tokens": supervised,
-            "tokens": tokens,
-            "tokens_per_s": round(speed, 1),
-            "mfu": round(speed * self.flops / (self.peak * self.world.size), 4) if self.peak else None,
-            "peak_memory_gb": round(metrics.peak_memory_gb(self.world.device), 3),
-            "step_s": round(seconds, 4),
-        }
-        self.recorder.step(row)
+        row = MetricsRow(
+            epoch=round(self.order.epoch(step), 4),
+            loss=loss,
+            lr=rate,
+            grad_norm=norm,
+            supervised_tokens=supervised,
+            tokens=tokens,
+            tokens_per_s=round(speed, 1),
+            mfu=round(speed * self.flops / (self.peak * self.world.size), 4) if self.peak else None,
+            peak_memory_gb=round(metrics.peak_memory_gb(self.world.device), 3),
+        )
+        self.recorder.step(step, seconds, row)
 
     def _evaluate(self) -> str | None:
         """Measure the held-out loss, and save where it is the best yet; returns why it could not, if a stop came."""

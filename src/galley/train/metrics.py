@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import time
 from collections import deque
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from galley.checkpoint.saving import Pending
-from galley.contract.errors import UserError
-from galley.contract.files import read_bytes, reason
-from galley.contract.rundir import Attempt, RunDir, write_atomic
+from galley.contract.metrics import MetricsRow, drop_after, row_line
+from galley.contract.rundir import Attempt, RunDir
 from galley.contract.spec import RunSpec
 from galley.track import trackers
 
-MOST = 1 << 30
-"""Bytes of metrics that are read: a million steps have a third."""
 PEAK_BF16_TFLOPS = {
     "H200": 989.0, "H100": 989.0, "H100 PCIe": 756.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0,
     "L4": 121.0, "A10G": 70.0, "A10": 125.0, "A6000": 155.0, "4090": 165.0, "3090": 71.0, "V100": 125.0, "T4": 65.0,
@@ -69,25 +65,6 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def drop_after(path: Path, step: int) -> None:
-    """Forget rows of steps after ``step``: they belong to work that was lost, and will be done again."""
-    if not path.exists():
-        return
-    try:
-        rows = read_bytes(path, MOST).decode("utf-8", "replace").splitlines()
-    except OSError as error:
-        raise UserError(str(path), f"cannot be read: {reason(error)}", "move it away") from None
-    kept = [row for row in rows if (number := _step_of(row)) is not None and number <= step]
-    write_atomic(path, "".join(row + "\n" for row in kept))
-
-
-def _step_of(row: str) -> int | None:
-    try:
-        return int(json.loads(row)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None  # a line torn by a kill
-
-
 class Recorder:
     """Writes what rank 0 is told. Other ranks have none."""
 
@@ -102,41 +79,40 @@ class Recorder:
         self.recent: deque[float] = deque(maxlen=20)
         self.stall = (0, 0.0)  # the step after which training stood still, and for how long
 
-    def step(self, row: dict[str, Any]) -> None:
-        """Record one optimizer step; the time left follows from the last twenty."""
-        self.recent.append(row["step_s"])
-        left = (self.steps - row["step"]) * sum(self.recent) / len(self.recent)
-        row = {"step": row["step"], "steps": self.steps, **row, "left_s": round(left, 1)}
-        self._write(row)
-        if row["step"] % self.log_every == 0 or row["step"] in (1, self.steps):
+    def step(self, step: int, seconds: float, row: MetricsRow) -> None:
+        """Record optimizer step ``step``, which took ``seconds``; the time left follows from the last twenty."""
+        self.recent.append(round(seconds, 4))
+        left = (self.steps - step) * sum(self.recent) / len(self.recent)
+        self._write(replace(row, step=step, steps=self.steps, step_s=round(seconds, 4), left_s=round(left, 1)))
+        if step % self.log_every == 0 or step in (1, self.steps):
             print(
-                f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
-                f"grad norm {row['grad_norm']:.3f}  {row['tokens_per_s']:.0f} tokens/s  {_share(row['mfu'])}"
-                f"{row['peak_memory_gb']:.1f} GB  {_clock(left)} left",
+                f"step {step}/{self.steps}  loss {row.loss:.4f}  lr {row.lr:.2e}  "
+                f"grad norm {row.grad_norm:.3f}  {row.tokens_per_s:.0f} tokens/s  {_share(row.mfu)}"
+                f"{row.peak_memory_gb:.1f} GB  {_clock(left)} left",
                 flush=True,
             )
 
     def evaluation(self, step: int, loss: float, tokens: int, best: bool) -> None:
         """Record one measurement of the held-out loss."""
-        self._write({"step": step, "held_out_loss": loss, "held_out_tokens": tokens})
+        self._write(MetricsRow(step, held_out_loss=loss, held_out_tokens=tokens))
         print(f"step {step}/{self.steps}  held-out loss {loss:.4f}{' (best)' if best else ''}", flush=True)
 
     def stalled(self, step: int, seconds: float) -> None:
         """Record how long training stood still after ``step``: for the end of a save, and for the copy of another."""
         before = self.stall[1] if self.stall[0] == step else 0.0
         self.stall = (step, before + seconds)
-        self._write({"step": step, "stall_s": round(self.stall[1], 4)})
+        self._write(MetricsRow(step, stall_s=round(self.stall[1], 4)))
 
     def saved(self, step: int, save: Pending) -> None:
         """Record after ``step`` how long a save took: how early a job must learn of its end follows from that."""
         saved = save.state.step
-        self._write({"step": step, "save_s": round(save.seconds, 4), "saved_step": saved})
+        self._write(MetricsRow(step, save_s=round(save.seconds, 4), saved_step=saved))
         print(f"saved step {saved} in {save.seconds:.1f} s; training waited {save.stall:.1f} s", flush=True)
 
-    def _write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
+    def _write(self, row: MetricsRow) -> None:
+        self.file.write(row_line(row))
         for name, value in trackers.numbers(row).items():
-            self.board.add_scalar(name, value, row["step"])
+            self.board.add_scalar(name, value, row.step)
 
     def close(self) -> None:
         """Flush everything; trackers go on sending, see :meth:`wait`."""

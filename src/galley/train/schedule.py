@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import cos, pi
 
 from galley.contract.pace import warmup_steps
-from galley.contract.rundir import RunDir, read_json
+from galley.contract.records import read_exit
+from galley.contract.rundir import RunDir
 from galley.contract.spec import Schedule
 
 
@@ -28,8 +29,8 @@ def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> flo
 
 def note_longer(run: RunDir, schedule: Schedule, peak: float, step: int, steps: int) -> str | None:
     """What a longer duration does to the rate of a run that goes on after ``step``; None unless it rises again."""
-    ends = [read_json(attempt.exit) or {} for attempt in run.attempts()]
-    known = [end["steps"] for end in ends if isinstance(end.get("steps"), int)]
+    records = [read_exit(attempt.exit) for attempt in run.attempts()]
+    known = [record.steps for record in records if record and record.steps is not None]
     if not known or known[-1] >= steps or not 0 < step <= known[-1]:
         return None
     before, after = learning_rate(schedule, peak, step, known[-1]), learning_rate(schedule, peak, step + 1, steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 
 from galley.contract import pace
 from galley.contract.errors import UserError
-from galley.contract.rundir import Attempt, RunDir, read_json, write_atomic
+from galley.contract.records import ExitRecord, read_exit, write_exit
+from galley.contract.rundir import Attempt, RunDir
 from galley.contract.spec import RunSpec
 from galley.data.prepared import Manifest, damage, read_manifest
 from galley.engine import engine
@@ -47,9 +47,9 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     loop.introduce()
     verdict, reason = loop.run_to_end()
     world.fence(attempt)
-    if world.is_first and "ended" not in (read_json(attempt.exit) or {}):  # else its job has judged it already
-        ending = {"verdict": verdict, "reason": reason, "step": loop.state.step, "steps": loop.order.steps}
-        write_atomic(attempt.exit, json.dumps(ending | {"message": "", "status": 0}))
+    if world.is_first and (read_exit(attempt.exit) or ExitRecord()).ended is None:  # else its job has judged it already
+        record = ExitRecord(verdict, reason, loop.state.step, loop.order.steps, message="", status=0)
+        write_exit(attempt.exit, record)
         if verdict == "done":  # at the end, where people look
             warn(*loop.health.end(manifest.model.vocab), *pace.warnings(spec, manifest.train.samples))
     heartbeat.beat("end", loop.state.step)

@@ -6,14 +6,16 @@ is left out. An attempt is looked at *because* something went wrong.
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from galley.contract.files import open_regular
+from galley.contract.metrics import last_step
+from galley.contract.records import read_job
 from galley.contract.rundir import Attempt, RunDir, read_json
 from galley.contract.text import plain
 from galley_launch.job.names import known_as
@@ -96,20 +98,10 @@ def written(path: Path) -> float:
         return float("inf")
 
 
-def last_step(run: RunDir) -> int | None:
-    """The last step in the run's metrics."""
-    for line in reversed(tail(run.metrics).splitlines()):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            continue  # a line torn by a kill
-    return None
-
-
-def slurm_log(run: RunDir, job: object, stage: str) -> dict[str, str]:
+def slurm_log(run: RunDir, job: str | None, stage: str) -> dict[str, str]:
     """What Slurm wrote of a job besides the job's own log: why it ended it."""
     path = run.jobs / "logs" / f"{stage}-{job}.out"
-    text = tail(path) if job and re.fullmatch(r"[0-9_]{1,30}", str(job), re.ASCII) else ""
+    text = tail(path) if job and re.fullmatch(r"[0-9_]{1,30}", job, re.ASCII) else ""
     return {str(path.relative_to(run.root)): text} if text.strip() else {}
 
 
@@ -121,23 +113,22 @@ def being_ended(run: RunDir, attempt: Attempt) -> str:
     """Slurm's word for a job that it is ending, from slurmstepd's line in the job's output: until it has ended, the
     controller just calls it ``COMPLETING``. Empty where there is no such line.
     """
-    job = (read_json(attempt.job) or {}).get("job")
+    job = read_job(attempt.job).job
     found = _CANCELLED.findall("\n".join(slurm_log(run, job, "train").values()))
     if not found:
         return ""
     return next((word for cause, word in _CAUSES.items() if cause in found[-1]), "CANCELLED")
 
 
-def _as_slurm(records: list[dict[str, Any]], key: str, nodes: object) -> list[dict[str, Any]]:
+def _as_slurm(records: list[dict[str, Any]], key: str, nodes: Sequence[str]) -> list[dict[str, Any]]:
     """``records`` whose node has Slurm's name, where it called itself by a longer one."""
-    known = [str(node) for node in nodes] if isinstance(nodes, list) else []
-    return [{**each, key: known_as(str(each[key]), known) or each[key]} if key in each else each for each in records]
+    return [{**each, key: known_as(str(each[key]), nodes) or each[key]} if key in each else each for each in records]
 
 
 def collect(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Evidence:
     """Read what ``attempt`` left. ``status`` and ``state`` are as in :class:`Evidence`."""
-    facts = read_json(attempt.job) or {}
-    job, nodes = facts.get("job"), facts.get("nodes")
+    record = read_job(attempt.job)
+    job, nodes = record.job, record.nodes or ()
     logs = {path.stem: tail(path) for path in sorted(attempt.logs.glob("*.log"))}
     return Evidence(
         status=status,
@@ -147,5 +138,5 @@ def collect(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Ev
         heartbeats=_as_slurm(_objects(sorted(attempt.heartbeats.glob("*.json"))), "host", nodes),
         preflight=_as_slurm(_objects(sorted(attempt.preflight.glob("*.json"))), "node", nodes),
         hang=next(iter(_as_slurm([hang] if (hang := _hang(attempt)) else [], "node", nodes)), None),
-        step=last_step(run),
+        step=last_step(run.metrics),
     )
