@@ -43,7 +43,7 @@ DATA_ROOMS = {
     "train": "contract storage data model engine objective ranks checkpoint track",
     "export": "contract storage data model ranks checkpoint prepare train",
 }
-BARE = {f"galley.contract.{name}" for name in ("rundir", "files", "text", "records", "metrics", "errors")}
+BARE = {f"galley.contract.{name}" for name in ("rundir", "files", "text", "records", "metrics", "stages", "errors")}
 """Of the contract, what a job may import: the standard library's, in Python 3.9's grammar."""
 PYDANTIC = {"spec", "task", "pace"}
 """Of the contract, what may import pydantic."""

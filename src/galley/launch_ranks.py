@@ -28,6 +28,7 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+from galley.contract import stages
 from galley.contract.errors import UserError
 from galley.contract.rundir import Attempt
 from galley.ranks.store import LAUNCHER, STORE, create, meet_nodes, private
@@ -125,7 +126,7 @@ def main(argv: list[str]) -> int:
         if folder := os.environ.get("GALLEY_ATTEMPT_DIR"):
             from galley.ranks.stage import record_error  # The spec's schemas, a tenth of the start, are for this alone.
 
-            record_error(Attempt(Path(folder)), "train", 2, str(error))
+            record_error(Attempt(Path(folder)), stages.TRAIN.name, 2, str(error))
         return 2
     return 0
 

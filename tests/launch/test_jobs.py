@@ -12,9 +12,9 @@ import pytest
 from launch.submitting import HUB, here, option, options, profile, submission
 from launch.test_golden import GOLDEN, ROOT, check
 
+from galley.contract import stages
 from galley.contract.errors import UserError
 from galley_launch.base import assets
-from galley_launch.submit.scripts import STAGES
 
 __all__ = ["here"]
 
@@ -49,7 +49,7 @@ def plain(text: str, here: Path) -> str:
 @pytest.mark.parametrize(("name", "place"), CASES)
 def test_a_profile_renders_to_what_it_did(name: str, place: str, here: Path) -> None:
     files, commands = rendered(name, place)
-    assert set(files) == {*(f"jobs/{stage}.sbatch" for stage in STAGES), "cluster.json", "run.json"}
+    assert set(files) == {*(f"jobs/{stage}.sbatch" for stage in stages.names()), "cluster.json", "run.json"}
     folder = JOBS / f"{name}@{place}"
     for path in sorted(set(files) - {"run.json"}):
         check(folder / Path(path).name, plain(files[path], here))
@@ -57,7 +57,7 @@ def test_a_profile_renders_to_what_it_did(name: str, place: str, here: Path) -> 
 
 
 def test_no_golden_script_is_left_over() -> None:
-    files = {"cluster.json", "sbatch.sh", *(f"{stage}.sbatch" for stage in STAGES)}
+    files = {"cluster.json", "sbatch.sh", *(f"{stage}.sbatch" for stage in stages.names())}
     assert {path.relative_to(JOBS) for path in JOBS.rglob("*") if path.is_file()} == {
         Path(f"{name}@{place}") / file for name, place in CASES for file in files
     }
@@ -207,7 +207,7 @@ def test_a_container_sees_all_that_the_run_needs(runtime: str, here: Path) -> No
     places += [here / "model", here / "chats.jsonl", here / "held.jsonl"]
     wanted = [*(f"{each}:{each}" for each in places), "/local:/local", "/opt/x:/opt/x", "/a:/b:ro"]
     image = f"{here}/home/x.sif"
-    for stage in STAGES:
+    for stage in stages.names():
         text = todo.files[f"jobs/{stage}.sbatch"]
         assert mounts(text) == wanted
         if runtime == "pyxis":

@@ -16,6 +16,7 @@ from ranks import Ranks
 from toy import make_documents, make_spec, metrics, rank_logs, write_data
 
 from galley.contract.errors import UserError
+from galley.contract.metrics import MetricsRow
 from galley.contract.rundir import RunDir, read_json
 from galley.contract.spec import RunSpec
 from galley.prepare.prepare import work
@@ -168,10 +169,10 @@ def test_a_tracker_that_fails_gets_the_same_rows_again_and_is_said_once(
             raise OSError("https://ada:hidden@host is down\nsecond line")
         return trackers.Sink(log, got.append)
 
-    def log(rows: list[trackers.Row]) -> None:
+    def log(rows: list[MetricsRow]) -> None:
         if rows and next(fails, False):
             raise ValueError("busy")
-        got.extend(row["step"] for row in rows)
+        got.extend(row.step for row in rows)
         ending.well = True
         ending.come.set()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from galley.contract import stages
 from galley.contract.files import open_regular
 from galley.contract.metrics import Follower, MetricsRow, newest
 from galley.contract.rundir import Attempt, RunDir
@@ -177,7 +178,6 @@ def status(row: MetricsRow) -> str:
 
 def screen(stage: str, run: RunDir, attempt: Attempt) -> Screen:
     """How ``stage`` is shown here: call before it starts."""
-    if stage == "train" and sys.stdout.isatty():
-        return Bar(Follower(run.metrics).skip(), Tail(attempt.log("rank-0")).skip())
-    # Ranks write logs of their own; train's is torchrun's, which repeats a failed rank's traceback and adds to it.
-    return Lines([Tail(attempt.log("rank-0" if stage == "train" else stage)).skip()])
+    known = stages.named(stage)
+    log = Tail(attempt.log(known.log)).skip()
+    return Bar(Follower(run.metrics).skip(), log) if known.on_ranks and sys.stdout.isatty() else Lines([log])

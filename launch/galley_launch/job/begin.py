@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from galley.contract import stages
 from galley.contract.records import ExitRecord, JobRecord, read_exit, read_job, write_job
 from galley.contract.rundir import Attempt, RunDir, read_json, write_atomic
 from galley_launch.job import chain, slurm, successor
@@ -121,8 +122,10 @@ def _check_nodes(run: RunDir, here: Allocation, limit_s: int) -> None:
         return
     options = chain.options(run, limit_s, here.job)
     try:
-        slurm.test_only(Path(chain.script(run, "train")), [each for each in options if "--dependency" not in each])
-        job = chain.submit(run, "train", options)
+        slurm.test_only(
+            Path(chain.script(run, stages.TRAIN.name)), [each for each in options if "--dependency" not in each]
+        )
+        job = chain.submit(run, stages.TRAIN.name, options)
     except slurm.SlurmError as error:
         print(f"galley: {', '.join(bad)} should be avoided, but without it: {error}", flush=True)
         return
@@ -140,7 +143,7 @@ def begin_training(run: RunDir) -> Path:
         raise
     if len(here.nodes) != placement["nodes"]:
         raise NothingToDo(f"the run is for {placement['nodes']} nodes, but Slurm gave {len(here.nodes)}")
-    chain.note(run, "train", here.job)  # it may have been handed to sbatch by hand
+    chain.note(run, stages.TRAIN.name, here.job)  # it may have been handed to sbatch by hand
     _check_nodes(run, here, int(cluster["limit_s"]))
     waiting, why_not = successor.at_begin(run, here.job)
     attempt = run.begin_attempt()
@@ -164,21 +167,21 @@ def begin_training(run: RunDir) -> Path:
 def begin_aside(run: RunDir, stage: str, step: str) -> Path:
     """Open a job on one node: ``prepare`` belongs to attempt 0, ``export`` to the last. Raises NothingToDo."""
     asked = read_json(run.end)
-    if asked and (stage == "prepare" or asked.get("reason") == "cancel"):
+    if asked and (stage == stages.PREPARE.name or asked.get("reason") == "cancel"):
         raise NothingToDo(f"the run was ended by galley {asked.get('reason')}")
     attempts = run.attempts()
-    attempt = run.attempt(0) if stage == "prepare" or not attempts else attempts[-1]
-    if stage == "export" and attempt.number == 0:
+    attempt = run.attempt(0) if stage == stages.PREPARE.name or not attempts else attempts[-1]
+    if stage == stages.EXPORT.name and attempt.number == 0:
         raise NothingToDo("nothing was trained yet")
-    if stage == "export" and not step and chain.is_beforehand(run):
+    if stage == stages.EXPORT.name and not step and chain.is_beforehand(run):
         _check_trained(attempt)
-    if stage == "prepare":
+    if stage == stages.PREPARE.name:
         attempt.exit.unlink(missing_ok=True)
     here = allocation()
     for error in (attempt.root / "errors").glob(f"{stage}.json"):
         error.unlink()
-    record = JobRecord(job=here.job, nodes=here.nodes) if stage == "prepare" else None
-    why_not = successor.may_submit(run) if stage == "prepare" else ""
+    record = JobRecord(job=here.job, nodes=here.nodes) if stage == stages.PREPARE.name else None
+    why_not = successor.may_submit(run) if stage == stages.PREPARE.name else ""
     return _open(attempt, record, {"GALLEY_EXPORT_STEP": step or "last"}, why_not)
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from galley.contract import stages
 from galley.contract.files import number, read_rows
 from galley.contract.metrics import Follower, MetricsRow
 from galley.contract.rundir import RunDir, read_json, write_atomic
@@ -83,9 +84,9 @@ def ended(job: str) -> float | None:
     return found.end if found is not None and found.is_over() else None
 
 
-def live(run: RunDir, stages: Sequence[str] = ("prepare", "train", "export")) -> list[slurm.Job]:
-    """The run's jobs that wait or run. Raises SlurmError where Slurm does not answer."""
-    ids = [str(each["job"]) for each in submitted(run) if each.get("stage") in stages]
+def live(run: RunDir, stage: str = "") -> list[slurm.Job]:
+    """The run's jobs (of ``stage``, else of all) that wait or run. Raises SlurmError where Slurm does not answer."""
+    ids = [str(job["job"]) for job in submitted(run) if job["stage"] in ([stage] if stage else stages.names())]
     return [job for job in slurm.jobs(ids[-max(20, recent(run)) :], federated(run)).values() if not job.is_over()]
 
 

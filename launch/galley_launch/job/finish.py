@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from galley.contract import stages
 from galley.contract.metrics import last_step
 from galley.contract.records import ExitRecord, JobRecord, read_exit, read_job, write_exit
 from galley.contract.rundir import UNVERIFIED, Attempt, RunDir, read_json
@@ -57,14 +58,14 @@ def conclude(run: RunDir, attempt: Attempt, ending: Ending, ended: float | None 
 def drop_successor(run: RunDir, job: str) -> None:
     """Take whatever else of the run waits to train out of the queue."""
     with suppress(slurm.SlurmError):  # it would end by itself, as soon as it began
-        slurm.cancel([each.id for each in chain.live(run, ["train"]) if each.id != job])
+        slurm.cancel([each.id for each in chain.live(run, stages.TRAIN.name) if each.id != job])
 
 
 def export(run: RunDir, attempt: Attempt) -> None:
     """Submit the job that exports, unless one is there already."""
-    if chain.live(run, ["export"]):
+    if chain.live(run, stages.EXPORT.name):
         return
-    job = chain.submit(run, "export")
+    job = chain.submit(run, stages.EXPORT.name)
     print(f"galley: trained; job {job} exports attempt {attempt.number}", flush=True)
 
 
@@ -75,7 +76,7 @@ def end_training(run: RunDir, attempt: Attempt, status: int, where: str) -> int:
         return 1
     job = read_job(attempt.job)
     ending = judge(run, attempt, status, chain.state_of(job.job or ""))
-    if where == "preflight" and ending.verdict != "stopped":
+    if where == stages.PREFLIGHT and ending.verdict != "stopped":
         ending = _unfit(run, attempt, job, ending)
     if read_json(run.end):
         ending = Ending(ending.verdict, ending.reason, False, ending.message, ending.kind, ending.nodes)
@@ -94,11 +95,11 @@ def _unfit(run: RunDir, attempt: Attempt, job: JobRecord, judged: Ending) -> End
     bad = preflight.bad_nodes(attempt, nodes)
     message = "; ".join(f"{node}: {why}" for node, why in bad.items()) or "the preflight did not run"
     if len(bad) == len(nodes) > 1:
-        return Ending("failed", "preflight", False, judged.message or message, "configuration")
+        return Ending("failed", stages.PREFLIGHT, False, judged.message or message, "configuration")
     before = [read_exit(run.attempt(attempt.number - back).exit) for back in range(1, _UNFIT)]
-    again = any(record is None or record.reason != "preflight" for record in before)
+    again = any(record is None or record.reason != stages.PREFLIGHT for record in before)
     message = message if again else f"no fit nodes in {_UNFIT} attempts: {message}"
-    return Ending("failed", "preflight", again, message, "node", tuple(bad))
+    return Ending("failed", stages.PREFLIGHT, again, message, "node", tuple(bad))
 
 
 def _follow(run: RunDir, attempt: Attempt, ending: Ending, job: JobRecord) -> None:
@@ -121,7 +122,7 @@ def _follow(run: RunDir, attempt: Attempt, ending: Ending, job: JobRecord) -> No
 def end_aside(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
     """The end of a job on one node."""
     errors = [each for each in attempt.errors() if each.get("who") == stage]
-    if stage == "export":
+    if stage == stages.EXPORT.name:
         before = read_exit(attempt.exit) or ExitRecord()
         why = str(errors[0].get("message")) if errors else "" if status == 0 else f"exit status {status}"
         unverified = any(each.get("status") == UNVERIFIED for each in errors)
@@ -132,7 +133,7 @@ def end_aside(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
     if status:
         failure = classify(collect(run, attempt, status, ""))
         message = str(errors[0].get("message")) if errors else "; ".join(failure.lines[:1]) or f"exit status {status}"
-        conclude(run, attempt, Ending("failed", "prepare", False, message, failure.kind))
+        conclude(run, attempt, Ending("failed", stage, False, message, failure.kind))
         drop_successor(run, "")
     else:
         write_exit(attempt.exit, ExitRecord("prepared", "", message="", status=0))

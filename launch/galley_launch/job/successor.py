@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from galley.contract import stages
 from galley.contract.records import JobRecord, read_job, write_job
 from galley.contract.rundir import Attempt, RunDir, read_json
 from galley_launch.job import chain, slurm
@@ -50,7 +51,7 @@ def find(run: RunDir, here: str) -> str | None:
 
     Also one that is not written down: sbatch may have been ended, or given up, after Slurm took the job.
     """
-    waiting = [job.id for job in chain.live(run, ["train"]) if job.id != here]
+    waiting = [job.id for job in chain.live(run, stages.TRAIN.name) if job.id != here]
     if waiting:
         return waiting[-1]
     name, known = str(chain.cluster(run).get("job_name", "")), {str(each["job"]) for each in chain.submitted(run)}
@@ -58,7 +59,7 @@ def find(run: RunDir, here: str) -> str | None:
         return None
     lost = [job for job in slurm.jobs_named(name) if job not in known and job != here]
     if lost:
-        chain.note(run, "train", lost[-1])
+        chain.note(run, stages.TRAIN.name, lost[-1])
     return lost[-1] if lost else None
 
 
@@ -70,7 +71,7 @@ def queue(run: RunDir, here: str) -> str:
     if chain.is_beforehand(run):
         count = chain.cluster(run).get("attempts")
         raise slurm.SlurmError(f"it is the last of the {count} attempts that cluster.chain=login submitted")
-    return chain.submit(run, "train", chain.options(run, chain.limit_s(run), here))
+    return chain.submit(run, stages.TRAIN.name, chain.options(run, chain.limit_s(run), here))
 
 
 def at_begin(run: RunDir, here: str) -> tuple[str | None, str]:

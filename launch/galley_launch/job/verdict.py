@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from galley.contract import stages
 from galley.contract.records import read_job
 from galley.contract.rundir import Attempt, RunDir, read_json
 from galley_launch.job import begin, chain, finish, slurm, successor
@@ -24,7 +25,7 @@ def _begin(run: RunDir, stage: str, step: str) -> int:
     """Print the path of the facts that the job script reads; or say why there is nothing to do."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the script reads the path from stdout
-            path = begin.begin_training(run) if stage == "train" else begin.begin_aside(run, stage, step)
+            path = begin.begin_training(run) if stage == stages.TRAIN.name else begin.begin_aside(run, stage, step)
     except begin.NothingToDo as end:
         print(f"galley: {end}", file=sys.stderr, flush=True)
         return NOTHING
@@ -108,6 +109,6 @@ def main(argv: list[str]) -> int:
     if what == "clock":
         return _clock(run, attempt, int(rest[1]), keeps=len(rest) < 3)
     if what == "end":
-        return finish.end_training(run, attempt, int(rest[1]), rest[2] if len(rest) > 2 else "train")
+        return finish.end_training(run, attempt, int(rest[1]), rest[2] if len(rest) > 2 else stages.TRAIN.name)
     assert what == "end-aside", what
     return finish.end_aside(run, attempt, rest[2], int(rest[1]))

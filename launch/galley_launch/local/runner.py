@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 
+from galley.contract import stages
 from galley.contract.errors import UserError
 from galley.contract.records import ExitRecord, read_exit, write_exit
 from galley.contract.rundir import UNVERIFIED, Attempt, RunDir, write_atomic
@@ -74,7 +75,7 @@ def _killed_rank(log: Path, errors: list[dict[str, object]]) -> str | None:
 def _outcome(stage: Stage, code: int, attempt: Attempt, now: bool) -> Outcome:
     """Judge a stage that ended with ``code``; ``now``: the user did not wait for it to save."""
     if code == 0:
-        stopped = stage.name == "train" and (read_exit(attempt.exit) or ExitRecord()).verdict == "stopped"
+        stopped = stages.named(stage.name).on_ranks and (read_exit(attempt.exit) or ExitRecord()).verdict == "stopped"
         return Outcome(stage.name, 0, stopped=stopped)
     errors = attempt.errors()
     if attempt.stop.exists() and (now or not errors):
@@ -110,7 +111,7 @@ def run_stage(stage: Stage, run: RunDir, attempt: Attempt, interrupts: supervise
     screen = terminal.screen(stage.name, run, attempt)
     process = supervise.start(stage, attempt.log(stage.name), lock)
     try:
-        code = supervise.watch(process, attempt, stage.name == "train", interrupts, screen.show, say)
+        code = supervise.watch(process, attempt, stages.named(stage.name).on_ranks, interrupts, screen.show, say)
     finally:
         if process.poll() is None:
             supervise.end(process)
@@ -139,7 +140,7 @@ def _record(attempt: Attempt, verdict: str, outcome: Outcome) -> None:
     """Leave ``exit.json`` where the ranks did not; a verdict of theirs stands, unless training itself failed."""
     before = read_exit(attempt.exit)
     unverified = outcome.status == UNVERIFIED
-    if before and outcome.stage == "export":
+    if before and outcome.stage == stages.EXPORT.name:
         record = replace(before, exported=False, export_error=outcome.message, unverified=unverified)
     elif before and before.verdict == verdict:
         return
@@ -164,7 +165,7 @@ def attempt_stages(todo: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
             outcome = run_stage(stage, run, attempt, interrupts, lock)
             if outcome.status or outcome.stopped:
                 return _leave(run, attempt, outcome)
-    trained = any(stage.name == "train" for stage in todo.stages)
+    trained = any(stages.named(stage.name).on_ranks for stage in todo.stages)
     record = read_exit(attempt.exit) or ExitRecord("done" if trained else "lost")
     write_exit(attempt.exit, replace(record, exported=True, export_error=None, unverified=None))
     say(f"run {run.root.name} is {'done' if trained else 'exported'}: {_where(run)}")

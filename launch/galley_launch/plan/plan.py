@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from galley.contract import stages
 from galley.contract.rundir import RunDir
 from galley.contract.spec import Placement, RunSpec
 from galley_launch.plan.resume import What
@@ -79,31 +80,36 @@ def _env(spec: RunSpec, attempt: int, python_path: str | None, processes: int) -
     return env
 
 
-def export_stage(spec: RunSpec, run: RunDir, attempt: int, step: str, python_path: str | None) -> Stage:
-    """The stage that writes ``export/`` from the checkpoint ``step``: ``last``, ``best`` or a number."""
-    env = _env(spec, attempt, python_path, 1) | _OFFLINE | {"GALLEY_EXPORT_STEP": step}
-    return Stage("export", (sys.executable, "-m", "galley.export", str(run.spec.absolute())), env)
+def make_stage(
+    stage: stages.Stage, spec: RunSpec, run: RunDir, attempt: int, python_path: str | None, step: str = "last"
+) -> Stage:
+    """``stage`` as a process on this box. ``step``: the checkpoint that an export takes."""
+    file, ranks = str(run.spec.absolute()), spec.placement.ranks_per_node
+    env = _env(spec, attempt, python_path, ranks if stage.on_ranks else 1) | (_OFFLINE if stage.offline else {})
+    if stage == stages.EXPORT:
+        env["GALLEY_EXPORT_STEP"] = step
+    if not stage.on_ranks:
+        return Stage(stage.name, (sys.executable, "-m", stage.module, file), env)
+    # Even one rank goes through torchrun, so that every run has the same shape.
+    torchrun = ("galley.launch_ranks", "--rdzv-backend", "file", "--nnodes", "1", "--nproc-per-node", str(ranks))
+    env["TOKENIZERS_PARALLELISM"] = "false"
+    return Stage(stage.name, (sys.executable, "-m", *torchrun, "-m", stage.module, file), env)
 
 
 def make(spec: RunSpec, run: RunDir, attempt: int, python_path: str | None) -> Plan:
-    """The plan of one attempt at ``spec``: prepare, train, export."""
-    file, place = str(run.spec.absolute()), spec.placement
-    alone = _env(spec, attempt, python_path, 1)
-    ranked = _env(spec, attempt, python_path, place.ranks_per_node)
-    # Even one rank goes through torchrun, so that every run has the same shape.
-    torchrun = ("galley.launch_ranks", "--rdzv-backend", "file", "--nnodes", "1")
-    ranks = ("--nproc-per-node", str(place.ranks_per_node))
-    train = (sys.executable, "-m", *torchrun, *ranks, "-m", "galley.train", file)
+    """The plan of one attempt at ``spec``: every stage."""
+    place = spec.placement
     placement = json.dumps(place.model_dump(mode="json"), indent=2) + "\n"
     relative = run.attempt(attempt).placement.relative_to(run.root)
     return Plan(
         {str(relative): placement, str(run.spec.relative_to(run.root)): spec.to_json()},
-        (
-            Stage("prepare", (sys.executable, "-m", "galley.prepare", file), alone),
-            Stage("train", train, ranked | _OFFLINE | {"TOKENIZERS_PARALLELISM": "false"}),
-            export_stage(spec, run, attempt, "last", python_path),
-        ),
+        tuple(make_stage(stage, spec, run, attempt, python_path) for stage in stages.STAGES),
     )
+
+
+def export_stage(spec: RunSpec, run: RunDir, attempt: int, step: str, python_path: str | None) -> Stage:
+    """The stage that writes ``export/`` from the checkpoint ``step``: ``last``, ``best`` or a number."""
+    return make_stage(stages.EXPORT, spec, run, attempt, python_path, step)
 
 
 def left(whole: Plan, what: What) -> Plan:
@@ -117,7 +123,7 @@ def left(whole: Plan, what: What) -> Plan:
     if what == "nothing":
         return Plan({}, ())
     files = {name: text for name, text in whole.files.items() if name == "run.json"}
-    return Plan(files, tuple(stage for stage in whole.stages if stage.name == "export"))
+    return Plan(files, tuple(stage for stage in whole.stages if stage.name in stages.after_training()))
 
 
 def python_path(package: Path, inherited: str, cwd: Path) -> str | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from galley.contract import stages
 from galley_launch.base.terminal import duration
 from galley_launch.job.diagnose.advice import WORDS
 from galley_launch.report.charts import SIDE, Tick
@@ -30,7 +31,7 @@ _REASONS = {
     "signal": "a signal",
     "budget": "its budget is used up",
     "no progress": "no progress within its time limit",
-    "preflight": "a node failed its checks",
+    stages.PREFLIGHT: "a node failed its checks",
 }
 _LANES = 40
 _TICKS_S = (1, 2, 5, 10, 15, 30, 60, 120, 180, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
@@ -184,5 +185,5 @@ def ending(each: Try) -> str:
         return "done" if reason in ("", "finished") else f"done: {reason}"
     why = WORDS.get(end.kind or "", "") or _REASONS.get(reason, reason)
     word = {"": "ended without a word", "lost": "ended before it could save"}.get(verdict, verdict)
-    told = f"{word}: {why}" if why and why not in ("failure", "train") else word
+    told = f"{word}: {why}" if why and why not in ("failure", stages.TRAIN.name) else word
     return f"{told} ({message})" if message and message not in told else told

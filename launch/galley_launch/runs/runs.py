@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from galley.contract import stages
 from galley.contract.errors import UserError
 from galley.contract.metrics import MetricsRow, last_rows, newest
 from galley.contract.records import ExitRecord, read_exit
@@ -145,11 +146,15 @@ def log_paths(run: RunDir, rank: int | None, number: int | None, since: int = 0)
 def _logs_of(attempt: Attempt, rank: int | None) -> list[Path]:
     if rank is not None:
         return [attempt.log(f"rank-{rank}")]
+    return [attempt.log("job"), *(path for stage in stages.STAGES for path in _logs_of_stage(attempt, stage))]
+
+
+def _logs_of_stage(attempt: Attempt, stage: stages.Stage) -> list[Path]:
+    first = attempt.log(stage.log)
+    if not stage.on_ranks or first.exists():
+        return [first]
     # torchrun's own logs repeat what ranks say; they are all there is where no rank came up.
-    middle = [attempt.log("rank-0")]
-    if not middle[0].exists():
-        middle = [attempt.log("train"), *sorted(attempt.logs.glob("train-*.log"))]
-    return [attempt.log("job"), attempt.log("prepare"), *middle, attempt.log("export")]
+    return [attempt.log(stage.name), *sorted(attempt.logs.glob(f"{stage.name}-*.log"))]
 
 
 def first_logs(run: RunDir, rank: int | None, number: int | None) -> int:

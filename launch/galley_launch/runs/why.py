@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from galley.contract import stages
 from galley.contract.metrics import last_step
 from galley.contract.records import ExitRecord, read_exit
 from galley.contract.rundir import Attempt, RunDir
@@ -102,18 +103,18 @@ def _fall(run: RunDir, attempt: Attempt, newest: bool, live: bool) -> _Fall | No
         return None
     end = end or ExitRecord()
     if end.verdict == "done" and newest and not live and _export_failed(run, attempt, end):
-        return _Fall(attempt, ExitRecord(), _unverified(end) or _of_export(run, attempt), None, "export")
+        return _Fall(attempt, ExitRecord(), _unverified(end) or _of_export(run, attempt), None, stages.EXPORT.name)
     if end.verdict not in ("failed", "lost", None):
         return None
     known = end.step if end.last_step is None else end.last_step
     step = last_step(run.metrics) if known is None and newest else known
     found = replace(collect(run, attempt, _status(end), ""), step=step)
-    what = f"attempt {attempt.number}" if attempt.number else "prepare"
+    what = f"attempt {attempt.number}" if attempt.number else stages.PREPARE.name
     return _Fall(attempt, end, _agreed(end, classify(found)), step, what)
 
 
 def _export_failed(run: RunDir, attempt: Attempt, end: ExitRecord) -> bool:
-    tried = attempt.log("export").exists()
+    tried = attempt.log(stages.EXPORT.name).exists()
     if end.exported is not None:
         return not end.exported
     return tried and not (run.export / "export.json").is_file()
@@ -123,13 +124,13 @@ def _unverified(end: ExitRecord) -> Failure | None:
     """An export that was written, but whose check failed: its own words say what differs and where it is."""
     if not end.unverified:
         return None
-    return Failure("unverified", "export", (cut(end.export_error or ""),), UNVERIFIED, False, ())
+    return Failure("unverified", stages.EXPORT.name, (cut(end.export_error or ""),), UNVERIFIED, False, ())
 
 
 def _of_export(run: RunDir, attempt: Attempt) -> Failure:
     found = collect(run, attempt, None, "")
-    logs = {name: text for name, text in found.logs.items() if name.startswith("export")}
-    errors = [error for error in found.errors if error.get("who") == "export"]
+    logs = {name: text for name, text in found.logs.items() if name.startswith(stages.EXPORT.name)}
+    errors = [error for error in found.errors if error.get("who") == stages.EXPORT.name]
     status = errors[0].get("status") if errors else 1 if "rror" in "".join(logs.values()) else None
     return classify(replace(found, logs=logs, errors=errors, heartbeats=[], hang=None, status=status))
 
@@ -170,7 +171,7 @@ def _details(run: RunDir, fall: _Fall, nothing: str) -> list[str]:
 def _again(fall: _Fall, root: Path) -> str:
     if fall.end.again is not None:
         return "another attempt follows by itself" if fall.end.again else "no attempt follows by itself"
-    same = f"galley export {root}" if fall.what == "export" else f"galley run {root}"
+    same = f"galley export {root}" if fall.what == stages.EXPORT.name else f"galley run {root}"
     return f"the same may go well: {same}" if fall.failure.retry else "retrying will not help until this is fixed"
 
 

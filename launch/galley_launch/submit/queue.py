@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from galley.contract import stages
 from galley.contract.errors import UserError
 from galley.contract.records import ExitRecord, read_exit, read_job
 from galley.contract.rundir import RunDir, write_atomic
@@ -40,7 +41,7 @@ class Queue:
         return next((job for job in self.jobs if job is not self.running), None)
 
     def stage_of(self, job: slurm.Job) -> str:
-        """``prepare``, ``train`` or ``export``."""
+        """The name of the stage that ``job`` is for."""
         return self.stages[self.jobs.index(job)]
 
 
@@ -79,7 +80,8 @@ def word(queue: Queue) -> str:
     if queue.problem:
         return "unknown"
     if queue.running:
-        return {"prepare": "preparing", "export": "exporting"}.get(queue.stage_of(queue.running), "live")
+        stage = queue.stage_of(queue.running)
+        return stages.named(stage).state if stage in stages.names() else "live"
     return "queued" if queue.waiting else ""
 
 
@@ -95,14 +97,14 @@ def nothing_follows(run: RunDir, queue: Queue) -> str:
         early = (
             last.number == 0
         )  # the prepare job found it out: the first attempt is in the queue, and nothing after it
-        waits = [job for job in queue.jobs if job is not queue.running and queue.stage_of(job) == "train"]
+        waits = [job for job in queue.jobs if job is not queue.running and queue.stage_of(job) == stages.TRAIN.name]
         if not why or end.again is False or (not early and (waits or not queue.running)):
             return ""
         beforehand = "" if chain.is_beforehand(run) else ", or submit with cluster.chain=login"
         which = "the first" if early else "this"
         return f"nothing follows {which} attempt{why}; when it has ended, submit again: {todo}{beforehand}"
     if end.verdict == "done":
-        left = not (end.exported or end.export_error or last.log("export").exists())
+        left = not (end.exported or end.export_error or last.log(stages.EXPORT.name).exists())
         return f"it is trained, but nothing follows: its export is not in the queue; submit again: {todo}" * left
     return "" if end.again is False else f"nothing follows{why}; submit again: {todo}"
 
@@ -197,9 +199,10 @@ def stop(run: RunDir) -> str:
     if running is None:
         return f"took {run.root.name} out of the queue (job {', '.join(job.id for job in queue.jobs)})"
     stage = queue.stage_of(running)
-    if stage != "train":
+    if stage != stages.TRAIN.name:
         slurm.cancel([running.id], chain.federated(run))
-        return f"ended job {running.id}, which did not train yet" if stage == "prepare" else f"ended job {running.id}"
+        early = ", which did not train yet" if stage == stages.PREPARE.name else ""
+        return f"ended job {running.id}{early}"
     attempts = [each for each in run.attempts() if each.number > 0]
     if attempts and not attempts[-1].exit.exists():
         attempts[-1].request_stop("user")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from galley.contract import stages
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
@@ -23,7 +24,6 @@ from galley_launch.plan.plan import common_environment, without_user_packages
 from galley_launch.recipe.paths import expanded
 from galley_launch.submit import host_memory
 
-STAGES = ("prepare", "train", "export")
 _HUB_CACHE = ("HF_HUB_CACHE", "HF_HOME")
 # Of the submitter's environment, jobs get these only: where the hub and its cache are.
 _INHERITED = (*_HUB_CACHE, "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME")
@@ -100,7 +100,7 @@ def host_python(cluster: Cluster) -> str:
 
 def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[str, str]:
     """What every process of a job of ``stage`` has in its environment. No secret is among it."""
-    place, alone = spec.placement, stage != "train"
+    place, alone = spec.placement, stage in stages.alone()
     gpus = 0 if place.device == "cpu" else cluster.side.gpus if alone else place.ranks_per_node
     found = {
         **common_environment(place),
@@ -182,7 +182,7 @@ def _container(spec: RunSpec, run: RunDir, cluster: Cluster, variables: dict[str
 _JOB_NAMES = [f"GALLEY_{name}" for name in ("ATTEMPT", "ATTEMPT_DIR", "HEAD", "PORT", "RENDEZVOUS", "EXPORT_STEP")]
 
 
-def _aside(spec: RunSpec, cluster: Cluster) -> dict[str, Any]:
+def _on_one_node(spec: RunSpec, cluster: Cluster) -> dict[str, Any]:
     """How much of one node the jobs beside training take."""
     side, gpus = cluster.side, 0 if spec.placement.device == "cpu" else cluster.side.gpus
     size: dict[str, Any] = {"nodes": 1, "gpus": gpus, "cores": side.cores, "whole_nodes": False, "time": side.time}
@@ -215,7 +215,7 @@ def _where(cluster: Cluster, stage: str) -> list[tuple[str, str]]:
     """Options that say where a job of ``stage`` goes, and for whom."""
     side, names = cluster.side, ("partition", "account", "qos", "constraint", "reservation")
     found = {name: getattr(cluster, name) for name in names}
-    if stage != "train":
+    if stage in stages.alone():
         own = {name: getattr(side, name) for name in names}
         elsewhere = side.partition not in (None, cluster.partition)
         # A constraint of training's names its GPUs; its QOS and reservation belong to its partition.
@@ -238,7 +238,7 @@ def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[s
     _check_slices(spec, cluster)
     variables = environment(spec, run, cluster, stage)
     srun, launcher = _container(spec, run, cluster, variables)
-    return (_size(spec, cluster) if stage == "train" else _aside(spec, cluster)) | {
+    return (_on_one_node(spec, cluster) if stage in stages.alone() else _size(spec, cluster)) | {
         "stage": stage,
         "name": spec.name,
         "version": spec.origin.version,
@@ -247,7 +247,7 @@ def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[s
         "gpu_type": cluster.gpu_type,
         "ntasks": cluster.ntasks,
         "where": _where(cluster, stage),
-        "requeue": cluster.requeue or stage != "train",
+        "requeue": cluster.requeue or stage in stages.alone(),
         "lead": max(1, min(300, seconds(cluster.time) // 2)),
         "log": _log(run, stage),
         "directives": [_split(each) for each in cluster.directives],
@@ -282,7 +282,7 @@ def scripts(spec: RunSpec, run: RunDir, cluster: Cluster) -> dict[str, str]:
         autoescape=False,
     )
     template = engine.get_template("train.sbatch.j2")
-    return {f"jobs/{stage}.sbatch": template.render(_context(spec, run, cluster, stage)) for stage in STAGES}
+    return {f"jobs/{stage}.sbatch": template.render(_context(spec, run, cluster, stage)) for stage in stages.names()}
 
 
 def facts(run: RunDir, name: str, cluster: Cluster, attempt: int) -> str:

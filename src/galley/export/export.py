@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from galley.checkpoint import checkpoint, whole
 from galley.checkpoint.checkpoint import Reader
+from galley.contract import stages
 from galley.contract.errors import UserError
 from galley.contract.rundir import Attempt, Checkpoint, RunDir, read_json
 from galley.contract.spec import RunSpec
@@ -261,4 +262,4 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
 
 def main(argv: list[str]) -> int:
     """Export the run whose ``run.json`` ``argv`` names."""
-    return run_stage("export", work, argv)
+    return run_stage(stages.EXPORT.name, work, argv)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from galley.contract import pace
+from galley.contract import pace, stages
 from galley.contract.errors import UserError
 from galley.contract.rundir import Attempt, RunDir, fsync_path, write_atomic
 from galley.contract.spec import RunSpec
@@ -225,4 +225,4 @@ def _split(facts: SplitFacts) -> str:
 
 def main(argv: list[str]) -> int:
     """Prepare the run whose ``run.json`` ``argv`` names."""
-    return run_stage("prepare", work, argv)
+    return run_stage(stages.PREPARE.name, work, argv)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from galley.contract import stages
 from galley_launch.job.diagnose.advice import LOOK
 from galley_launch.job.diagnose.evidence import Evidence
 from galley_launch.job.diagnose.findings import Case, Failure, Finding, everywhere, find, hear, retry, shown, when
@@ -133,8 +134,8 @@ def _signal(case: Case) -> Failure | None:
         return _killed(-(voice.code or 0), voice.who(case.job), case)
     # On one box a stage's own status. A job's is the highest of all its steps', most of which srun itself killed.
     number = 0 if case.job else (case.evidence.status or 0) - 128
-    stages = [name for name in ("export", "train", "prepare") if name in case.evidence.logs]  # the latest that began
-    return _killed(number, stages[0] if stages else "", case) if number in SIGNALS else None
+    began = [name for name in stages.names() if name in case.evidence.logs]
+    return _killed(number, began[-1] if began else "", case) if number in SIGNALS else None
 
 
 def _killed(number: int, who: str, case: Case) -> Failure:

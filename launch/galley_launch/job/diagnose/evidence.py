@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from galley.contract import stages
 from galley.contract.files import open_regular
 from galley.contract.metrics import last_step
 from galley.contract.records import read_job
@@ -114,7 +115,7 @@ def being_ended(run: RunDir, attempt: Attempt) -> str:
     controller just calls it ``COMPLETING``. Empty where there is no such line.
     """
     job = read_job(attempt.job).job
-    found = _CANCELLED.findall("\n".join(slurm_log(run, job, "train").values()))
+    found = _CANCELLED.findall("\n".join(slurm_log(run, job, stages.TRAIN.name).values()))
     if not found:
         return ""
     return next((word for cause, word in _CAUSES.items() if cause in found[-1]), "CANCELLED")
@@ -134,7 +135,7 @@ def collect(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Ev
         status=status,
         state=state,
         errors=_as_slurm(_errors(attempt), "host", nodes),
-        logs={**logs, **slurm_log(run, job, "train" if attempt.number else "prepare")},
+        logs={**logs, **slurm_log(run, job, (stages.TRAIN if attempt.number else stages.PREPARE).name)},
         heartbeats=_as_slurm(_objects(sorted(attempt.heartbeats.glob("*.json"))), "host", nodes),
         preflight=_as_slurm(_objects(sorted(attempt.preflight.glob("*.json"))), "node", nodes),
         hang=next(iter(_as_slurm([hang] if (hang := _hang(attempt)) else [], "node", nodes)), None),

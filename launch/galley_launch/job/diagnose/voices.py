@@ -7,11 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from galley.contract import stages
 from galley_launch.job.diagnose.evidence import Evidence, clean
 
-STAGES = ("prepare", "export")
-"""What runs in one process; train's ranks speak for themselves."""
-_NODES = ("train", "preflight")
 UNKNOWN = float("inf")
 """The time of what has none: it counts as the last."""
 
@@ -87,7 +85,7 @@ class Voice:
     @property
     def is_script(self) -> bool:
         """Not a rank or a stage itself, but the shell and torchrun around it."""
-        return self.rank is None and self.name not in STAGES
+        return self.rank is None and self.name not in stages.alone()
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,9 @@ def in_job(evidence: Evidence) -> bool:
 def split(log: str) -> tuple[str, str]:
     """Who speaks in a log, and the node that its name holds: srun keeps one for each node, ``train-node2``."""
     word, _, node = log.partition("-")
-    if word in STAGES:
+    if word in stages.alone():
         return word, node
-    return log, node if word in _NODES else ""
+    return log, node if word in (*stages.names(), stages.PREFLIGHT) else ""
 
 
 def nodes(evidence: Evidence) -> list[str]:
