@@ -1,12 +1,14 @@
-"""How an attempt ended, and whether another follows. Pure but for the files that it reads."""
+"""How an attempt ended, on one box and in a job, and whether another follows. Pure but for the files that it reads."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
+from galley.contract import stages
 from galley.contract.records import ExitRecord, read_exit, read_job
 from galley.contract.rundir import Attempt, RunDir
+from galley_launch.job.box import failure
 from galley_launch.job.diagnose.classify import Failure, classify
 from galley_launch.job.diagnose.evidence import being_ended, collect
 
@@ -19,23 +21,36 @@ _MEMORY = ("gpu_oom", "host_oom")
 
 @dataclass(frozen=True)
 class Ending:
-    """What ``exit.json`` says of an attempt in a job."""
+    """What ``exit.json`` says of an attempt."""
 
     verdict: str
     """``done``, ``stopped``, ``failed`` or ``lost`` (ended without a word)."""
     reason: str
-    again: bool
-    """Whether another attempt follows."""
+    again: bool | None
+    """Whether another attempt follows; None on one box, where a person decides."""
     message: str = ""
     kind: str = ""
     """Kind of failure, as :class:`Failure` has it."""
     nodes: tuple[str, ...] = ()
     """Nodes to avoid."""
+    code: int | None = None
+    """:attr:`status`, where verdict and kind do not settle it."""
 
     @property
     def status(self) -> int:
         """As ``exit.json`` has it."""
+        if self.code is not None:
+            return self.code
         return 0 if self.verdict in ("done", "stopped") else 2 if self.kind == "configuration" else 1
+
+
+@dataclass(frozen=True)
+class OnBox:
+    """What a launcher on one box knows of a stage whose process it waited for."""
+
+    stage: str
+    at_once: bool = False
+    """The user did not wait for it to save."""
 
 
 def newest_checkpoint(run: RunDir) -> int:
@@ -44,20 +59,47 @@ def newest_checkpoint(run: RunDir) -> int:
     return standing[-1].step if standing else 0
 
 
-def judge(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Ending:
-    """How ``attempt`` ended: what its ranks said, its exit ``status`` and Slurm's ``state`` of its job, together."""
+def judge(run: RunDir, attempt: Attempt, status: int | None, state: str = "", box: OnBox | None = None) -> Ending:
+    """How ``attempt`` ended: what its ranks said, its exit ``status`` and Slurm's ``state`` of its job, together.
+
+    ``box``: it ran on one box, and this stage of it ended with ``status`` (negative: a signal).
+    """
     if state == "COMPLETING":
         state = being_ended(run, attempt) or state
     record, asked = read_exit(attempt.exit) or ExitRecord(), attempt.stop_reason()
-    if record.verdict == "done":
+    verdict = _said(record, status, box)
+    if verdict == "done":
         return Ending("done", record.reason or "", again=False)
-    if state == "CANCELLED" or asked == "cancel":
+    if box is None and (state == "CANCELLED" or asked == "cancel"):
         return Ending("stopped", "cancel", again=False, message="the job was cancelled")
-    if record.verdict == "stopped":
+    if verdict == "stopped":
         reason = asked or record.reason or ""
         reason = _SLURMS_WORD.get(state, reason) if reason == "signal" else reason
-        return _progress(run, attempt, Ending("stopped", reason, again=reason in _INTERRUPTIONS))
-    return _unfinished(run, attempt, status, state, asked)
+        again = reason in _INTERRUPTIONS if box is None else None
+        return _progress(run, attempt, Ending("stopped", reason, again))
+    return _unfinished(run, attempt, status, state, asked) if box is None else _failed_on_box(attempt, status or 0, box)
+
+
+def _said(record: ExitRecord, status: int | None, box: OnBox | None) -> str | None:
+    """The verdict of the ranks, as far as it counts.
+
+    In a job it does whatever the exit status is, which lies (srun's is its tasks' highest). On one box a stage has
+    failed that ended with another status than 0, even where its ranks had written their verdict before.
+    """
+    if box is None:
+        return record.verdict
+    if status:
+        return None
+    return "stopped" if stages.named(box.stage).on_ranks and record.verdict == "stopped" else "done"
+
+
+def _failed_on_box(attempt: Attempt, status: int, box: OnBox) -> Ending:
+    """The ending of a stage on one box that did not get to its end."""
+    if attempt.stop.exists() and (box.at_once or not attempt.errors()):
+        message = f"{box.stage} was ended before it was done"
+        return Ending("stopped", attempt.stop_reason(), None, message, code=1)
+    code, message = failure(attempt, box.stage, status)
+    return Ending("failed", box.stage, None, message, code=code)
 
 
 def _unfinished(run: RunDir, attempt: Attempt, status: int | None, state: str, asked: str) -> Ending:
@@ -68,19 +110,18 @@ def _unfinished(run: RunDir, attempt: Attempt, status: int | None, state: str, a
     if not evidence.errors and (state in ("PREEMPTED", "TIMEOUT") or asked in ("walltime", "preemption")):
         reason = "preemption" if "PREEMPTED" in state or asked == "preemption" else "walltime"
         return _progress(run, attempt, Ending("lost", reason, again=True, message="ended before it could save"))
-    failure = classify(evidence)
-    return _failed(run, attempt, failure, evidence.step)
+    return _failed(run, attempt, classify(evidence), evidence.step)
 
 
-def _failed(run: RunDir, attempt: Attempt, failure: Failure, step: int | None) -> Ending:
-    shown = failure.lines[0] if failure.lines else failure.kind
-    message = shown if not failure.who or shown.startswith(failure.who) else f"{failure.who}: {shown}"
-    again = failure.retry
-    if failure.kind in _MEMORY and (step or 0) <= _start(attempt):
+def _failed(run: RunDir, attempt: Attempt, cause: Failure, step: int | None) -> Ending:
+    shown = cause.lines[0] if cause.lines else cause.kind
+    message = shown if not cause.who or shown.startswith(cause.who) else f"{cause.who}: {shown}"
+    again = cause.retry
+    if cause.kind in _MEMORY and (step or 0) <= _start(attempt):
         again = False
-    if again and _failed_before(run, attempt, failure.kind, step):
+    if again and _failed_before(run, attempt, cause.kind, step):
         again, message = False, f"failed twice at step {step or 0}: {message}"
-    return Ending("failed", "failure", again, message, failure.kind, failure.nodes)
+    return Ending("failed", "failure", again, message, cause.kind, cause.nodes)
 
 
 def _start(attempt: Attempt) -> int:

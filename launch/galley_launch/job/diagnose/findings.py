@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from galley_launch.job.diagnose.advice import EVERYWHERE
 from galley_launch.job.diagnose.evidence import Evidence, clean
 from galley_launch.job.diagnose.patterns import CAUSES, ECHOES, HARDWARE, RETRIED, Rule
-from galley_launch.job.diagnose.voices import UNKNOWN, Voice, stamp
+from galley_launch.job.diagnose.torchrun import UNKNOWN
+from galley_launch.job.diagnose.voices import Voice, stamp
 
 # Warnings, what is tried again, and a traceback's source lines.
 _PASSING = re.compile(r"^[^'\"]* raise \w|Warning: |\b[Rr]etrying\b|\b[Ww]ill retry\b")
@@ -129,7 +130,7 @@ def _counts(finding: Finding, case: Case) -> bool:
 
 
 def when(finding: Finding, case: Case) -> float:
-    """Seconds since 1970; :data:`~galley_launch.job.diagnose.voices.UNKNOWN` where nothing says."""
+    """Seconds since 1970; :data:`~galley_launch.job.diagnose.torchrun.UNKNOWN` where nothing says."""
     voice = finding.voice
     return voice.time if voice.time != UNKNOWN else stamp(finding.line, case.year)
 

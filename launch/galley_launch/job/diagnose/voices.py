@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from galley.contract import stages
 from galley_launch.job.diagnose.evidence import Evidence, clean
+from galley_launch.job.diagnose.torchrun import ROOT, UNKNOWN, RankExit, moment, rank_exits
 
-UNKNOWN = float("inf")
-"""The time of what has none: it counts as the last."""
-
-# torchrun's table of a failed group; its own rank numbers, its host's local time.
-_ENTRY = re.compile(
-    r"^ *time +: (\S+)\n *host +: .*\n *rank +: (\d+) \(local_rank: \d+\)\n *exitcode +: (-?\d+)\b", re.MULTILINE
-)
-_ROOT = "Root Cause (first observed failure):"
 # The date that torch's C++ puts before a message: E1206 18:44:12.715298746
 _STAMP = re.compile(r"\b[EWF](\d{1,2})(\d\d) (\d\d):(\d\d):(\d\d)\.(\d+) ")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -90,11 +82,8 @@ class Voice:
 
 @dataclass(frozen=True)
 class _Death:
-    rank: int
-    time: float
-    code: int
+    exit: RankExit
     node: str
-    first: bool
 
 
 def in_job(evidence: Evidence) -> bool:
@@ -125,25 +114,13 @@ def _number(value: Any, otherwise: float) -> float:
         return otherwise
 
 
-def _moment(text: str, form: str) -> float:
-    try:
-        return time.mktime(time.strptime(text, form))
-    except (ValueError, OverflowError):
-        return UNKNOWN
-
-
 def _deaths(evidence: Evidence) -> dict[int, _Death]:
     """How ranks ended by torchrun's tables; of a rank that is in several, the earliest."""
     found: dict[int, _Death] = {}
     for name, text in evidence.logs.items():
-        node = split(name)[1]
-        plain = clean(text) if _ROOT in text else ""
-        root = plain.rfind(_ROOT)
-        for entry in _ENTRY.finditer(plain):
-            when, rank, code = entry.groups()
-            death = _Death(int(rank[:9]), _moment(when, "%Y-%m-%d_%H:%M:%S"), int(code[:9]), node, entry.start() > root)
-            if death.rank not in found or death.time < found[death.rank].time:
-                found[death.rank] = death
+        for ended in rank_exits(clean(text)) if ROOT in text else []:
+            if ended.rank not in found or ended.time < found[ended.rank].exit.time:
+                found[ended.rank] = _Death(ended, split(name)[1])
     return found
 
 
@@ -179,10 +156,10 @@ def voices(evidence: Evidence) -> list[Voice]:
                 message=message.partition("\n")[0],
                 raised=_raised(text, message),
                 status=error["status"] if isinstance(error.get("status"), int) else None,
-                time=_number(error.get("time"), death.time if death else UNKNOWN),
+                time=_number(error.get("time"), death.exit.time if death else UNKNOWN),
                 host=node or hosts.get(name) or (death.node if death else ""),
-                code=death.code if death else None,
-                first=bool(death and death.first),
+                code=death.exit.code if death else None,
+                first=bool(death and death.exit.first),
             )
         )
     return found
@@ -194,7 +171,7 @@ def stamp(line: str, year: int) -> float:
     if not match:
         return UNKNOWN
     month, day, hour, minute, second, part = match.groups()
-    whole = _moment(f"{year} {month} {day} {hour} {minute} {second}", "%Y %m %d %H %M %S")
+    whole = moment(f"{year} {month} {day} {hour} {minute} {second}", "%Y %m %d %H %M %S")
     return whole + float(f"0.{part}")
 
 
