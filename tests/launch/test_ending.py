@@ -55,7 +55,7 @@ CASES = {
         f"saved: {reason}": Case("stopped", reason, again, said=f"stopped:{reason}", stop=reason)
         for reason, again in SAVED.items()
     },
-    "saved for itself": Case("stopped", "patience", False, said="stopped:patience"),
+    "ended early": Case("done", "early stopping", False, said="done:early stopping"),
     "a signal was a pre-emption": Case(
         "stopped", "preemption", True, said="stopped:x", stop="signal", state="PREEMPTED"
     ),

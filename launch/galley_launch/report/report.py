@@ -145,18 +145,8 @@ def _why(run: RunDir, state: runs.State) -> tuple[str, list[tuple[str, str]]] | 
         return None
     from galley_launch.runs import why
 
-    text, _, *lines = [*why.lines(run), ""]
-    head = re.sub(r"^run \S+ (?:is [^;]*; it )?", "", text)
-    rows: list[tuple[str, str]] = []
-    for line in lines:
-        if not line:
-            break
-        key, value = line[:10].strip(), line[10:].strip()
-        if not key and rows:  # a line that was wrapped is indented; another line of the log is not
-            key, before = rows.pop()
-            value = f"{before}{' ' if line[10:12] == '  ' else chr(10)}{value}"
-        rows.append((key, value))
-    return head[:1].upper() + head[1:], rows
+    found = why.explain(run)
+    return f"{found.told[:1].upper()}{found.told[1:]}", [(key, "\n".join(values)) for key, values in found.rows]
 
 
 def hide(page: str, environment: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,22 @@ _EARLY = "Read that log: only modules, setup, conda and host_python of the clust
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """What is known of a run's failure, or that there was none."""
+
+    name: str
+    """Of the run."""
+    told: str
+    """What happened, to be read after the name: ``failed after step 5: a GPU ran out of memory``."""
+    still: str = ""
+    """How the run is, where it goes on all the same."""
+    rows: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Key to lines: who failed first, what shows it, what to do, where the logs are."""
+    table: tuple[tuple[str, str, str], ...] = ()
+    """Every attempt that failed, where several did: which, after which step, of what."""
+
+
+@dataclass(frozen=True)
 class _Fall:
     """An attempt that failed."""
 
@@ -42,22 +59,35 @@ class _Fall:
         return WORDS.get(self.failure.kind, self.failure.kind)
 
 
-def lines(run: RunDir) -> list[str]:
-    """What ``galley why`` prints of ``run``: its newest failure in full, then each failed attempt in one line."""
+def explain(run: RunDir) -> Explanation:
+    """Why ``run`` failed: its newest failure in full, and each attempt that failed."""
     jobs = queue.look([run]).get(run.root)
     state, attempts = runs.state(run, jobs), run.attempts()
     live = queue.word(jobs) not in ("", "queued") if jobs else locks.is_live(run)
     falls = [fall for attempt in attempts if (fall := _fall(run, attempt, attempt == attempts[-1], live))]
+    if not attempts:
+        return _before_any(run, state)
     if not falls:
         nothing = queue.nothing_follows(run, jobs) if jobs else ""
-        told = f"{_no_failure(state)}{nothing and '; '}{nothing}"
-        return _wrapped(told, _WIDTH) if attempts else _before_any(run, state)
+        return Explanation(state.name, f"{_no_failure(state)}{nothing and '; '}{nothing}")
     last = falls[-1]
     over = last.attempt == attempts[-1] and not live
-    head = f"run {state.name} {'' if over else f'is {_ending(state)}; it '}failed{_where(last, len(attempts))}"
-    table = _table(falls) if len(falls) > 1 else []
     nothing = queue.nothing_follows(run, jobs) if jobs and over else ""
-    return [*_wrapped(f"{head}: {last.words}", _WIDTH), "", *_details(run, last, nothing), *table]
+    return Explanation(
+        state.name,
+        f"failed{_where(last, len(attempts))}: {last.words}",
+        "" if over else _ending(state),
+        _details(run, last, nothing),
+        tuple(map(_short, falls)) if len(falls) > 1 else (),
+    )
+
+
+def lines(run: RunDir) -> list[str]:
+    """What ``galley why`` prints of ``run``."""
+    found = explain(run)
+    head = f"run {found.name} {f'is {found.still}; it ' if found.still else ''}{found.told}"
+    rows = [line for key, values in found.rows for line in _row(key, values)]
+    return [*_wrapped(head, _WIDTH), *([""] if rows else []), *rows, *_table(found.table)]
 
 
 def _where(fall: _Fall, attempts: int) -> str:
@@ -69,8 +99,8 @@ def _where(fall: _Fall, attempts: int) -> str:
 
 def _no_failure(state: runs.State) -> str:
     if state.state == "unknown":
-        return f"run {state.name} has not failed as far as is known: Slurm does not say whether it still runs"
-    return f"run {state.name} did not fail: it is {_ending(state)}"
+        return "has not failed as far as is known: Slurm does not say whether it still runs"
+    return f"did not fail: it is {_ending(state)}"
 
 
 def _ending(state: runs.State) -> str:
@@ -78,22 +108,25 @@ def _ending(state: runs.State) -> str:
     return f"{'not done yet' if state.state == 'lost' else state.state}{at}"
 
 
-def _before_any(run: RunDir, state: runs.State) -> list[str]:
+def _before_any(run: RunDir, state: runs.State) -> Explanation:
     """Of a run without an attempt: its jobs may have ended before they could begin one."""
     logs = sorted((run.jobs / "logs").glob("*.out"), key=written)
     told = [path for path in logs if tail(path).strip()]
     if state.state not in ("new", "lost", "failed") or not (told or state.message):
-        return [f"run {state.name} did not fail: it has no attempt yet"]
+        return Explanation(state.name, "did not fail: it has no attempt yet")
     if not told:
-        return _wrapped(f"run {state.name} has no attempt: {state.message}", _WIDTH)
+        return Explanation(state.name, f"has no attempt: {state.message}")
     found = Evidence(1, "", [], {str(told[-1].relative_to(run.root)): tail(told[-1])}, [], [], None, None)
     failure = classify(found)
     known = any(line.startswith("jobs/") for line in failure.lines)
     words = f" ({WORDS[failure.kind]})" if known else ""
-    head = f"run {state.name} has no attempt: its job ended before it could begin one{words}"
-    shown = list(failure.lines) if known else [cut(line) for line in queue.last_words(run)[-3:]]
-    rows = [("shown by", shown), ("to do", [failure.advice if known else _EARLY]), ("log", [str(told[-1])])]
-    return [*_wrapped(head, _WIDTH), "", *(line for key, values in rows for line in _row(key, values))]
+    shown = failure.lines if known else tuple(cut(line) for line in queue.last_words(run)[-3:])
+    rows = (("shown by", shown), ("to do", (failure.advice if known else _EARLY,)), ("log", (str(told[-1]),)))
+    return Explanation(state.name, f"has no attempt: its job ended before it could begin one{words}", rows=_known(rows))
+
+
+def _known(rows: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((key, values) for key, values in rows if values)
 
 
 def _fall(run: RunDir, attempt: Attempt, newest: bool, live: bool) -> _Fall | None:
@@ -158,14 +191,20 @@ def _advice(kind: str) -> str:
     return next((rule.advice for rule in tables if rule.kind == kind), "Read the logs of that attempt.")
 
 
-def _details(run: RunDir, fall: _Fall, nothing: str) -> list[str]:
+def _details(run: RunDir, fall: _Fall, nothing: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     failure, found = fall.failure, run.checkpoints()
     resumes = f"after step {found[-1].step}" if found else "from the start: there is no checkpoint"
-    rows = [("first", [failure.who] if failure.who else []), ("shown by", list(failure.lines))]
-    rows += [("to do", [failure.advice]), ("retry", [nothing or _again(fall, run.root)])]
-    rows += [("resumes", [resumes] if fall.what.startswith("attempt") else [])]
-    rows += [("avoid", [", ".join(failure.nodes)] if failure.nodes else []), ("logs", [str(fall.attempt.logs)])]
-    return [line for key, values in rows for line in _row(key, values)]
+    return _known(
+        (
+            ("first", (failure.who,) if failure.who else ()),
+            ("shown by", tuple(failure.lines)),
+            ("to do", (failure.advice,)),
+            ("retry", (nothing or _again(fall, run.root),)),
+            ("resumes", (resumes,) if fall.what.startswith("attempt") else ()),
+            ("avoid", (", ".join(failure.nodes),) if failure.nodes else ()),
+            ("logs", (str(fall.attempt.logs),)),
+        )
+    )
 
 
 def _again(fall: _Fall, root: Path) -> str:
@@ -175,7 +214,7 @@ def _again(fall: _Fall, root: Path) -> str:
     return f"the same may go well: {same}" if fall.failure.retry else "retrying will not help until this is fixed"
 
 
-def _row(key: str, values: list[str]) -> list[str]:
+def _row(key: str, values: Iterable[str]) -> list[str]:
     wrapped = [line for value in values for line in _wrapped(value, _WIDTH - _KEY)]
     return [f"{key if not number else '':<{_KEY}}{line}" for number, line in enumerate(wrapped)]
 
@@ -184,12 +223,14 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False) or [""]
 
 
-def _table(falls: list[_Fall]) -> list[str]:
-    rows = [("failed", "step", "what")]
-    rows += [(fall.what, "" if fall.step is None else str(fall.step), _short(fall)) for fall in falls]
+def _table(falls: Sequence[tuple[str, str, str]]) -> list[str]:
+    if not falls:
+        return []
+    rows = [("failed", "step", "what"), *falls]
     first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
     return ["", *(f"{what:<{first}}  {step:<{second}}  {why}".rstrip() for what, step, why in rows)]
 
 
-def _short(fall: _Fall) -> str:
-    return f"{fall.words} ({fall.failure.who})" if fall.failure.who else fall.words
+def _short(fall: _Fall) -> tuple[str, str, str]:
+    why = f"{fall.words} ({fall.failure.who})" if fall.failure.who else fall.words
+    return fall.what, "" if fall.step is None else str(fall.step), why

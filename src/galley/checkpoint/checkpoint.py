@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class State:
     loss_scale: dict[str, float] | None = None
     """With fp16: the loss's scale, and when it changes."""
     best_loss: float | None = None
-    best_step: int | None = None
     bad_evaluations: int = 0
     held_out_loss: float | None = None
     held_out_step: int | None = None
@@ -115,7 +114,9 @@ def load(checkpoint: Checkpoint, engine: Engine) -> State:
     if set(reader.names()) != set(parameters):
         odd = sorted(set(reader.names()) ^ set(parameters))[0]
         raise UserError(str(checkpoint.root), f"is of another model or method ({odd!r})", "use a new run: name=…")
-    state = State(**json.loads(checkpoint.manifest.read_text(encoding="utf-8"))["state"])
+    written = json.loads(checkpoint.manifest.read_text(encoding="utf-8"))["state"]
+    known = {each.name for each in fields(State)}  # manifests of before have fields that nothing reads any more
+    state = State(**{name: value for name, value in written.items() if name in known})
     refresh_gathered(engine, before=True)
     for name, parameter in parameters.items():
         set_weight(parameter, reader.whole(name))

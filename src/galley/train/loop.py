@@ -241,7 +241,7 @@ class Loop:
         better = state.best_loss is None or loss < state.best_loss
         state.bad_evaluations = 0 if better else state.bad_evaluations + 1
         if better:
-            state.best_loss, state.best_step = loss, state.step
+            state.best_loss = loss
         if self.recorder:
             self.recorder.evaluation(state.step, loss, tokens, better)
         if better:
