@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-WIDE = 60_000_000
+WIDE = 240_000_000
 """Parameters beyond which a twin is made by its settings in ``PARTICULARS``."""
 HEADS: dict[str, Any] = {
     "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96,

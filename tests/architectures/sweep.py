@@ -124,7 +124,7 @@ def _stages(ranks: Ranks, spec: Path, log: Path) -> Row:
     notes = []
     for stage in STAGES:
         log.unlink(missing_ok=True)
-        call = "recipes.bench:prepare" if stage == "prepare" else f"galley.{stage}:main"
+        call = "recipes.bench:prepare" if stage == "prepare" else f"galley.{stage}.{stage}:main"
         status = ranks.run(call, [str(spec)], 1, log)[0]
         everything = log.read_text(errors="replace") if log.exists() else ""
         everything += "".join(path.read_text() for path in spec.parent.glob("attempts/*/logs/rank-*.log"))

@@ -121,6 +121,7 @@ def test_without_a_gpu_the_gpu_benchmark_says_so(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_gpu_benchmark_runs_on_a_toy(tmp_path):
     command = [sys.executable, gpu.__file__, "--toy", "--out", str(tmp_path)]
     root = Path(gpu.__file__).parents[1]

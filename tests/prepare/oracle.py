@@ -41,7 +41,7 @@ def templates() -> dict[str, str]:
     assert found is not None, "trl brings the chat templates that this is tried on: pip install -e '.[dev]'"
     assert found.origin is not None
     paths = sorted((Path(found.origin).parent / "chat_templates").glob("*.jinja"))
-    own = [ROOT / "src/galley/templates/chatml.jinja", ROOT / "recipes/templates/llama3.jinja"]
+    own = [ROOT / "src/galley/prepare/templates/chatml.jinja", ROOT / "recipes/templates/llama3.jinja"]
     return {path.stem: path.read_text() for path in paths} | {f"galley-{path.stem}": path.read_text() for path in own}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from slurm.runs import STEPS, Kitchen, Submitted, assert_sound
 
 from galley_launch.runs import runs
@@ -21,6 +22,7 @@ def stays_ended(made: Submitted, attempts: int) -> None:
     assert len(made.endings()) == attempts, made.story()
 
 
+@pytest.mark.long
 def test_stop_saves_and_submitting_again_goes_on(kitchen: Kitchen) -> None:
     alone = kitchen.losses("long", 2)
     made = kitchen.submit("long")

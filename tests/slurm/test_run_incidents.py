@@ -63,6 +63,7 @@ def test_a_signal(kitchen: Kitchen, alone: list[float], words: tuple[str, ...]) 
     assert step > 10, "it saved where it was, not where it would have"
 
 
+@pytest.mark.long
 def test_the_job_script_killed(kitchen: Kitchen, alone: list[float]) -> None:
     made = kitchen.submit("long")
     made.wait_step(10)

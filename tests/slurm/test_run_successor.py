@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+import pytest
 from slurm.runs import Kitchen, Submitted, assert_sound, read
 
 from galley_launch.job import chain
@@ -42,6 +43,7 @@ def undrained(kitchen: Kitchen, made: Submitted) -> bool:
     return made.run.attempt(2).job.exists()
 
 
+@pytest.mark.long
 def test_a_controller_that_is_away_when_the_successor_is_to_be_queued(kitchen: Kitchen, tmp_path: Path) -> None:
     """At the beginning of the attempt, and at its end once more, for somebody took the first successor away."""
     alone = kitchen.losses("long", 2)
@@ -73,6 +75,7 @@ def test_a_controller_that_is_away_when_the_successor_is_to_be_queued(kitchen: K
     assert_sound(made, alone)
 
 
+@pytest.mark.long
 def test_nodes_that_may_not_submit(kitchen: Kitchen, tmp_path: Path) -> None:
     """It is said at once, and a chain that was submitted beforehand goes on all the same, through the export."""
     (tmp_path / "bin").mkdir()

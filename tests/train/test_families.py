@@ -147,6 +147,7 @@ def test_tokens_beside_an_adapter_are_refused_under_zero_3(tmp_path: Path, llama
     assert "use deepspeed=zero2, or method.kind=full" in run.attempt(1).errors()[0]["message"]
 
 
+@pytest.mark.long
 def test_zero_2_with_an_offloaded_optimizer_saves_and_resumes(tmp_path: Path, llama: Path, train: Train) -> None:
     losses = []
     for offload in (False, True):

@@ -40,6 +40,7 @@ def newest(run: RunDir) -> int:
     return max((each.step for each in run.checkpoints()), default=0)
 
 
+@pytest.mark.long
 def test_sigkill_at_every_file_operation(tmp_path: Path, llama: Path, faulty: Ranks) -> None:
     """Before each operation; after one is before the next, since nothing but memory changes in between.
 

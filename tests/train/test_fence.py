@@ -94,6 +94,7 @@ def let_go(faulty: Ranks, run: RunDir, pid: int) -> bool:
     return len(run.checkpoints()) > stood
 
 
+@pytest.mark.long
 def test_a_later_attempt_has_ended_meanwhile(tmp_path: Path, llama: Path, ranks: Ranks, faulty: Ranks) -> None:
     """The first attempt is paused before each of its file operations, and the second one runs to its end."""
     whole = make_run(tmp_path / "whole", llama)
@@ -113,6 +114,7 @@ def test_a_later_attempt_has_ended_meanwhile(tmp_path: Path, llama: Path, ranks:
     assert nameless == 2 * STEPS, "before the fsync and before the rename of each whole directory"
 
 
+@pytest.mark.long
 def test_a_later_attempt_has_begun_meanwhile(tmp_path: Path, llama: Path, ranks: Ranks, faulty: Ranks) -> None:
     """The first attempt is paused before each of its file operations, and ends before the second one looks."""
     whole = make_run(tmp_path / "whole", llama)

@@ -57,7 +57,7 @@ def train_bare(root: Path, run: RunDir, **env: Path) -> int:
     return subprocess.run(command, env=variables, cwd=root).returncode
 
 
-@pytest.mark.parametrize("place", ["node", "shared", "nowhere"])
+@pytest.mark.parametrize("place", [pytest.param("node", marks=pytest.mark.long), "shared", "nowhere"])
 def test_ranks_need_no_compiler(tmp_path: Path, llama: Path, train: Train, place: str) -> None:
     """With offload, for CPU Adam; shared-memory communication is loaded by every rank on a CPU."""
     run, spec = make_run(tmp_path / "run", llama)

@@ -154,6 +154,15 @@ class Placement(Part):
         """ZeRO stage (0 to 3) of this attempt."""
         return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
 
+    @field_validator("deepspeed")
+    @classmethod
+    def _has_a_stage(cls, config: dict[str, Any]) -> dict[str, Any]:
+        zero = config.get("zero_optimization", {})
+        stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+        if type(stage) is not int or not 0 <= stage <= 3:
+            raise ValueError("zero_optimization.stage is not one of 0, 1, 2 and 3")
+        return config
+
     @model_validator(mode="after")
     def _arithmetic(self) -> Self:
         product = self.micro_batch * self.accumulation * self.data_parallel
