@@ -43,7 +43,8 @@ DATA_ROOMS = {
     "train": "contract storage data model engine objective ranks checkpoint track",
     "export": "contract storage data model ranks checkpoint prepare train",
 }
-BARE = {f"galley.contract.{name}" for name in ("rundir", "files", "text", "records", "metrics", "stages", "errors")}
+_BARE = ("rundir", "files", "text", "records", "metrics", "stages", "sensitive", "errors")
+BARE = {f"galley.contract.{name}" for name in _BARE}
 """Of the contract, what a job may import: the standard library's, in Python 3.9's grammar."""
 PYDANTIC = {"spec", "task", "pace"}
 """Of the contract, what may import pydantic."""

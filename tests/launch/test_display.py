@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from galley.contract.metrics import MetricsRow
-from galley_launch.base.terminal import Lines, Tail, duration, status
+from galley_launch.base.numbers import duration
+from galley_launch.base.terminal import Lines, Tail, status
 from launch import fakes
 
 

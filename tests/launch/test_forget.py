@@ -47,7 +47,7 @@ def test_it_asks_first(
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     assert cli.main(["forget", "old"]) == (0 if removed else 1)
     out = capsys.readouterr().out
-    assert out.startswith("runs/old: failed, 1 checkpoint, 0.02 GB\nRemove it for good? [y/N] ")
+    assert out.startswith("runs/old: failed, 1 checkpoint, 20 MB\nRemove it for good? [y/N] ")
     assert out.endswith("removed runs/old\n" if removed else "nothing was removed\n")
     assert run.root.exists() != removed
     assert list(Path("runs").iterdir()) == ([] if removed else [run.root])

@@ -13,8 +13,8 @@ from slurm.fakes.scenario import Scenario
 
 from galley.contract import sensitive
 from galley.contract.rundir import RunDir
+from galley.contract.sensitive import masked_page
 from galley.ranks import stage
-from galley_launch.report import report
 
 __all__ = ["fakes", "here"]
 
@@ -180,7 +180,7 @@ def test_a_profiles_directive_with_a_secret_by_name(
 
 @pytest.mark.parametrize("text", FORMS)
 def test_reports_and_records_hide_every_form(text: str, tmp_path: Path) -> None:
-    shown = report.hide(f"<p>401 for {text} again</p>", {})
+    shown = masked_page(f"<p>401 for {text} again</p>", {}, "(hidden)")
     assert SENTINEL not in shown
     assert "(hidden)" in shown
     attempt: Any = RunDir(tmp_path).attempt(1)

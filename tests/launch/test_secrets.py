@@ -10,6 +10,7 @@ from launch.submitting import RUN, galley, here, profile, submission, submitted
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
+from galley.contract.sensitive import is_withheld
 from galley_launch.submit import submission as submitting
 
 __all__ = ["fakes", "here"]
@@ -74,3 +75,19 @@ def test_secrets_that_cannot_be_kept(
     assert err.startswith("galley: /proc/config/galley/secrets/galley-my-")
     assert "value-of" not in err
     assert submitted(fakes) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "withheld"),
+    [
+        ("HF_TOKEN", "x", True),
+        ("MONKEY", "x", True),  # any part of a name counts
+        ("AUTH", "x", True),
+        ("PROXY", "http://ada@host", True),
+        ("PATH", "/usr/bin", False),
+        ("PWD", "/home/ada", False),
+        ("XDG_RUNTIME_DIR", "/run/user/1", False),
+    ],
+)
+def test_what_is_kept_from_slurm(name: str, value: str, withheld: bool) -> None:
+    assert is_withheld(name, value) == withheld

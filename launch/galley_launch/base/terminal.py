@@ -12,6 +12,7 @@ from galley.contract import stages
 from galley.contract.files import open_regular
 from galley.contract.metrics import Follower, MetricsRow, newest
 from galley.contract.rundir import Attempt, RunDir
+from galley_launch.base.numbers import duration
 
 _GOES_ON = " so far"
 """How a line of the log ends that says what has been going on for a while (``galley.ranks.progress``)."""
@@ -155,14 +156,6 @@ class Bar:
             self._progress.stop()
         except OSError:
             _silence()
-
-
-def duration(seconds: float) -> str:
-    """``1 h 02 min``, ``3 min 20 s``, ``12 s``."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
 def status(row: MetricsRow) -> str:

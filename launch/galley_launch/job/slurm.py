@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from galley.contract.sensitive import is_withheld
 from galley_launch.job.slurm_parse import (
     SACCT_FIELDS,
     SINFO_FIELDS,
@@ -40,8 +41,6 @@ _FOREIGN = re.compile(
     r"(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCONTROL|SCANCEL|PMI|OMPI_|MASTER_|TORCHELASTIC_)\w*"
     r"|(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|ROLE_NAME"
 )
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"://[^/\s]*@")  # an address with who may use it
 _KEPT = re.compile(r"HOME|USER|LOGNAME|SHELL|LANG|LC_\w+|PATH|TERM|SLURM_CONF|XDG_\w+|TZ")
 
 
@@ -50,18 +49,14 @@ def environment() -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name == "SLURM_CONF" or not (_FOREIGN.fullmatch(name) or _is_secret(name, value))
+        if name == "SLURM_CONF" or not (_FOREIGN.fullmatch(name) or is_withheld(name, value))
     }
     return {**kept, "TZ": "UTC"}
 
 
 def submit_environment() -> dict[str, str]:
     """The environment of sbatch, which hands it to the job: who and where the user is, and nothing else."""
-    return {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name) and not _is_secret(name, value)}
-
-
-def _is_secret(name: str, value: str) -> bool:
-    return bool(_SECRET.search(name) or _SECRET_VALUE.search(value))
+    return {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name) and not is_withheld(name, value)}
 
 
 # How Slurm's commands begin a refusal, and how sites' wrappers and plug-ins word one.

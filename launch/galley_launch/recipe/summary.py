@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from galley.contract.spec import RunSpec
+from galley_launch.base.numbers import count
 from galley_launch.recipe.model_facts import Facts
-
-
-def _number(count: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:g}"
 
 
 def _duration_of(spec: RunSpec) -> str:
@@ -30,7 +24,7 @@ def _method_of(spec: RunSpec) -> str:
 def summary(spec: RunSpec, facts: Facts) -> list[tuple[str, str]]:
     """What a run will do, as keys and texts; the batch with the whole product that gives it."""
     task, place = spec.task, spec.placement
-    size = f", {_number(facts.parameters)} parameters" if facts.parameters else ""
+    size = f", {count(facts.parameters)} parameters" if facts.parameters else ""
     product = f"micro_batch {place.micro_batch} x accumulation {place.accumulation} x ranks {place.data_parallel}"
     samples = task.samples_per_step
     ranks = f"{place.ranks_per_node} rank{'s' if place.ranks_per_node > 1 else ''}"
@@ -42,7 +36,7 @@ def summary(spec: RunSpec, facts: Facts) -> list[tuple[str, str]]:
         "model": f"{task.model.path}{size}, {task.model.dtype}",
         "data": f"{task.data.path}{held}",
         "method": f"{_method_of(spec)}, {task.optimizer.name} lr {task.optimizer.lr:g}, {task.schedule.kind}",
-        "batch": f"{samples} samples a step = {product}; up to {_number(samples * task.data.max_length)} tokens",
+        "batch": f"{samples} samples a step = {product}; up to {count(samples * task.data.max_length)} tokens",
         "for": _duration_of(spec),
         "on": f"{where}, {nodes}{ranks}, ZeRO-{place.zero_stage}",
     }

@@ -9,6 +9,8 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import Literal
 
+from galley_launch.base.numbers import SI, unit_of
+
 Point = tuple[float, float]
 """A step and a value."""
 
@@ -149,9 +151,9 @@ def short(value: float, step: float) -> str:
     if largest < 1e-2 or largest >= 1e12:
         mantissa, _, power = f"{value:.3e}".partition("e")
         return f"{float(mantissa):g}e{int(power)}"
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if largest >= size:
-            return f"{value / size:g}{unit}"
+    unit, size = unit_of(largest, SI)
+    if unit:
+        return f"{value / size:g}{unit}"
     return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from galley.contract.records import ExitRecord
 from galley.contract.rundir import RunDir, read_json
 from galley.contract.spec import RunSpec
-from galley_launch.base.terminal import duration
+from galley_launch.base.numbers import count, duration, size_text
 from galley_launch.recipe.model_facts import Facts
 from galley_launch.recipe.summary import summary as what_it_does
 from galley_launch.report import charts as charts
@@ -72,7 +72,7 @@ def tiles(curves: Curves, spent: Account | None, device: str) -> list[Tile]:
         found.append(Tile("tokens a second", exact(median(value for _, value in speeds)), "median step"))
     if tokens := sum(value for _, value in curves["tokens"]):
         supervised = sum(value for _, value in curves["supervised_tokens"])
-        found.append(Tile("tokens seen", _count(tokens), f"{supervised / tokens:.1%} trained on"))
+        found.append(Tile("tokens seen", count(tokens), f"{supervised / tokens:.1%} trained on"))
     if spent and spent.wall and losses:
         found.append(Tile("goodput", f"{spent.goodput:.0%}", f"of {duration(spent.wall)}"))
         kind = "rank-hours" if device == "cpu" else "GPU-hours"
@@ -83,13 +83,6 @@ def tiles(curves: Curves, spent: Account | None, device: str) -> list[Tile]:
 def loss_text(value: float) -> str:
     """A loss as the logs have it, with more digits where it is tiny."""
     return f"{value:.4f}" if abs(value) >= 1e-3 else exact(value)
-
-
-def _count(value: float) -> str:
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"
 
 
 def draw(curves: Curves, found: Sequence[Try]) -> list[Chart]:
@@ -147,7 +140,7 @@ def data(run: RunDir) -> tuple[list[tuple[str, str]], Table | None]:
 
 
 def _source(each: dict[str, Any]) -> str:
-    size = f", {_bytes(each['size'])}" if each.get("size") else ""
+    size = f", {size_text(number(each['size']) or 0.0)}" if each.get("size") else ""
     revision = f" at {str(each['revision'])[:12]}" if each.get("revision") else ""
     return f"{each.get('path')}{revision}{size}, sha256 {str(each.get('sha256'))[:12]}…"
 
@@ -178,14 +171,6 @@ def _whole(split: dict[str, Any], key: str) -> str:
     return f"{value:,.0f}" if value is not None else ""
 
 
-def _bytes(count: object) -> str:
-    value = number(count) or 0.0
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} bytes"
-
-
 def checkpoints(run: RunDir) -> Table | None:
     """Every checkpoint that stands; the best by held-out loss and the newest are marked."""
     manifests = [(each.step, read_json(each.manifest) or {}) for each in run.checkpoints()]
@@ -197,7 +182,7 @@ def checkpoints(run: RunDir) -> Table | None:
     for step, each in manifests[::-1]:
         loss = number(each.get("held_out_loss"))
         marks = [name for name, at in (("best", best), ("newest", newest)) if at == step]
-        size = _bytes(sum(number(size) or 0 for size in section(each, "files").values()))
+        size = size_text(sum(number(size) or 0 for size in section(each, "files").values()))
         ranks = each.get("world", "?")
         made = f"{ranks} rank{'' if ranks == 1 else 's'}, ZeRO-{each.get('zero_stage', '?')}"
         rows.append((f"{step:,}", "" if loss is None else loss_text(loss), ", ".join(marks), size, made))

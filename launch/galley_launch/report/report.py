@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import os
-import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from galley.contract.errors import UserError
 from galley.contract.records import read_exit
 from galley.contract.rundir import RunDir, write_atomic
-from galley.contract.sensitive import is_secret_name, masked
+from galley.contract.sensitive import masked_page
 from galley.contract.spec import RunSpec
-from galley_launch.base.terminal import duration
+from galley_launch.base.numbers import duration
 from galley_launch.plan import compose
 from galley_launch.report import history, time_account
 from galley_launch.report import page as report_page
@@ -36,14 +33,6 @@ _TONES = {
 }  # fmt: skip
 
 _HIDDEN = "(hidden)"
-_WORD = (
-    r"(?:tokens?|secret|pass|password|passwd|passphrase|pwd|credentials?|cookie|jwt"
-    r"|(?:api|access|private|secret|auth|account|signing)_?key)"
-)
-_QUOTE = r"(?:&#34;|&#39;)?"
-_NO_SECRET = r"(?!(?:[\d.,]+|null|none|true|false)(?:\s|[&<]|$))"
-# The page is looked through once it is whole, so that no section can forget to: what looks like a secret is hidden.
-_ASSIGNED = re.compile(rf"(?i)((?:\b|_|-){_WORD}{_QUOTE}\s*[=:]\s*{_QUOTE}){_NO_SECRET}[^\s&<>]{{4,}}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +72,8 @@ def render(run: RunDir, jobs: queue.Queue | None, now: float) -> str:
     )
     content = _content(run, spec, curves, found, state)
     page = environment.get_template("report.html.j2").render(written=time_account.clock(now), **content)
-    return hide(page.encode("utf-8", "replace").decode(), os.environ)  # records may hold half a character
+    # Records may hold half a character (a lone surrogate), which no file can.
+    return masked_page(page.encode("utf-8", "replace").decode(), os.environ, _HIDDEN)
 
 
 def _content(run: RunDir, spec: RunSpec, curves: Curves, found: list[Try], state: runs.State) -> dict[str, Any]:
@@ -147,11 +137,3 @@ def _why(run: RunDir, state: runs.State) -> tuple[str, list[tuple[str, str]]] | 
 
     found = why.explain(run)
     return f"{found.told[:1].upper()}{found.told[1:]}", [(key, "\n".join(values)) for key, values in found.rows]
-
-
-def hide(page: str, environment: Mapping[str, str]) -> str:
-    """``page`` without what looks like a secret, or is the value of a variable whose name does."""
-    for name, value in environment.items():
-        if len(value) >= 8 and is_secret_name(name):
-            page = page.replace(html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"), _HIDDEN)
-    return masked(_ASSIGNED.sub(rf"\1{_HIDDEN}", page), _HIDDEN)

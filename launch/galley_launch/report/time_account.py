@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from galley.contract import stages
-from galley_launch.base.terminal import duration
+from galley_launch.base.numbers import duration
 from galley_launch.job.diagnose.advice import WORDS
 from galley_launch.report.charts import SIDE, Tick
 from galley_launch.report.history import Account, Kind, Try

@@ -11,6 +11,7 @@ from pathlib import Path
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
 from galley_launch.base import locks
+from galley_launch.base.numbers import size_text
 from galley_launch.runs import runs
 from galley_launch.submit import queue
 
@@ -51,7 +52,7 @@ def _sentence(run: RunDir, jobs: queue.Queue | None) -> str:
     parts = [state.state, _count(len(run.checkpoints()), "checkpoint")]
     exported = [place / part for place in (run.export, run.unverified) for part in ("model", "adapter")]
     parts += ["an exported model"] if any(path.is_dir() for path in exported) else []
-    return f"{run.root}: {', '.join(parts)}, {size / 1e9:.2f} GB"
+    return f"{run.root}: {', '.join(parts)}, {size_text(size)}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -15,7 +15,8 @@ from galley.contract.records import ExitRecord, read_exit
 from galley.contract.rundir import Attempt, RunDir, read_json
 from galley_launch.base import locks
 from galley_launch.base.grammar import nearest
-from galley_launch.base.terminal import Tail, duration
+from galley_launch.base.numbers import duration
+from galley_launch.base.terminal import Tail
 from galley_launch.submit import queue
 
 

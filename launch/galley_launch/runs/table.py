@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from galley_launch.base.numbers import duration
 from galley_launch.base.table import cut, screen_width, table, width
-from galley_launch.base.terminal import duration
 from galley_launch.recipe.model_facts import Facts
 
 if TYPE_CHECKING:  # Not imported for a table: pydantic takes long.

@@ -6,7 +6,9 @@ headers, and the forms of tokens that services mark so that scanners find them.
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import Mapping
 
 # Whole words of a name, so that TOKENIZERS_PARALLELISM is none.
 _WORDS = (
@@ -16,6 +18,9 @@ _WORDS = (
 _NAME = re.compile(rf"(?:^|[_.-])(?:{_WORDS})(?:$|[_.-])", re.IGNORECASE)
 _PLACE = re.compile(r"(?:_(?:FILE|PATH|DIR|SOCK)|^(?:OLD)?PWD|^GOOGLE_APPLICATION_CREDENTIALS)$", re.IGNORECASE)
 """Names of where something lies, whatever it is."""
+
+_IN_NAME = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+_ADDRESS = re.compile(r"://[^/\s]*@")
 
 _QUERY = (
     r"(?:access_|auth_|id_|refresh_|private_|job_)?token|api_?key|apikey|key|secret|sig|signature|password|passwd|pass|pwd"
@@ -57,10 +62,27 @@ _ASSIGNED = re.compile(
     r"(?<![\w.-])-{0,2}([A-Za-z][\w.-]*)[=:]\s*(?=([^\s,;\"'})]{4,}))|(?<!\S)--?([A-Za-z][\w-]*)\s+(?=([^\s-]\S{3,}))"
 )
 
+_PAGE_WORD = (
+    r"(?:tokens?|secret|pass|password|passwd|passphrase|pwd|credentials?|cookie|jwt"
+    r"|(?:api|access|private|secret|auth|account|signing)_?key)"
+)
+_QUOTE = r"(?:&#34;|&#39;)?"
+_NO_SECRET = r"(?!(?:[\d.,]+|null|none|true|false)(?:\s|[&<]|$))"
+# The page is looked through once it is whole, so that no section can forget to: what looks like a secret is hidden.
+_ASSIGNED_IN_HTML = re.compile(rf"(?i)((?:\b|_|-){_PAGE_WORD}{_QUOTE}\s*[=:]\s*{_QUOTE}){_NO_SECRET}[^\s&<>]{{4,}}")
+
 
 def is_secret_name(name: str) -> bool:
     """Whether a variable or setting of this name holds a secret, as far as names tell."""
     return _NAME.search(name) is not None and _PLACE.search(name) is None
+
+
+def is_withheld(name: str, value: str) -> bool:
+    """Whether a variable is kept from Slurm's commands and from jobs, which show an environment to whoever asks.
+
+    Wider than :func:`is_secret_name`: any part of a name counts, and any address that says who may use it.
+    """
+    return bool(_IN_NAME.search(name) or _ADDRESS.search(value)) or is_secret_name(name)
 
 
 def secret_in(text: str) -> str | None:
@@ -82,3 +104,11 @@ def masked(text: str, hidden: str) -> str:
     for form, _ in _FORMS:
         text = form.sub(lambda found: next((group for group in found.groups() if group), "") + hidden, text)
     return text
+
+
+def masked_page(page: str, environment: Mapping[str, str], hidden: str) -> str:
+    """HTML without what looks like a secret, or is the value of a variable in ``environment`` whose name does."""
+    for name, value in environment.items():
+        if len(value) >= 8 and is_secret_name(name):
+            page = page.replace(html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"), hidden)
+    return masked(_ASSIGNED_IN_HTML.sub(rf"\1{hidden}", page), hidden)
