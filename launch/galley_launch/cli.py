@@ -1,6 +1,6 @@
 """The command line. Fire reads it; a verb is pure and returns a ``Todo``; only :func:`main` acts.
 
-So nothing has happened when Fire finds a word that it cannot use. ``arguments.py`` settles the grammar before that.
+So nothing has happened when Fire finds a word that it cannot use. ``base/grammar.py`` settles the grammar before that.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from typing import TextIO, cast
 
 from galley.contract.errors import UserError
 from galley.contract.text import Plain, one_line
-from galley_launch.base.grammar import VERBS, Command, parse
-from galley_launch.verbs import FUNCTIONS, Todo
+from galley_launch.base.grammar import Command, parse
+from galley_launch.verbs import VERBS, Todo
 
 
 def help_text(verb: str) -> str:
     """The screen of ``galley --help``, or of ``galley VERB --help``."""
     if verb:
-        doc = inspect.getdoc(FUNCTIONS[verb]) or ""
         settings = " [key=value …]" if VERBS[verb].keys else ""
-        return f"galley {verb} {VERBS[verb].words}".rstrip() + f"{settings}\n\n{doc}"
-    lines = [f"  {name:<12}{(inspect.getdoc(each) or '').splitlines()[0]}" for name, each in FUNCTIONS.items()]
+        return f"galley {verb} {VERBS[verb].words}".rstrip() + f"{settings}\n\n{_manual(verb)}"
+    lines = [f"  {name:<12}{_manual(name).splitlines()[0]}" for name in VERBS]
     return "\n".join(
         [
             "galley: fine-tune a language model from a recipe and a ZeRO config",
@@ -43,12 +42,16 @@ def help_text(verb: str) -> str:
     )
 
 
+def _manual(verb: str) -> str:
+    return inspect.getdoc(VERBS[verb].function) or ""
+
+
 def _dispatch(command: Command) -> Todo:
     import fire
     from fire.decorators import SetParseFn
 
     # Every word stays the string that was typed: Fire would make 1e3 a number and [a,b] a list.
-    verb = SetParseFn(str)(FUNCTIONS[command.verb])
+    verb = SetParseFn(str)(VERBS[command.verb].function)
     todo = fire.Fire({command.verb: verb}, command=command.argv, name="galley", serialize=lambda _: None)
     assert isinstance(todo, Todo), f"Fire returned {todo!r}"
     return todo
@@ -100,7 +103,7 @@ def _main(argv: list[str] | None) -> int:
 
             print("\n".join(candidates(words[2:])))
             return 0
-        command = parse(words)
+        command = parse(words, VERBS)
         if command.help:
             print(help_text(command.verb))
             return 0

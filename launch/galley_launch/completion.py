@@ -13,7 +13,9 @@ from typing import Any
 
 from galley.contract.errors import UserError
 from galley_launch.base import assets
-from galley_launch.base.grammar import RESERVED, VERBS
+from galley_launch.base.grammar import Verb
+from galley_launch.base.options import RESERVED
+from galley_launch.verbs import VERBS
 
 _BASH = r"""# galley: complete verbs, recipes, runs, clusters and keys
 _galley() {
@@ -51,10 +53,6 @@ complete -c galley -f -a '(galley completion words (commandline -opc)[2..] (comm
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
-_RECIPE, _RUN = (
-    ("show", "copy", "plan", "run", "submit"),
-    ("status", "logs", "stop", "cancel", "why", "report", "export"),
-)
 _FIXED = {"device": ("cpu", "cuda"), "step": ("last", "best"), "files": ("all", "none"), "yes": ("true",)}
 
 
@@ -71,8 +69,8 @@ def candidates(words: list[str]) -> list[str]:
     *before, current = words or [""]
     if not before:
         return _starting(current, [*VERBS, "--help", "--version"])
-    verb = before[0]
-    if verb not in VERBS:
+    verb = VERBS.get(before[0])
+    if verb is None:
         return []
     dashes = "--" if current.startswith("--") else ""
     key, equals, _ = current.removeprefix(dashes).partition("=")
@@ -82,34 +80,38 @@ def candidates(words: list[str]) -> list[str]:
         return _starting(current, (f"{dashes}{key}={value}" for value in _values(key, before)))
     used = {word.removeprefix("--").partition("=")[0] for word in before[1:] if "=" in word or word.startswith("--")}
     named = [word for word in before[1:] if "=" not in word]
-    found = _positional(verb, len(named), before) if not dashes else []
-    keys = _keys(verb) if named or current or not found else []
-    return _starting(current, [*found, *(f"{dashes}{each}=" for each in keys if each not in used)])
+    names = _positional(verb, named, before) if not dashes else []
+    keys = _keys(verb) if named or current or not names else []
+    return _starting(current, [*names, *(f"{dashes}{key}=" for key in keys if key not in used)])
 
 
 def _starting(current: str, words: Iterable[str]) -> list[str]:
     return sorted({word for word in words if word.startswith(current)})
 
 
-def _positional(verb: str, number: int, before: list[str]) -> list[str]:
-    """What may stand at the place after ``number`` other words."""
-    if number == 0:
-        if verb == "completion":
-            return list(SCRIPTS)
-        if verb == "clusters":
+def _positional(verb: Verb, named: list[str], before: list[str]) -> list[str]:
+    """What may stand after the words ``named``, by the names of the verb's words."""
+    on_cluster = bool(verb.cluster_words) and named[:1] == ["cluster"]
+    words = (verb.cluster_words if on_cluster else verb.words).split()
+    more = words and words[-1].endswith("…]")
+    word = words[len(named)] if len(named) < len(words) else words[-1] if more else ""
+    match word.strip("[…]"):
+        case "RECIPE":
+            # A verb that knows where runs are takes a run for a recipe.
+            runs = _runs(before) if "runs" in verb.keys else []
+            return [*_recipes(), *runs, *(["cluster"] if verb.cluster_words else [])]
+        case "RUN":
+            return _runs(before)
+        case "NAME":
             return _clusters()
-        if verb == "copy":
-            return [*_recipes(), "cluster"]
-        if verb in _RECIPE:
-            return [*_recipes(), *([] if verb in ("show", "copy") else _runs(before))]
-    if verb == "copy" and number == 1 and before[1] == "cluster":
-        return _clusters()
-    return _runs(before) if verb == "forget" or (verb in _RUN and number == 0) else []
+        case "SHELL":
+            return list(SCRIPTS)
+    return []
 
 
-def _keys(verb: str) -> list[str]:
-    recipe = list(_settings()) if VERBS[verb].settings else []
-    return sorted({*VERBS[verb].keys, *recipe} - {"force"})
+def _keys(verb: Verb) -> list[str]:
+    recipe = list(_settings()) if verb.overrides else []
+    return sorted({*verb.keys, *recipe} - {"force"})
 
 
 def _values(key: str, before: list[str]) -> list[str]:

@@ -1,11 +1,18 @@
-"""The verbs of the command line, each with its help. A verb is pure: it returns a :class:`Todo`, and does no more."""
+"""The verbs of the command line: :data:`VERBS` is the one table that dispatch, help and completion read.
+
+To add a verb, write its function here, whose docstring is its help, and give it a row. The function is pure: it returns
+a :class:`Todo`, whose work lies in a module that is imported only when it is done.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+
+from galley_launch.base.grammar import Verb
+from galley_launch.base.options import read
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ def show(recipe: str, *settings: str) -> Todo:
     galley show smollm2-135m-lora
     galley show smollm2-135m-lora lr=1e-4
     """
-    return Todo(lambda: _commands().show(recipe, settings))
+    return Todo(lambda: _commands().show(recipe, read(settings)))
 
 
 def copy(recipe: str, to: str = "", cluster_to: str = "") -> Todo:
@@ -65,7 +72,7 @@ def plan(recipe: str, *settings: str) -> Todo:
     galley plan smollm2-135m-lora deepspeed=zero3 ranks=2 batch.samples=32
     galley plan my.yaml deepspeed=my-deepspeed.json files=all > plan.txt
     """
-    return Todo(lambda: _commands().show_plan(recipe, settings))
+    return Todo(lambda: _commands().show_plan(recipe, read(settings)))
 
 
 def run(recipe: str, *settings: str) -> Todo:
@@ -86,7 +93,7 @@ def run(recipe: str, *settings: str) -> Todo:
     galley run smollm2-135m-lora device=cpu ranks=2 steps=20
     galley run runs/smollm2-135m-lora epochs=3
     """
-    return Todo(lambda: _commands().run(recipe, settings))
+    return Todo(lambda: _commands().run(recipe, read(settings, submits=False)))
 
 
 def submit(recipe: str, *settings: str) -> Todo:
@@ -101,7 +108,7 @@ def submit(recipe: str, *settings: str) -> Todo:
     galley submit qwen3-4b-qlora cluster=venv nodes=2
     galley submit runs/qwen3-4b-qlora cluster.partition=long
     """
-    return Todo(lambda: _commands().submit(recipe, settings))
+    return Todo(lambda: _commands().submit(recipe, read(settings, submits=True)))
 
 
 def clusters(name: str = "", *settings: str) -> Todo:
@@ -112,8 +119,8 @@ def clusters(name: str = "", *settings: str) -> Todo:
     galley clusters
     galley clusters venv cluster.partition=gpu
     """
-    at, rest = ("", (name, *settings)) if "=" in name else (name, settings)
-    return Todo(lambda: _commands().clusters(at, [word for word in rest if word]))
+    name, words = _optional(name, settings)
+    return Todo(lambda: _commands().clusters(name, read(words, submits=True)))
 
 
 def status(run: str = "", *settings: str) -> Todo:
@@ -122,9 +129,8 @@ def status(run: str = "", *settings: str) -> Todo:
     galley status
     galley status smollm2-135m-lora
     """
-    # A key given without RUN would otherwise be taken for it.
-    name, rest = ("", (run, *settings)) if "=" in run else (run, settings)
-    return Todo(lambda: _commands().status(name, [word for word in rest if word]))
+    name, words = _optional(run, settings)
+    return Todo(lambda: _commands().status(name, read(words)))
 
 
 def logs(run: str, *settings: str) -> Todo:
@@ -134,7 +140,7 @@ def logs(run: str, *settings: str) -> Todo:
     galley logs smollm2-135m-lora rank=1 attempt=2
     galley logs smollm2-135m-lora attempt=0        a submitted run's prepare job
     """
-    return Todo(lambda: _commands().logs(run, settings))
+    return Todo(lambda: _commands().logs(run, read(settings)))
 
 
 def stop(run: str, *settings: str) -> Todo:
@@ -142,7 +148,7 @@ def stop(run: str, *settings: str) -> Todo:
 
     galley stop smollm2-135m-lora
     """
-    return Todo(lambda: _commands().stop(run, settings))
+    return Todo(lambda: _commands().stop(run, read(settings)))
 
 
 def cancel(run: str, *settings: str) -> Todo:
@@ -150,7 +156,7 @@ def cancel(run: str, *settings: str) -> Todo:
 
     galley cancel smollm2-135m-lora
     """
-    return Todo(lambda: _commands().cancel(run, settings))
+    return Todo(lambda: _commands().cancel(run, read(settings)))
 
 
 def why(run: str, *settings: str) -> Todo:
@@ -158,7 +164,7 @@ def why(run: str, *settings: str) -> Todo:
 
     galley why smollm2-135m-lora
     """
-    return Todo(lambda: _commands().why(run, settings))
+    return Todo(lambda: _commands().why(run, read(settings)))
 
 
 def report(run: str, *settings: str) -> Todo:
@@ -169,7 +175,7 @@ def report(run: str, *settings: str) -> Todo:
 
     galley report smollm2-135m-lora
     """
-    return Todo(lambda: _commands().report(run, settings))
+    return Todo(lambda: _commands().report(run, read(settings)))
 
 
 def export(run: str, *settings: str) -> Todo:
@@ -181,7 +187,7 @@ def export(run: str, *settings: str) -> Todo:
     galley export smollm2-135m-lora
     galley export smollm2-135m-lora step=best
     """
-    return Todo(lambda: _commands().export(run, settings))
+    return Todo(lambda: _commands().export(run, read(settings)))
 
 
 def forget(run: str, *runs: str) -> Todo:
@@ -193,7 +199,7 @@ def forget(run: str, *runs: str) -> Todo:
     galley forget old older oldest yes=true
     """
     names = [word for word in (run, *runs) if "=" not in word]
-    return Todo(lambda: _commands().forget(names, [word for word in runs if "=" in word]))
+    return Todo(lambda: _commands().forget(names, read(word for word in runs if "=" in word)))
 
 
 def completion(shell: str) -> Todo:
@@ -212,6 +218,11 @@ def schema() -> Todo:
     galley schema > recipes/schema.json
     """
     return Todo(lambda: _commands().schema())
+
+
+def _optional(name: str, settings: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """A name that may be missing, and the settings: Fire takes the first setting for a name that is not there."""
+    return ("", (name, *settings)) if "=" in name else (name, settings)
 
 
 def _commands() -> ModuleType:
@@ -242,9 +253,30 @@ def _catalogue() -> ModuleType:
     return catalogue
 
 
-_ALL = (
-    recipes, show, copy, plan, run, submit, clusters, status, logs, stop, cancel, why, report, export, forget,
-    completion, schema,
-)  # fmt: skip
-FUNCTIONS: dict[str, Callable[..., Todo]] = {each.__name__: each for each in _ALL}
-"""Verb to function, in the order in which help lists them."""
+def _keys(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_ABOUT_A_RUN = _keys("runs")
+_LAUNCH = _keys("name runs deepspeed take device ranks gpus nodes cluster init_from force")
+_ROWS = (
+    Verb(recipes, "[WORD…]"),
+    Verb(show, "RECIPE", _keys("deepspeed"), overrides=True),
+    Verb(copy, "RECIPE [TO]", cluster_words="cluster NAME [TO]"),
+    Verb(plan, "RECIPE", _LAUNCH | _keys("files"), overrides=True, implied=_keys("dry_run")),
+    Verb(run, "RECIPE", _LAUNCH, overrides=True, preview="plan"),
+    Verb(submit, "RECIPE", _LAUNCH, overrides=True, on_cluster=True, preview="plan"),
+    Verb(clusters, "[NAME]", on_cluster=True),
+    Verb(status, "[RUN]", _ABOUT_A_RUN),
+    Verb(logs, "RUN", _ABOUT_A_RUN | _keys("rank attempt"), implied=_keys("follow")),
+    Verb(stop, "RUN", _ABOUT_A_RUN),
+    Verb(cancel, "RUN", _ABOUT_A_RUN),
+    Verb(why, "RUN", _ABOUT_A_RUN),
+    Verb(report, "RUN", _ABOUT_A_RUN),
+    Verb(export, "RUN", _ABOUT_A_RUN | _keys("step cluster")),
+    Verb(forget, "RUN [RUN…]", _ABOUT_A_RUN | _keys("yes")),
+    Verb(completion, "SHELL"),
+    Verb(schema),
+)
+VERBS: dict[str, Verb] = {verb.name: verb for verb in _ROWS}
+"""Every verb by name, in the order in which help lists them."""

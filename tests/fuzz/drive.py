@@ -28,9 +28,10 @@ def base(root: Path, kinds: list[str]) -> Path:
     made = world.make(root / "first", "")
     os.chdir(made)
     try:
+        from galley_launch.base.options import read
         from galley_launch.plan import compose
 
-        spec = compose.compose("mine.yaml", ["device=cpu", "ranks=1"], imagine=True).spec.to_json()
+        spec = compose.compose("mine.yaml", read(["device=cpu", "ranks=1"]), imagine=True).spec.to_json()
     finally:
         os.chdir(before)
     return world.make(root / "base", spec)

@@ -8,6 +8,7 @@ from slurm.fakes.scenario import Scenario
 
 from galley.contract.rundir import RunDir
 from galley_launch import cli, commands
+from galley_launch.base.options import read
 from galley_launch.plan import compose
 from galley_launch.plan.plan import Plan
 
@@ -61,7 +62,7 @@ def profile(name: str, text: str, folder: Path | None = None) -> Path:
 
 def submission(recipe: str, *words: str) -> tuple[compose.Composed, Plan]:
     """What ``galley submit`` with these words would write and run."""
-    made, todo, _ = commands._submission(recipe, words)
+    made, todo, _ = commands._submission(recipe, read(words, submits=True))
     return made, todo
 
 

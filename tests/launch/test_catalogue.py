@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from galley.contract.errors import UserError
 from galley_launch import cli
 from galley_launch.base import assets
+from galley_launch.base.options import read
 from galley_launch.base.yaml_text import Tree, merged, read_yaml
-from galley_launch.plan import compose
+from galley_launch.plan import compose, request
 from galley_launch.recipe import catalogue
 from galley_launch.recipe.schema import Recipe, build
 
@@ -40,13 +41,13 @@ def write(path: str, text: str) -> Path:
 
 def refusal(name: str, *words: str) -> str:
     with pytest.raises(UserError) as error:
-        compose.compose(name, [*ON_CPU, *words], imagine=False)
+        compose.compose(name, read([*ON_CPU, *words]), imagine=False)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def settled(name: str, *words: str) -> Recipe:
-    return compose.resolve(name, words)[1]
+    return request.resolve(name, read(words)).recipe
 
 
 # Extending
@@ -153,12 +154,12 @@ def test_each_file_names_what_is_beside_it(here: Path) -> None:
     text = BASE.replace("org/data", "chats.jsonl").replace("org/model", "Qwen/Qwen3-4B") + "deepspeed: ./zero.json\n"
     write("low/base.yaml", text)
     write("high/child.yaml", "extends: ../low/base.yaml\ndata: {held_out_path: held.jsonl}\n")
-    placement = compose.compose("high/child.yaml", ON_CPU, imagine=False).spec.placement
+    placement = compose.compose("high/child.yaml", read(ON_CPU), imagine=False).spec.placement
     assert placement.paths.data == str(here / "low" / "chats.jsonl")
     assert placement.paths.held_out == str(here / "high" / "held.jsonl")
     assert placement.zero_stage == 1
     words = [*ON_CPU, "data.path=chats.jsonl", "deepspeed=./zero.json"]
-    typed = compose.compose("high/child.yaml", words, imagine=False).spec
+    typed = compose.compose("high/child.yaml", read(words), imagine=False).spec
     assert (typed.placement.paths.data, typed.placement.zero_stage) == (str(here / "high" / "chats.jsonl"), 3)
     assert typed.task.data.path == "chats.jsonl"
 
@@ -166,7 +167,7 @@ def test_each_file_names_what_is_beside_it(here: Path) -> None:
 def test_a_run_remembers_the_recipe_that_was_named(here: Path) -> None:
     write("recipes/a.yaml", "extends: b\n")
     write("recipes/b.yaml", BASE)
-    spec = compose.compose("a", [*ON_CPU, "deepspeed=zero0"], imagine=False).spec
+    spec = compose.compose("a", read([*ON_CPU, "deepspeed=zero0"]), imagine=False).spec
     assert (spec.origin.recipe, spec.name) == ("recipes/a.yaml", "a")
 
 

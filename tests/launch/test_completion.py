@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from galley_launch import cli
-from galley_launch.base.grammar import VERBS
 from galley_launch.completion import SCRIPTS, _settings, candidates
 from galley_launch.recipe import catalogue
 from galley_launch.recipe.schema import keys
+from galley_launch.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,6 +10,7 @@ from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
 from galley_launch import cli, commands
+from galley_launch.base.options import read
 from galley_launch.plan import compose, plan, resume
 from galley_launch.recipe.schema import Recipe
 
@@ -32,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def begun(name: str, words: list[str]) -> RunDir:
     """A run that took a step."""
-    made = compose.compose(name, words, imagine=False)
+    made = compose.compose(name, read(words), imagine=False)
     made.run.attempt(1).root.mkdir(parents=True)
     made.run.spec.write_text(made.spec.to_json())
     made.run.metrics.write_text('{"step": 1, "steps": 9}\n')
@@ -42,7 +43,7 @@ def begun(name: str, words: list[str]) -> RunDir:
 def test_plan_prints_the_bytes_that_run_writes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "my.yaml", *ON_CPU, "lr=1e-3", "files=all"]) == 0
     out, err = capsys.readouterr()
-    made = compose.compose("my.yaml", [*ON_CPU, "lr=1e-3"], imagine=False)
+    made = compose.compose("my.yaml", read([*ON_CPU, "lr=1e-3"]), imagine=False)
     files = plan.make(made.spec, made.run, 1, None).files
     written = "\n".join(f"# runs/my/{name}\n{text}" for name, text in files.items())
     assert sorted(files) == ["attempts/0001/placement.json", "run.json"]
@@ -53,7 +54,7 @@ def test_plan_prints_the_bytes_that_run_writes(here: Path, capsys: pytest.Captur
 
 
 def test_the_task_keeps_paths_as_written_and_the_placement_finds_them(here: Path) -> None:
-    spec = compose.compose("my.yaml", ON_CPU, imagine=False).spec
+    spec = compose.compose("my.yaml", read(ON_CPU), imagine=False).spec
     assert (spec.task.model.path, spec.task.data.path) == ("./model", "chats.jsonl")
     assert (spec.placement.paths.model, spec.placement.paths.data) == (str(here / "model"), str(here / "chats.jsonl"))
     assert spec.placement.paths.run == str(here / "runs" / "my")
@@ -62,7 +63,7 @@ def test_the_task_keeps_paths_as_written_and_the_placement_finds_them(here: Path
 
 def test_a_run_directory_goes_on_with_its_own_task(here: Path) -> None:
     run = begun("my.yaml", [*ON_CPU, "lr=1e-3"])
-    again = compose.compose("runs/my", [], imagine=False)
+    again = compose.compose("runs/my", read([]), imagine=False)
     old = RunSpec.read(run.spec)
     assert again.spec.task == old.task
     assert again.spec.placement == old.placement
@@ -72,7 +73,9 @@ def test_a_run_directory_goes_on_with_its_own_task(here: Path) -> None:
 
 def test_a_run_directory_goes_on_with_another_placement(here: Path) -> None:
     run = begun("my.yaml", ON_CPU)
-    again = compose.compose("runs/my", ["ranks=1", "deepspeed=zero2", "micro_batch=4", "steps=20"], imagine=False).spec
+    again = compose.compose(
+        "runs/my", read(["ranks=1", "deepspeed=zero2", "micro_batch=4", "steps=20"]), imagine=False
+    ).spec
     place = again.placement
     assert (place.ranks_per_node, place.zero_stage, place.micro_batch, place.accumulation) == (1, 2, 4, 4)
     resume.check(run, RunSpec.read(run.spec), again)
@@ -86,7 +89,7 @@ def test_a_run_copied_elsewhere_goes_on_there(here: Path, tmp_path_factory: pyte
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     shutil.copytree(run.root, elsewhere / "copied")
     (here / "chats.jsonl").unlink()  # Prepared data travels with the run; its source need not.
-    again = compose.compose(str(elsewhere / "copied"), [], imagine=False)
+    again = compose.compose(str(elsewhere / "copied"), read([]), imagine=False)
     assert again.spec.placement.paths.run == str(elsewhere / "copied")
     assert again.spec.placement.paths.model == str(here / "model")
     resume.check(RunDir(elsewhere / "copied"), RunSpec.read(elsewhere / "copied" / "run.json"), again.spec)
@@ -96,14 +99,14 @@ def test_data_that_was_not_prepared_must_be_there(here: Path) -> None:
     begun("my.yaml", ON_CPU)
     (here / "chats.jsonl").unlink()
     with pytest.raises(UserError, match="no file at"):
-        compose.compose("runs/my", [], imagine=False)
+        compose.compose("runs/my", read([]), imagine=False)
 
 
 def test_a_revision_that_is_taken_out_makes_another_task(here: Path) -> None:
     words = [*ON_CPU, "data.path=org/data"]
     run = begun("my.yaml", [*words, "data.revision=abc123"])
-    assert compose.compose("runs/my", [], imagine=False).spec.task.data.revision == "abc123"
-    again = compose.compose("my.yaml", words, imagine=False).spec
+    assert compose.compose("runs/my", read([]), imagine=False).spec.task.data.revision == "abc123"
+    again = compose.compose("my.yaml", read(words), imagine=False).spec
     with pytest.raises(UserError, match=r"another task \(data\.revision: abc123 → None\)"):
         resume.check(run, RunSpec.read(run.spec), again)
 
@@ -112,36 +115,36 @@ def test_what_the_contract_refuses_is_said_of_what_it_is_about(here: Path, monke
     (here / "a run").mkdir()
     shutil.move(begun("my.yaml", ON_CPU).spec, here / "a run" / "run.json")
     with pytest.raises(UserError, match=r"^name: 'a run': .*; use letters, digits, '\.', '_' and '-'$"):
-        compose.compose("./a run", [], imagine=False)
+        compose.compose("./a run", read([]), imagine=False)
     monkeypatch.setattr(Recipe, "samples_per_step", 32)
     with pytest.raises(UserError, match=r"^recipe: the task wants 16 samples a step, the placement makes 32; change"):
-        compose.compose("my.yaml", ON_CPU, imagine=False)
+        compose.compose("my.yaml", read(ON_CPU), imagine=False)
 
 
 def test_init_from_takes_the_exported_model(here: Path) -> None:
     run = begun("my.yaml", ON_CPU)
     shutil.copytree(here / "model", run.export / "model")
-    spec = compose.compose("my.yaml", [*ON_CPU, "init_from=my", "name=next"], imagine=False).spec
+    spec = compose.compose("my.yaml", read([*ON_CPU, "init_from=my", "name=next"]), imagine=False).spec
     assert spec.task.model.path == str(run.export.absolute() / "model")
     assert spec.name == "next"
 
 
 def test_the_name_is_the_recipes_unless_it_is_given(here: Path) -> None:
-    assert compose.compose("my.yaml", ON_CPU, imagine=False).run.root == Path("runs/my")
-    assert compose.compose("my.yaml", [*ON_CPU, "name=a", "runs=b"], imagine=False).run.root == Path("b/a")
+    assert compose.compose("my.yaml", read(ON_CPU), imagine=False).run.root == Path("runs/my")
+    assert compose.compose("my.yaml", read([*ON_CPU, "name=a", "runs=b"]), imagine=False).run.root == Path("b/a")
 
 
 def test_threads_are_shared_among_ranks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(6)))
-    spec = compose.compose("my.yaml", ON_CPU, imagine=False).spec
+    spec = compose.compose("my.yaml", read(ON_CPU), imagine=False).spec
     stages = plan.make(spec, RunDir(here / "runs/my"), 1, None).stages
     assert spec.placement.threads == 3
     assert [stage.env["OMP_NUM_THREADS"] for stage in stages] == ["6", "3", "6"]
-    assert compose.compose("my.yaml", [*ON_CPU, "threads=1"], imagine=False).spec.placement.threads == 1
+    assert compose.compose("my.yaml", read([*ON_CPU, "threads=1"]), imagine=False).spec.placement.threads == 1
 
 
 def test_stages_reach_no_hub_but_prepare(here: Path) -> None:
-    spec = compose.compose("my.yaml", ON_CPU, imagine=False).spec
+    spec = compose.compose("my.yaml", read(ON_CPU), imagine=False).spec
     prepare, train, export = plan.make(spec, RunDir(here / "runs/my"), 3, "/src").stages
     assert "HF_HUB_OFFLINE" not in prepare.env
     assert train.env["HF_HUB_OFFLINE"] == export.env["HF_HUB_OFFLINE"] == "1"
@@ -172,7 +175,7 @@ def test_the_users_folder_is_never_on_the_path(package: str, inherited: str, fou
 
 def test_a_second_plan_names_the_second_attempt(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begun("my.yaml", ON_CPU)
-    assert commands.show_plan("my.yaml", ON_CPU) == 0
+    assert commands.show_plan("my.yaml", read(ON_CPU)) == 0
     assert "GALLEY_ATTEMPT=2" in capsys.readouterr().out
 
 

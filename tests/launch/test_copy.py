@@ -7,6 +7,7 @@ from launch.test_catalogue import BASE, ON_CPU, here, write
 
 from galley_launch import cli
 from galley_launch.base import assets
+from galley_launch.base.options import read
 from galley_launch.plan import compose
 from galley_launch.recipe import catalogue
 
@@ -86,7 +87,7 @@ def test_what_cannot_be_copied_is_one_line(
 def test_a_copy_finds_the_data_that_is_beside_the_recipe(here: Path) -> None:
     data = assets.folder("recipes") / "data" / "orders" / "train.jsonl"
     assert cli.main(["copy", "demo", "deep/er/mine.yaml"]) == 0
-    assert compose.compose("deep/er/mine.yaml", ON_CPU, imagine=False).spec.placement.paths.data == str(data)
+    assert compose.compose("deep/er/mine.yaml", read(ON_CPU), imagine=False).spec.placement.paths.data == str(data)
 
 
 def test_a_copy_of_a_users_recipe_finds_all_that_it_names(here: Path) -> None:
@@ -99,12 +100,12 @@ def test_a_copy_of_a_users_recipe_finds_all_that_it_names(here: Path) -> None:
         "extends: base.yaml  # the base\nmodel: {chat_template: turns.jinja}\n"
         "data: {path: 'chats.jsonl', split: train}  # ours\ndeepspeed: ./zero.json\n",
     )
-    first = compose.compose("a/child.yaml", ON_CPU, imagine=False).spec.placement
+    first = compose.compose("a/child.yaml", read(ON_CPU), imagine=False).spec.placement
     assert cli.main(["copy", "a/child.yaml", "b/copy.yaml"]) == 0
     text = Path("b/copy.yaml").read_text()
     assert "  # the base\n" in text
     assert "split: train}  # ours\n" in text
-    second = compose.compose("b/copy.yaml", ON_CPU, imagine=False).spec.placement
+    second = compose.compose("b/copy.yaml", read(ON_CPU), imagine=False).spec.placement
     assert second.deepspeed == first.deepspeed
     assert second.paths == first.paths.model_copy(update={"run": str(here / "runs" / "copy")})
 

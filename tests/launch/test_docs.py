@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from galley_launch.base.grammar import VERBS
+from galley_launch.base.options import read
 from galley_launch.plan import compose
 from galley_launch.submit import scripts
+from galley_launch.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,7 +21,7 @@ def test_the_slurm_page_walks_through_the_script_as_it_is(tmp_path: Path, monkey
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     words = ["cluster=venv", "nodes=4", "cluster.partition=gpu", "cluster.venv=/home/ada/galley", "runs=/home/ada/runs"]
-    made = compose.compose("llama3.1-8b-full", words, imagine=True, submits=True)
+    made = compose.compose("llama3.1-8b-full", read(words, submits=True), imagine=True)
     assert made.cluster is not None
     page = (ROOT / "docs" / "slurm.md").read_text()
     walk = page.partition("<!-- script: begin -->")[2].partition("<!-- script: end -->")[0]

@@ -12,6 +12,7 @@ from launch.test_recipe import LEAST
 
 from galley.contract.errors import UserError
 from galley_launch.base.devices import Devices
+from galley_launch.base.options import read
 from galley_launch.deepspeed import settle
 from galley_launch.deepspeed.keys import table
 from galley_launch.deepspeed.table import FATES
@@ -53,7 +54,7 @@ NEVER_SAID = {
 
 
 def settled(config: dict[str, Any], *words: str, take: str = "", device: str = "cuda") -> settle.Settled:
-    recipe = build(override(LEAST, words), "x.yaml")
+    recipe = build(override(LEAST, read(words).overrides), "x.yaml")
     source = settle.Source({"zero_optimization": {"stage": 2}} | config, "x.json", take)
     return settle.settle(source, recipe, Devices(device, 2, None), Facts(hidden_size=64))
 
@@ -155,7 +156,7 @@ def test_autocast_is_settled_under_every_stage() -> None:
 
 
 def test_the_command_line_wins_over_take() -> None:
-    recipe = build(override(LEAST, ["lr=1e-4", "clip=0.5"]), "x.yaml")
+    recipe = build(override(LEAST, read(["lr=1e-4", "clip=0.5"]).overrides), "x.yaml")
     config = {"gradient_clipping": 2.0, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "eps": 1e-6}}}
     source = settle.Source(config, "x.json", "deepspeed", ("optimizer.lr",))
     done = settle.settle(source, recipe, Devices("cuda", 1, None), Facts())

@@ -6,8 +6,9 @@ import pytest
 
 from galley_launch import cli
 from galley_launch.base import assets
+from galley_launch.base.options import read
 from galley_launch.base.yaml_text import read_yaml
-from galley_launch.plan import compose
+from galley_launch.plan import request
 from galley_launch.recipe.explained import text
 from galley_launch.recipe.schema import Recipe, build, keys
 
@@ -16,7 +17,7 @@ RECIPES = sorted(path.stem for path in assets.folder("recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_is_shown_reads_back(name: str) -> None:
-    recipe = compose.resolve(name, [])[1]
+    recipe = request.resolve(name, read([])).recipe
     assert build(read_yaml(text(recipe), "show"), "show") == recipe
 
 
@@ -25,12 +26,14 @@ HARD = ["about=# not: a comment", "about='yes'", "about=é ☃ 日本", "about=a
 
 @pytest.mark.parametrize("word", HARD)
 def test_hard_strings_read_back(word: str) -> None:
-    recipe = compose.resolve("demo", [word])[1]
+    recipe = request.resolve("demo", read([word])).recipe
     assert build(read_yaml(text(recipe), "show"), "show") == recipe
 
 
 def test_every_setting_has_a_comment_right_above_it() -> None:
-    recipe = compose.resolve("smollm2-135m-lora", ["tracking.wandb.project=x", "tracking.mlflow.experiment=y"])[1]
+    recipe = request.resolve(
+        "smollm2-135m-lora", read(["tracking.wandb.project=x", "tracking.mlflow.experiment=y"])
+    ).recipe
     lines = text(recipe).splitlines()
     settings = [number for number, line in enumerate(lines) if re.match(r" *\w+:", line)]
     bare = [lines[number] for number in settings if not lines[number - 1].strip().startswith("#")]
@@ -46,4 +49,4 @@ def test_show_ends_in_the_explained_recipe(capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert "  # Peak learning rate.\n  lr: 1.0e-05\n" in out
     assert "``" not in out
-    assert out.endswith(text(compose.resolve("smollm2-135m-lora", ["lr=1e-5"])[1]))
+    assert out.endswith(text(request.resolve("smollm2-135m-lora", read(["lr=1e-5"])).recipe))

@@ -13,6 +13,7 @@ import pytest
 
 from galley.contract.spec import RunSpec
 from galley_launch.base import assets, devices
+from galley_launch.base.options import read
 from galley_launch.plan import compose
 from galley_launch.plan.plan import Plan, make
 
@@ -34,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compiled(name: str, words: list[str], here: Path) -> tuple[RunSpec, Plan]:
-    made = compose.compose(name, words, imagine=False)
+    made = compose.compose(name, read(words), imagine=False)
     return made.spec, make(made.spec, made.run, 1, "SRC")
 
 

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from galley.contract.errors import UserError
 from galley_launch import cli
 from galley_launch.base import words
-from galley_launch.base.grammar import RESERVED, VERBS, parse
+from galley_launch.base.grammar import Verb, parse
+from galley_launch.base.options import RESERVED
 from galley_launch.base.yaml_text import read_names, read_value, read_yaml
-from galley_launch.plan import compose
+from galley_launch.plan import request
 from galley_launch.recipe.schema import Recipe, keys, resolve_key
+from galley_launch.verbs import VERBS
 
 WORDS = st.from_regex(re.compile(r"[a-z][a-z_.]{0,8}", re.ASCII), fullmatch=True).filter(
     lambda key: key not in RESERVED and key not in words.known()
@@ -42,14 +44,14 @@ def test_three_spellings_are_one(wanted: dict[str, str], data: st.DataObject) ->
     for key, value in wanted.items():
         forms = [[f"{key}={value}"], [f"--{key}={value}"], [f"--{key.replace('_', '-')}", value]]
         argv += data.draw(st.sampled_from(forms))
-    command = parse(argv)
+    command = parse(argv, VERBS)
     assert command.positionals == ("x.yaml",)
     assert command.settings == tuple(f"{key}={value}" for key, value in wanted.items())
 
 
 @given(st.permutations(["RECIPE", "lr=1e-4", "--seed=3", "deepspeed=zero3"]))
 def test_order_does_not_matter(words: list[str]) -> None:
-    command = parse(["plan", *words])
+    command = parse(["plan", *words], VERBS)
     assert command.positionals == ("RECIPE",)
     assert set(command.settings) == {"lr=1e-4", "seed=3", "deepspeed=zero3"}
 
@@ -57,9 +59,12 @@ def test_order_does_not_matter(words: list[str]) -> None:
 @pytest.mark.parametrize("value", ["1e3", "12e4567", "None", "true", "[1,2]", "0123", "1_000", "{'a': 1}", "-1", "a=b"])
 def test_fire_does_not_touch_a_value(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
-    monkeypatch.setitem(
-        cli.FUNCTIONS, "plan", lambda recipe, *settings: seen.append((recipe, settings)) or cli.Todo(int)
-    )
+
+    def plan(recipe: str, *settings: str) -> cli.Todo:
+        seen.append((recipe, settings))
+        return cli.Todo(int)
+
+    monkeypatch.setitem(VERBS, "plan", Verb(plan, "RECIPE", overrides=True))
     assert cli.main(["plan", "1e3", f"x={value}", "--sha", "12e4567"]) == 0
     assert seen == [("1e3", (f"x={value}", "sha=12e4567"))]
 
@@ -107,8 +112,8 @@ def test_every_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str])
         assert out.count(f"galley {verb}") > 1
 
 
-def test_verbs_are_described_once() -> None:
-    assert list(VERBS) == list(cli.FUNCTIONS)
+def test_every_launch_option_is_some_verbs() -> None:
+    assert {key for verb in VERBS.values() for key in verb.keys} == RESERVED
 
 
 def test_reserved_keys_are_no_recipe_keys() -> None:
@@ -174,7 +179,7 @@ def test_a_tag_makes_no_object() -> None:
 
 def test_an_own_recipe_wins_over_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shipped = compose.find("smollm2-135m-lora")
+    shipped = request.find("smollm2-135m-lora")
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "smollm2-135m-lora.yaml").write_text("about: mine\n")
-    assert compose.find("smollm2-135m-lora").tree == {"about": "mine"} != shipped.tree
+    assert request.find("smollm2-135m-lora").tree == {"about": "mine"} != shipped.tree

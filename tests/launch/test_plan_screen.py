@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from galley_launch import cli
+from galley_launch.base.options import read
 from galley_launch.plan import compose
 from galley_launch.recipe.changes import changes
 
@@ -79,7 +80,7 @@ def test_everything_that_was_changed_is_named(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_run_that_goes_on_names_what_changes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = compose.compose(RECIPE, ["device=cpu", "name=mine"], imagine=False)
+    made = compose.compose(RECIPE, read(["device=cpu", "name=mine"]), imagine=False)
     made.run.root.mkdir(parents=True)
     made.run.spec.write_text(made.spec.to_json())
     assert cli.main(["plan", "mine", "epochs=3", "lr=0.0005"]) == 0

@@ -6,6 +6,7 @@ import pytest
 
 from galley.contract.errors import UserError
 from galley_launch import cli
+from galley_launch.base.options import read
 from galley_launch.cluster import profiles
 
 BASE = "about: x\n"
@@ -20,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load(text: str, *words: str) -> object:
     Path("x.yaml").write_text(BASE + text)
-    return profiles.load(Path("x.yaml"), words)
+    return profiles.load(Path("x.yaml"), read(words).options.cluster_overrides)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from galley.contract.errors import UserError
 from galley.contract.spec import Cadence, RunSpec, Task
 from galley_launch import commands
 from galley_launch.base import assets
+from galley_launch.base.options import read
 from galley_launch.base.yaml_text import Tree, read_yaml
 from galley_launch.recipe import catalogue
 from galley_launch.recipe.schema import Recipe, build, header, override
@@ -30,14 +31,14 @@ LEAST: Tree = {
 
 def refusal(tree: Tree, *words: str) -> str:
     with pytest.raises(UserError) as error:
-        build(override(tree, words), "x.yaml")
+        build(override(tree, read(words).overrides), "x.yaml")
     return str(error.value)
 
 
 def test_strings_get_the_types_of_the_schema() -> None:
     words = ["lr=1e-4", "betas=[0.8,0.99]", "packing=false", "targets=[q_proj,v_proj]", "revision=null", "threads=null"]
     words[4] = "model.revision=null"
-    recipe = build(override(LEAST, words), "x.yaml")
+    recipe = build(override(LEAST, read(words).overrides), "x.yaml")
     assert recipe.optimizer.lr == 1e-4
     assert recipe.optimizer.betas == (0.8, 0.99)
     assert recipe.data.packing is False
@@ -105,7 +106,7 @@ def test_a_wrong_key_gets_the_nearest(change: Tree, message: str) -> None:
 
 def test_trackers_can_be_asked_for_on_the_command_line_too() -> None:
     words = ["tracking.wandb.project=chats", "group=night", "uri=https://host:1", "experiment=e"]
-    tracking = build(override(LEAST, words), "x.yaml").tracking
+    tracking = build(override(LEAST, read(words).overrides), "x.yaml").tracking
     assert tracking.names == ["wandb", "mlflow"]
     assert tracking.model_dump(exclude_none=True) == {
         "wandb": {"project": "chats", "group": "night"},
@@ -113,7 +114,7 @@ def test_trackers_can_be_asked_for_on_the_command_line_too() -> None:
     }
     off = LEAST | {"tracking": {"wandb": None, "mlflow": None}}  # as a run that goes on says it
     assert build(off, "x.yaml").tracking.names == []
-    assert build(override(off, ["project=p"]), "x.yaml").tracking.names == ["wandb"]
+    assert build(override(off, read(["project=p"]).overrides), "x.yaml").tracking.names == ["wandb"]
 
 
 def test_a_missing_section_is_named() -> None:
@@ -122,20 +123,20 @@ def test_a_missing_section_is_named() -> None:
 
 
 def test_plain_text_is_split_unless_it_is_said_otherwise() -> None:
-    assert build(override(LEAST, ["format=text"]), "x.yaml").data.overlong == "split"
-    assert build(override(LEAST, ["format=text", "overlong=drop"]), "x.yaml").data.overlong == "drop"
+    assert build(override(LEAST, read(["format=text"]).overrides), "x.yaml").data.overlong == "split"
+    assert build(override(LEAST, read(["format=text", "overlong=drop"]).overrides), "x.yaml").data.overlong == "drop"
     assert build(LEAST, "x.yaml").data.overlong == "drop"
 
 
 def test_an_override_replaces_the_other_ways_to_say_it() -> None:
-    recipe = build(override(LEAST, ["steps=20", "batch.tokens=4096"]), "x.yaml")
+    recipe = build(override(LEAST, read(["steps=20", "batch.tokens=4096"]).overrides), "x.yaml")
     assert (recipe.duration.steps, recipe.duration.epochs) == (20, None)
     assert (recipe.batch.tokens, recipe.batch.samples, recipe.samples_per_step) == (4096, None, 2)
 
 
 def test_an_override_keeps_the_recipe_as_it_was() -> None:
     before = json.dumps(LEAST)
-    override(LEAST, ["samples=3", "lr=1"])
+    override(LEAST, read(["samples=3", "lr=1"]).overrides)
     assert json.dumps(LEAST) == before
 
 
@@ -143,7 +144,7 @@ def test_an_override_keeps_the_recipe_as_it_was() -> None:
 @given(st.floats(1e-8, 1e3), st.integers(1, 10**9), st.booleans(), st.integers(0, 2**31 - 1), st.floats(0, 0.999))
 def test_values_come_back_as_they_were_written(lr: float, steps: int, packing: bool, seed: int, out: float) -> None:
     words = [f"lr={lr}", f"steps={steps}", f"packing={packing}", f"seed={seed}", f"held_out={out}"]
-    recipe = build(override(LEAST, words), "x.yaml")
+    recipe = build(override(LEAST, read(words).overrides), "x.yaml")
     found = (recipe.optimizer.lr, recipe.duration.steps, recipe.data.packing, recipe.seed, recipe.data.held_out)
     assert found == (lr, steps, packing, seed, out)
 
@@ -211,7 +212,7 @@ def _faults(body: Tree) -> list[Any]:
 
 
 def test_show_prints_the_manual_and_every_default(capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.show("smollm2-135m-lora", ["lr=3e-3"]) == 0
+    assert commands.show("smollm2-135m-lora", read(["lr=3e-3"])) == 0
     out = capsys.readouterr().out
     assert out.startswith("SmolLM2-135M-Instruct learns")
     shown = build(read_yaml(out[out.index("model:") :], "show"), "show")

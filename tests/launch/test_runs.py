@@ -13,6 +13,7 @@ from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
 from galley_launch import commands
 from galley_launch.base import locks
+from galley_launch.base.options import read
 from galley_launch.runs import runs
 from launch import fakes
 
@@ -54,13 +55,13 @@ def _let_go() -> object:
 
 
 def test_status_shows_the_newest_step_and_the_verdict(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.status("", []) == 0
+    assert commands.status("", read([])) == 0
     words = capsys.readouterr().out.splitlines()[1].split()
     assert words == ["x", "failed", "3/9", "1.6250", "1,234", "1", "step", "2", "train", "failed"]
 
 
 def test_status_of_one_run(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.status("x", []) == 0
+    assert commands.status("x", read([])) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "state      failed: train failed" in lines
     assert "held-out   1.5000" in lines
@@ -70,7 +71,7 @@ def test_status_where_there_are_no_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert commands.status("", []) == 0
+    assert commands.status("", read([])) == 0
     assert capsys.readouterr().out == "no runs in runs/ yet; start one with galley run (see galley recipes)\n"
 
 
@@ -118,9 +119,9 @@ def test_a_run_that_may_only_be_read_is_seen_live(run: RunDir, monkeypatch: pyte
 
 def test_stop_leaves_the_request(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="is not running"):
-        commands.stop("x", [])
+        commands.stop("x", read([]))
     hold(run.lock, fcntl.LOCK_EX)
-    assert commands.stop("x", []) == 0
+    assert commands.stop("x", read([])) == 0
     assert json.loads(run.attempt(1).stop.read_text())["reason"] == "user"
     assert (
         capsys.readouterr().out
@@ -129,12 +130,12 @@ def test_stop_leaves_the_request(run: RunDir, capsys: pytest.CaptureFixture[str]
 
 
 def test_logs_of_a_run_that_is_over(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.logs("x", []) == 0
+    assert commands.logs("x", read([])) == 0
     assert capsys.readouterr().out == "42 documents\nstep 1\nstep 2\n"
 
 
 def test_logs_of_one_rank(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.logs("x", ["rank=1", "attempt=1"]) == 0
+    assert commands.logs("x", read(["rank=1", "attempt=1"])) == 0
     assert capsys.readouterr().out == "hello from rank 1\n"
 
 
@@ -149,7 +150,7 @@ def test_logs_of_one_rank(run: RunDir, capsys: pytest.CaptureFixture[str]) -> No
 )
 def test_logs_that_are_not_there(run: RunDir, settings: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        commands.logs("x", settings)
+        commands.logs("x", read(settings))
     assert str(error.value) == message
 
 
@@ -179,7 +180,7 @@ def test_an_unknown_run_gets_the_nearest_name(run: RunDir) -> None:
 def test_stop_says_which_step_it_waits_for(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     hold(run.lock, fcntl.LOCK_EX)
     run.metrics.write_text('{"step": 7, "steps": 9, "step_s": 83.2}\n')
-    assert commands.stop("x", []) == 0
+    assert commands.stop("x", read([])) == 0
     assert "it waits for step 8 (a step takes 1 min 23 s), then saves;" in capsys.readouterr().out
 
 
@@ -200,7 +201,7 @@ def test_the_table_has_a_reason(
 ) -> None:
     run.attempt(1).exit.write_text(json.dumps(end) if end else "")
     assert runs.state(run).reason == reason
-    assert commands.status("", []) == 0
+    assert commands.status("", read([])) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert ("reason" in head) == bool(reason)
     assert not reason or row[head.index("reason") :] == reason
@@ -213,7 +214,7 @@ def test_the_table_fits_the_terminal(
     run.attempt(1).exit.write_text(json.dumps({"verdict": "failed", "message": "train failed: " + "why " * 90}))
     monkeypatch.setattr("os.isatty", lambda _stream: True)
     monkeypatch.setenv("COLUMNS", str(columns))
-    assert commands.status("", []) == 0
+    assert commands.status("", read([])) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
     assert lines[1].endswith("…")

@@ -10,6 +10,7 @@ import jinja2
 import pytest
 
 from galley_launch.base import assets
+from galley_launch.base.options import read
 from galley_launch.plan import compose
 from galley_launch.recipe import catalogue, model_facts
 from galley_launch.recipe.schema import Recipe, build, header
@@ -124,7 +125,7 @@ def test_the_commands_in_a_header_plan(name: str, here: Path) -> None:
     found = commands(name) if name != "demo" else [("run", ["demo"]), ("run", ["demo", "device=cpu", "ranks=2"])]
     assert any(words[0] == name for verb, words in found if verb != "plan")
     for verb, (first, *words) in found:
-        made = compose.compose(first, words, imagine=True, submits=verb == "submit")
+        made = compose.compose(first, read(words, submits=verb == "submit"), imagine=True)
         asked = dict(word.split("=") for word in words)
         assert made.spec.placement.nodes == int(asked.get("nodes", 1))
         assert made.spec.name == first

@@ -12,6 +12,7 @@ from slurm.fakes.scenario import Scenario
 
 from galley.contract.rundir import Attempt, RunDir
 from galley_launch import commands
+from galley_launch.base.options import Settings
 from galley_launch.runs import runs, why
 from galley_launch.submit import queue
 from launch import fakes
@@ -230,7 +231,7 @@ def test_a_job_that_ended_before_its_attempt_is_a_failure_with_a_reason(
     assert shown[:60] in found["shown by"]
     assert found["to do"].startswith(todo)
     assert found["log"] == "runs/x/jobs/logs/prepare-41.out"
-    assert commands.status("x", []) == 0
+    assert commands.status("x", Settings()) == 0
     state = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("state"))
     assert state.startswith("state      failed: ")
     assert shown in state
@@ -265,5 +266,5 @@ def test_every_failure_of_the_corpus_reads_well(run: RunDir, name: str) -> None:
 
 def test_the_verb(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     put(run, 1, "key_error_with_echoes", verdict="failed", status=1)
-    assert commands.why("x", []) == 0
+    assert commands.why("x", Settings()) == 0
     assert "shown by  rank-5.log: KeyError: 'labels'\n" in capsys.readouterr().out

@@ -12,10 +12,12 @@ import pytest
 from galley.contract.errors import UserError
 from galley_launch import cli
 from galley_launch.base import words
-from galley_launch.base.grammar import RESERVED, VERBS, parse
+from galley_launch.base.grammar import parse
+from galley_launch.base.options import RESERVED, read
 from galley_launch.cluster.profile import Cluster
-from galley_launch.plan import compose
+from galley_launch.plan import compose, request
 from galley_launch.recipe.schema import Recipe, build, keys, resolve_key
+from galley_launch.verbs import VERBS
 
 RECIPE = "smollm2-135m-lora"
 TABLE = words._table()
@@ -23,12 +25,12 @@ TABLE = words._table()
 
 def taken(*argv: str) -> tuple[str, ...]:
     """The settings that a command line comes to."""
-    return parse(["plan", RECIPE, *argv]).settings
+    return parse(["plan", RECIPE, *argv], VERBS).settings
 
 
 def refused(*argv: str) -> str:
     with pytest.raises(UserError) as error:
-        parse(list(argv))
+        parse(list(argv), VERBS)
     message = str(error.value)
     assert "\n" not in message
     assert len(message) < 300
@@ -105,7 +107,7 @@ def test_a_word_that_can_mean_one_thing_only_is_understood(
     typed: str, settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = typed.split() if typed.startswith("--") else [typed]
-    command = parse(["plan", RECIPE, *argv])
+    command = parse(["plan", RECIPE, *argv], VERBS)
     assert list(command.settings) == settings
     own = settings == [typed]
     assert len(command.notes) == (0 if own else 1)
@@ -160,7 +162,7 @@ def test_a_word_that_could_mean_several_is_answered_with_the_key(typed: str, ans
     ],
 )
 def test_verbs_of_others_are_understood(argv: list[str], verb: str, left: tuple[str, ...]) -> None:
-    command = parse(argv)
+    command = parse(argv, VERBS)
     assert (command.verb, command.settings) == (verb, left)
     assert len(command.positionals) == 1
 
@@ -178,13 +180,13 @@ def test_a_verb_that_destroys_something_is_never_guessed() -> None:
 
 
 def test_on_a_cluster_slurms_words_are_the_profiles() -> None:
-    assert parse(["submit", RECIPE, "partition=gpu", "--time", "4:00:00"]).settings == (
+    assert parse(["submit", RECIPE, "partition=gpu", "--time", "4:00:00"], VERBS).settings == (
         "cluster.partition=gpu", "cluster.time=4:00:00",
     )  # fmt: skip
     assert taken("cluster=venv", "partition=gpu", "account=x") == (
         "cluster=venv", "cluster.partition=gpu", "cluster.account=x",
     )  # fmt: skip
-    assert parse(["clusters", "venv", "partition=gpu"]).settings == ("cluster.partition=gpu",)
+    assert parse(["clusters", "venv", "partition=gpu"], VERBS).settings == ("cluster.partition=gpu",)
     assert "submit: has no dry run; write: galley plan RECIPE cluster=NAME" in refused("submit", RECIPE, "--dry-run")
 
 
@@ -224,7 +226,7 @@ def test_what_a_value_is_taken_for_passes(key: str, value: str, cell: str) -> No
     typed = {"*": "0.5" if "held_out" in cell else "3"}.get(value, value)
     settings = taken(f"{key}={typed}")
     assert all(is_key(setting.partition("=")[0]) for setting in settings)
-    _, recipe, _ = compose.resolve(RECIPE, settings)
+    recipe = request.resolve(RECIPE, read(settings)).recipe
     assert recipe.model.path
 
 
@@ -330,32 +332,32 @@ def test_all_gpus_are_those_that_are_visible(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "visible", lambda: [devices.Gpu("0"), devices.Gpu("1")])
-    assert compose.compose(RECIPE, ["gpus=all"], imagine=False).spec.placement.gpus == ["0", "1"]
-    assert compose.compose(RECIPE, [], imagine=False).spec.placement.gpus == ["0", "1"]
+    assert compose.compose(RECIPE, read(["gpus=all"]), imagine=False).spec.placement.gpus == ["0", "1"]
+    assert compose.compose(RECIPE, read([]), imagine=False).spec.placement.gpus == ["0", "1"]
 
 
 def test_a_run_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for base in ("runs", "elsewhere"):
-        made = compose.compose(RECIPE, ["device=cpu", "ranks=2", "name=mine", f"runs={base}"], imagine=False)
+        made = compose.compose(RECIPE, read(["device=cpu", "ranks=2", "name=mine", f"runs={base}"]), imagine=False)
         made.run.root.mkdir(parents=True)
         made.run.spec.write_text(made.spec.to_json())
         made.run.attempt(1).root.mkdir(parents=True)
         made.run.attempt(1).exit.write_text(json.dumps({"verdict": "stopped"}))
-    again = compose.compose("mine", [], imagine=False)
+    again = compose.compose("mine", read([]), imagine=False)
     assert (again.run.root, again.spec.name) == (Path("runs/mine"), "mine")
     assert again.spec.placement.ranks_per_node == 2
-    other = compose.compose("mine", ["runs=elsewhere"], imagine=False)
+    other = compose.compose("mine", read(["runs=elsewhere"]), imagine=False)
     assert other.run.root == Path("elsewhere/mine")
     with pytest.raises(UserError, match="is a run that exists"):
-        compose.compose("mine", ["name=other"], imagine=False)
+        compose.compose("mine", read(["name=other"]), imagine=False)
 
 
 def test_a_recipe_comes_before_a_run_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = compose.compose(RECIPE, ["device=cpu", "lr=1"], imagine=False)
+    made = compose.compose(RECIPE, read(["device=cpu", "lr=1"]), imagine=False)
     made.run.root.mkdir(parents=True)
     made.run.spec.write_text(made.spec.to_json())
-    assert compose.find(RECIPE).run is None
+    assert request.find(RECIPE).run is None
     with pytest.raises(UserError, match="no recipe 'min'"):
-        compose.find("min")
+        request.find("min")

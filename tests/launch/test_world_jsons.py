@@ -11,6 +11,7 @@ import pytest
 from launch.world_jsons import ACCEPTED, DIFFERS, OFF, REFUSED, WORLD, World
 
 from galley.contract.errors import UserError
+from galley_launch.base.options import read
 from galley_launch.deepspeed.settle import TAKE
 from galley_launch.plan.compose import Composed, compose
 
@@ -34,7 +35,7 @@ def _plan(world: World, folder: Path, *more: str) -> Composed | str:
     path.write_text(world.text, encoding="utf-8")
     try:
         words = ["gpus=0", f"deepspeed={path}", f"runs={folder / 'runs'}", *world.words, *more]
-        return compose("smollm2-135m-lora", words, imagine=True)
+        return compose("smollm2-135m-lora", read(words), imagine=True)
     except UserError as error:
         line = str(error)
         assert "\n" not in line

@@ -15,6 +15,7 @@ from launch.test_recipe import LEAST
 from galley.contract.errors import UserError
 from galley_launch.base import assets
 from galley_launch.base.devices import Devices
+from galley_launch.base.options import read
 from galley_launch.deepspeed import complete, settle
 from galley_launch.recipe.model_facts import Facts
 from galley_launch.recipe.schema import build, override
@@ -68,7 +69,7 @@ HUGGING_FACE: dict[str, Any] = {
 def finish(
     config: dict[str, Any], *words: str, device: str = "cpu", ranks: int = 2, known: Facts = FACTS, nodes: int = 1
 ) -> Any:
-    recipe = build(override(LEAST, words), "x.yaml")
+    recipe = build(override(LEAST, read(words).overrides), "x.yaml")
     source = settle.Source(config, "x.json")
     return settle.settle(source, recipe, Devices(device, ranks, None, nodes=nodes), known).config
 
@@ -318,7 +319,7 @@ def test_int8_weights_are_refused_under_zero_3() -> None:
 @settings(max_examples=60)
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 8))
 def test_the_batch_is_the_product_or_an_error_that_helps(samples: int, micro: int, ranks: int) -> None:
-    recipe = build(override(LEAST, [f"samples={samples}", f"micro_batch={micro}"]), "x.yaml")
+    recipe = build(override(LEAST, read([f"samples={samples}", f"micro_batch={micro}"]).overrides), "x.yaml")
     if samples % (micro * ranks) == 0:
         assert complete.accumulation(recipe, ranks) * micro * ranks == samples
         return
@@ -326,7 +327,7 @@ def test_the_batch_is_the_product_or_an_error_that_helps(samples: int, micro: in
         complete.accumulation(recipe, ranks)
     assert f"{samples} samples a step / (micro_batch {micro} x ranks {ranks})" in str(error.value)
     for word in error.value.todo.removeprefix("try ").split(" or "):
-        better = build(override(recipe.model_dump(exclude_none=True), [word]), "x.yaml")
+        better = build(override(recipe.model_dump(exclude_none=True), read([word]).overrides), "x.yaml")
         assert complete.accumulation(better, ranks) > 0
 
 

@@ -16,8 +16,9 @@ from ranks import Ranks
 from safetensors import safe_open
 
 from galley.contract.rundir import RunDir, read_json
+from galley_launch.base.options import read
 from galley_launch.local import runner
-from galley_launch.plan import compose, plan, resume
+from galley_launch.plan import compose, plan, request, resume
 from galley_launch.plan.plan import Stage
 from galley_launch.recipe.schema import Recipe
 from launch import sizes
@@ -85,8 +86,8 @@ class Bench:
             write_jsonl(talks, [talk(number) for number in range(120)])
         given = {key: value for key, (value, _) in OVERRIDES.items() if key != "data.path" or name not in OWN_DATA}
         words = [f"{key}={value}" for key, value in given.items()]
-        made = compose.compose(name, [*words, f"ranks={ranks}"], imagine=False)
-        outlook = resume.outlook(made.run, compose.earlier(made.run), made.spec)
+        made = compose.compose(name, read([*words, f"ranks={ranks}"]), imagine=False)
+        outlook = resume.outlook(made.run, request.earlier(made.run), made.spec)
         attempt = made.run.attempt(outlook.attempt)
         todo = plan.left(plan.make(made.spec, made.run, attempt.number, None), outlook.what)
         runner.write(todo, made.run, attempt)

@@ -12,7 +12,8 @@ from recipes.result import COLUMNS
 from recipes.twins import LAYERS
 
 from galley.contract.rundir import RunDir, read_json
-from galley_launch.plan import compose
+from galley_launch.base.options import read
+from galley_launch.plan import request
 from recipes import bench as benches
 
 pytestmark = pytest.mark.slow
@@ -42,7 +43,7 @@ def check_training(run: RunDir, vocabulary: int, attempts: int) -> None:
 def test_a_recipe_trains_resumes_and_exports(
     name: str, bench: Bench, record_property: Callable[[str, object], None]
 ) -> None:
-    recipe = compose.resolve(name, [])[1]
+    recipe = request.resolve(name, read([])).recipe
     twin = bench.twin(recipe.model.path)
     ranks = 2 if name != "demo" and place(name)[0] > 1 else 1
     run = bench.start(name, ranks, "prepare", "train")

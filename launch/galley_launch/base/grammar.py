@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from galley.contract.errors import UserError
 from galley_launch.base import words as foreign
+from galley_launch.base.options import CLUSTER_PREFIX, RESERVED, split
 
 _KEY = re.compile(r"[A-Za-z_][\w.-]*=")
-_PLAN_KEYS = "name runs deepspeed take device ranks gpus nodes cluster init_from force"
-
-RESERVED = frozenset(f"{_PLAN_KEYS} files step attempt rank yes".split())
-"""The launcher's own keys; no recipe key may be one of these."""
-
-_CLUSTER = "cluster."
-_COPY_CLUSTER = "cluster NAME [TO]"
 _BY_VALUE = frozenset(["device", "gpus"])
 """Keys of the launcher whose values are looked up: other trainers write them otherwise."""
 _SWITCHES = frozenset(["dry_run", "follow", "yes"])
@@ -30,35 +24,36 @@ _SWITCHES = frozenset(["dry_run", "follow", "yes"])
 
 @dataclass(frozen=True)
 class Verb:
-    """What may follow a verb."""
+    """A verb of the command line: what may follow it, and what it does."""
 
-    words: str
-    """Its positional words, optional ones in brackets, as the usage line shows them; ``[WORD…]``: any number."""
-    keys: frozenset[str]
-    """The launcher's keys that it takes."""
-    settings: bool = False
-    """Whether it takes a recipe's keys too."""
+    function: Callable[..., object]
+    """Takes the positional words, then the settings. Its name is the verb's, its docstring the verb's help."""
+    words: str = ""
+    """Its positional words, optional ones in brackets, as the usage line shows them; ``[WORD…]``: any number.
+
+    What completion offers follows from their names: RECIPE, RUN, NAME (of a cluster), SHELL.
+    """
+    keys: frozenset[str] = frozenset()
+    """The launch options that it takes."""
+    overrides: bool = False
+    """Whether it takes keys of a recipe too."""
+    cluster_words: str = ""
+    """Its positional words where the first one is ``cluster``; empty: that word means nothing special."""
+    on_cluster: bool = False
+    """Whether it is always about a cluster, so that keys of a profile and Slurm's words are understood."""
+    preview: str = ""
+    """The verb that shows what this one would do: what ``--dry-run`` makes of it."""
+    implied: frozenset[str] = frozenset()
+    """Switches of other programs that ask for what it does in any case."""
+
+    @property
+    def name(self) -> str:
+        """The word that is typed."""
+        return str(self.function.__name__)
 
 
-VERBS = {
-    "recipes": Verb("[WORD…]", frozenset()),
-    "show": Verb("RECIPE", frozenset(["deepspeed"]), settings=True),
-    "copy": Verb("RECIPE [TO]", frozenset()),
-    "plan": Verb("RECIPE", frozenset(f"{_PLAN_KEYS} files".split()), settings=True),
-    "run": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
-    "submit": Verb("RECIPE", frozenset(_PLAN_KEYS.split()), settings=True),
-    "clusters": Verb("[NAME]", frozenset()),
-    "status": Verb("[RUN]", frozenset(["runs"])),
-    "logs": Verb("RUN", frozenset(["runs", "rank", "attempt"])),
-    "stop": Verb("RUN", frozenset(["runs"])),
-    "cancel": Verb("RUN", frozenset(["runs"])),
-    "why": Verb("RUN", frozenset(["runs"])),
-    "report": Verb("RUN", frozenset(["runs"])),
-    "export": Verb("RUN", frozenset(["runs", "step", "cluster"])),
-    "forget": Verb("RUN [RUN…]", frozenset(["runs", "yes"])),
-    "completion": Verb("SHELL", frozenset()),
-    "schema": Verb("", frozenset()),
-}
+Verbs = Mapping[str, Verb]
+"""The table of verbs, by name: :data:`galley_launch.verbs.VERBS`."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +76,14 @@ class Command:
 
 def is_text(value: str) -> bool:
     """Whether ``value`` can be written as UTF-8: names of files and words of a command line may be any bytes."""
-    return not any("\ud800" <= each <= "\udfff" for each in value)
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, or the list of what is known where nothing is near."""
     known = sorted(set(known))
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {found[0]!r}?" if found else f"known: {', '.join(known)}"
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(known)}"
 
 
 def _normal_words(argv: list[str]) -> list[str]:
@@ -121,48 +116,51 @@ def _key(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _check_count(verb: str, positionals: list[str]) -> None:
-    words = _COPY_CLUSTER if verb == "copy" and positionals[:1] == ["cluster"] else VERBS[verb].words
-    asked = words.split()
-    least = sum(not word.startswith("[") for word in asked)
-    usage = f"write: galley {verb} {words}".rstrip()
+def _check_count(verb: Verb, positionals: list[str]) -> None:
+    words = verb.cluster_words if verb.cluster_words and positionals[:1] == ["cluster"] else verb.words
+    expected = words.split()
+    least = sum(not word.startswith("[") for word in expected)
+    usage = f"write: galley {verb.name} {words}".rstrip()
     if len(positionals) < least:
-        raise UserError(verb, f"{asked[len(positionals)]} is missing", usage)
-    if len(positionals) > len(asked) and not (asked and asked[-1].endswith("…]")):
-        raise UserError(verb, f"{positionals[len(asked)]!r} is one word too many", f"{usage} [key=value …]")
+        raise UserError(verb.name, f"{expected[len(positionals)]} is missing", usage)
+    if len(positionals) > len(expected) and not (expected and expected[-1].endswith("…]")):
+        what = f"{positionals[len(expected)]!r} is one word too many"
+        raise UserError(verb.name, what, f"{usage} [key=value …]")
 
 
-def _check_keys(verb: str, settings: list[str]) -> None:
+def _check_keys(verb: Verb, settings: list[str]) -> None:
     seen: set[str] = set()
-    for setting in settings:
-        key = setting.partition("=")[0]
+    for key, _ in map(split, settings):
         if key in seen:
             raise UserError("command line", f"{key} is given twice", "keep one of them")
         seen.add(key)
-        allowed = VERBS[verb].keys
-        if key.startswith(_CLUSTER) and ("cluster" in allowed or verb == "clusters"):
-            continue
-        if key in allowed or (VERBS[verb].settings and key not in RESERVED):
-            continue
-        if key == "rank" and VERBS[verb].settings:
-            raise UserError(verb, "rank is a key of galley logs", "write method.rank=N for the adapter's rank")
-        if foreign.answer(key):
-            raise UserError(verb, f"takes no key {key!r}", foreign.answer(key))
-        raise UserError(
-            verb, f"takes no key {key!r}", nearest(key, allowed) if allowed else f"see galley {verb} --help"
-        )
+        if not _takes(verb, key):
+            raise _unknown_key(verb, key)
 
 
-def _understood(verb: str, settings: list[str]) -> tuple[list[str], list[str]]:
+def _takes(verb: Verb, key: str) -> bool:
+    if key.startswith(CLUSTER_PREFIX) and (verb.on_cluster or "cluster" in verb.keys):
+        return True
+    return key in verb.keys or (verb.overrides and key not in RESERVED)
+
+
+def _unknown_key(verb: Verb, key: str) -> UserError:
+    if key == "rank" and verb.overrides:
+        return UserError(verb.name, "rank is a key of galley logs", "write method.rank=N for the adapter's rank")
+    known = nearest(key, verb.keys) if verb.keys else f"see galley {verb.name} --help"
+    return UserError(verb.name, f"takes no key {key!r}", foreign.answer(key) or known)
+
+
+def _understood(verb: Verb, settings: list[str]) -> tuple[list[str], list[str]]:
     """``settings`` in Galley's own words, and notes of what was taken for them.
 
     Raises ``UserError`` with the key to use where a word could mean several.
     """
     own, notes = [], []
-    clusters = verb in ("submit", "clusters") or any(split(setting)[0] == "cluster" for setting in settings)
+    on_cluster = verb.on_cluster or any(split(setting).key == "cluster" for setting in settings)
     for setting in settings:
         key, value = split(setting)
-        means = None if key in VERBS[verb].keys - _BY_VALUE else foreign.meaning(key, value, clusters)
+        means = None if key in verb.keys - _BY_VALUE else foreign.meaning(key, value, on_cluster)
         if means is None:
             own.append(setting)
             continue
@@ -173,76 +171,46 @@ def _understood(verb: str, settings: list[str]) -> tuple[list[str], list[str]]:
     return own, notes
 
 
-def _verb(word: str, words: list[str]) -> tuple[str, list[str], list[str]]:
+def _verb(word: str, words: list[str], verbs: Verbs) -> tuple[Verb, list[str], list[str]]:
     """The verb that is meant, the words that are left, and notes. Raises ``UserError`` where there is none."""
     notes = []
-    verb = word if word in VERBS else foreign.verb(word)
-    if not verb:
-        raise UserError("command line", f"no such command: {word!r}", foreign.verb_answer(word) or nearest(word, VERBS))
-    if verb != word:
-        notes = [f"galley {word} is read as galley {verb}"]
-    dry = next((each for each in words if _dry(each)), "")
-    if dry and verb in ("run", "submit"):
-        if verb == "submit" and not any(split(each)[0] == "cluster" for each in words):
-            raise UserError("submit", "has no dry run", "write: galley plan RECIPE cluster=NAME")
-        notes.append(f"galley {verb} with {dry} is read as galley plan")
-        verb = "plan"
-    needless = dry if verb == "plan" else ""
-    follows = verb == "logs"
-    left = [each for each in words if each != needless and not (follows and each == "follow=true")]
+    name = word if word in verbs else foreign.verb(word)
+    if not name:
+        raise UserError("command line", f"no such command: {word!r}", foreign.verb_answer(word) or nearest(word, verbs))
+    if name != word:
+        notes = [f"galley {word} is read as galley {name}"]
+    verb = verbs[name]
+    dry = next((word for word in words if _is_on(word, "dry_run")), "")
+    if dry and verb.preview:
+        if verb.on_cluster and not any(split(word).key == "cluster" for word in words):
+            raise UserError(name, "has no dry run", f"write: galley {verb.preview} RECIPE cluster=NAME")
+        notes.append(f"galley {name} with {dry} is read as galley {verb.preview}")
+        verb = verbs[verb.preview]
+    left = [word for word in words if not any(_is_on(word, switch) for switch in verb.implied)]
     return verb, left, notes
 
 
-def _dry(word: str) -> bool:
+def _is_on(word: str, switch: str) -> bool:
     key, value = split(word)
-    return key == "dry_run" and foreign.is_true(value)
+    return key == switch and foreign.is_true(value)
 
 
-def parse(argv: list[str]) -> Command:
+def parse(argv: list[str], verbs: Verbs) -> Command:
     """The command that ``argv`` (without the program's name) gives. Raises ``UserError``."""
     for word in argv:
         if not is_text(word):
             raise UserError("command line", f"{word!r} is not UTF-8", "use another name")
     asks_help = any(word in ("--help", "-h") for word in argv)
     if asks_help or not argv or argv[0] == "help":
-        verbs = [foreign.verb(word) or word for word in argv if word in VERBS or foreign.verb(word)]
-        return Command(verbs[0] if verbs else "", (), (), help=True)
-    follows = argv[0] == "logs" or foreign.verb(argv[0]) == "logs"
+        names = [foreign.verb(word) or word for word in argv if word in verbs or foreign.verb(word)]
+        return Command(names[0] if names else "", (), (), help=True)
+    typed = verbs.get(foreign.verb(argv[0]) or argv[0])
+    follows = typed is not None and "follow" in typed.implied
     words = _normal_words([word for word in argv[1:] if not (follows and word == "-f")])
-    verb, words, notes = _verb(argv[0], words)
+    verb, words, notes = _verb(argv[0], words, verbs)
     settings = [word for word in words if _KEY.match(word)]
     positionals = [word for word in words if not _KEY.match(word)]
     _check_count(verb, positionals)
     settings, taken = _understood(verb, settings)
     _check_keys(verb, settings)
-    return Command(verb, tuple(positionals), tuple(settings), notes=(*notes, *taken))
-
-
-def is_ours(setting: str) -> bool:
-    """Whether a ``key=value`` word is the launcher's own, not the recipe's."""
-    key = split(setting)[0]
-    return key in RESERVED or key.startswith(_CLUSTER)
-
-
-def of_cluster(settings: Iterable[str]) -> list[str]:
-    """The words that change a cluster's profile; ``ranks`` and ``device`` do, too."""
-    short = {"ranks": "cluster.ranks_per_node", "device": "cluster.device"}
-    pairs = [split(setting) for setting in settings]
-    return [f"{short.get(key, key)}={value}" for key, value in pairs if key in short or key.startswith(_CLUSTER)]
-
-
-def split(setting: str) -> tuple[str, str]:
-    """Key and value of a ``key=value`` word."""
-    key, _, value = setting.partition("=")
-    return key, value
-
-
-def whole(ours: dict[str, str], key: str, least: int) -> int | None:
-    """The whole number that ``ours`` gives for ``key``, if any. Raises ``UserError`` where it is not from ``least``."""
-    text = ours.get(key)
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < least:
-        todo = f"write {key}={least}, {key}={least + 1} …"
-        raise UserError(key, f"{text!r} is not a whole number from {least}", todo)
-    return int(text)
+    return Command(verb.name, tuple(positionals), tuple(settings), notes=(*notes, *taken))

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from galley.contract.errors import UserError
-from galley_launch.base.grammar import split
+from galley_launch.base.options import Setting
 from galley_launch.base.yaml_text import Tree, read_source, read_value, read_yaml
 from galley_launch.cluster import guard, habits
 from galley_launch.cluster.profile import Cluster
@@ -38,8 +38,8 @@ def _chosen(name: str | None) -> tuple[str, Path]:
     return name, path_of(name)
 
 
-def load(path: Path, settings: Sequence[str] = ()) -> Cluster:
-    """The profile in ``path`` with ``cluster.key=value`` words applied. Raises ``UserError``."""
+def load(path: Path, settings: Sequence[Setting] = ()) -> Cluster:
+    """The profile in ``path`` with ``cluster.key=value`` settings applied. Raises ``UserError``."""
     text = read_source(path)
     tree = habits.added(plain(_override(plain(read_yaml(text, str(path))), settings)))
     try:
@@ -50,24 +50,24 @@ def load(path: Path, settings: Sequence[str] = ()) -> Cluster:
     return cluster
 
 
-def find(name: str | None, settings: Sequence[str]) -> tuple[str, Cluster]:
+def find(name: str | None, settings: Sequence[Setting]) -> tuple[str, Cluster]:
     """Name and profile of the cluster called ``name``; None: the default one. Raises ``UserError``."""
     chosen, path = _chosen(name)
     return chosen, load(path, settings)
 
 
-def _key(setting: str) -> str:
+def _key(setting: Setting) -> str:
     """The dotted path in a profile that ``cluster.key=value`` sets."""
-    return split(setting)[0].partition(".")[2]
+    return setting.key.partition(".")[2]
 
 
-def _override(tree: Tree, settings: Sequence[str]) -> Tree:
+def _override(tree: Tree, settings: Sequence[Setting]) -> Tree:
     result: dict[str, Any] = dict(tree)
     for setting in settings:
         section, _, leaf = _key(setting).rpartition(".")
         part = result.get(section) if section else result
         if part is not None and not isinstance(part, dict):
-            raise UserError(split(setting)[0], f"{section} has no keys of its own", f"write cluster.{section}=VALUE")
-        part = dict(part or {}) | {leaf: read_value(*split(setting))}
+            raise UserError(setting.key, f"{section} has no keys of its own", f"write cluster.{section}=VALUE")
+        part = dict(part or {}) | {leaf: read_value(*setting)}
         result = result | {section: part} if section else part
     return result

@@ -12,6 +12,7 @@ from typing import Any
 
 from galley.contract.errors import UserError
 from galley_launch.base.devices import Devices
+from galley_launch.base.options import split
 from galley_launch.base.problems import Claim, Findings, Problem, refusal, short, words_of
 from galley_launch.deepspeed import batch, blocks, complete, keys, table
 from galley_launch.recipe import deepspeed_rules
@@ -91,7 +92,7 @@ def _compare(config: Config, recipe: Recipe, where: Devices) -> Findings:
 
 
 def _with(recipe: Recipe, words: list[str]) -> Recipe:
-    return build(override(recipe.model_dump(exclude_none=True), words), "the DeepSpeed JSON")
+    return build(override(recipe.model_dump(exclude_none=True), [split(word) for word in words]), "the DeepSpeed JSON")
 
 
 def _take(

@@ -18,7 +18,7 @@ from galley_launch.base import locks, terminal
 from galley_launch.base.terminal import say
 from galley_launch.job.ending import Ending, OnBox, judge
 from galley_launch.local import supervise
-from galley_launch.plan import compose, plan, resume
+from galley_launch.plan import plan, request, resume
 from galley_launch.plan.plan import Plan, Stage
 
 MakePlan = Callable[[int], Plan]
@@ -133,7 +133,7 @@ def start(spec: RunSpec, run: RunDir, make_plan: MakePlan) -> int:
     """Run ``spec`` in ``run``: a new attempt, or nothing where it is finished. Returns the exit status."""
     _refuse_if_queued(run)
     with locks.held(run) as lock:
-        outlook = resume.outlook(run, compose.earlier(run), spec)
+        outlook = resume.outlook(run, request.earlier(run), spec)
         if outlook.what == "nothing":
             say(f"run {run.root.name} is finished: {_where(run)}")
             return 0

@@ -7,8 +7,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from galley.contract.errors import UserError
-from galley_launch.base.grammar import split
 from galley_launch.base.table import screen_width
 from galley_launch.plan.compose import Composed
 from galley_launch.plan.plan import Plan
@@ -16,14 +14,6 @@ from galley_launch.recipe import model_facts
 from galley_launch.recipe.summary import summary
 
 _KEY = 9
-
-
-def wants_files(settings: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether ``files=all`` is among ``settings``, and the others. Raises ``UserError``."""
-    asked = [split(setting)[1] for setting in settings if split(setting)[0] == "files"]
-    if asked and asked[0] not in ("all", "none"):
-        raise UserError("files", f"{asked[0]!r} is neither all nor none", "use files=all to see every file's bytes")
-    return "all" in asked, [setting for setting in settings if split(setting)[0] != "files"]
 
 
 def show(

@@ -19,7 +19,8 @@ from pydantic_core import ErrorDetails
 from galley.contract.errors import UserError
 from galley.contract.spec import Cadence, Positive, Task, Tracking
 from galley_launch.base import words
-from galley_launch.base.grammar import RESERVED, nearest, split
+from galley_launch.base.grammar import nearest
+from galley_launch.base.options import RESERVED, Setting
 from galley_launch.base.yaml_text import ONE_OF, Tree, read_value
 
 _LONG = 200  # A longer list of known keys helps nobody.
@@ -134,18 +135,16 @@ def _part(tree: Tree, section: str) -> Tree:
     return tree
 
 
-def override(tree: Tree, settings: Sequence[str]) -> Tree:
-    """``tree`` with each ``key=value`` of ``settings`` put in its place."""
+def override(tree: Tree, settings: Sequence[Setting]) -> Tree:
+    """``tree`` with each of ``settings`` put in its place."""
     result = deepcopy(tree)
     given: dict[str, str] = {}
-    for setting in settings:
-        key, text = split(setting)
+    for key, _ in settings:
         path = resolve_key(key)
         if path in given:
             raise UserError("command line", f"{given[path]} and {key} are the same key", "keep one of them")
         given[path] = key
-    for setting in settings:
-        key, text = split(setting)
+    for key, text in settings:
         section, _, leaf = resolve_key(key).rpartition(".")
         part = _part(result, section)
         for other in ONE_OF.get(section, ()) if leaf in ONE_OF.get(section, ()) else ():

@@ -16,7 +16,7 @@ from galley.contract.rundir import RunDir, write_atomic
 from galley.contract.sensitive import masked_page
 from galley.contract.spec import RunSpec
 from galley_launch.base.numbers import duration
-from galley_launch.plan import compose
+from galley_launch.plan import request
 from galley_launch.report import history, time_account
 from galley_launch.report import page as report_page
 from galley_launch.report.history import Try
@@ -63,7 +63,7 @@ def write(run: RunDir) -> Path:
 
 def render(run: RunDir, jobs: queue.Queue | None, now: float) -> str:
     """The page. ``jobs``: what Slurm says, where the run was submitted; ``now``: seconds since the epoch."""
-    spec, curves = compose.read_spec(run), read_curves(run.metrics)
+    spec, curves = request.read_spec(run), read_curves(run.metrics)
     state = _state(run, jobs)
     found = history.tries(run, curves, state.state in _LIVE, state.state in (*_TRAINED, "unknown"), now)
     loader = FileSystemLoader(Path(__file__).with_name("templates"))

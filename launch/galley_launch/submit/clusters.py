@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galley.contract.errors import UserError
+from galley_launch.base.options import Setting
 from galley_launch.base.table import table
 from galley_launch.cluster import profile_files, profiles
 from galley_launch.cluster.profile import Cluster, megabytes, seconds
@@ -107,7 +108,7 @@ def _whose(path: Path) -> str:
     return "shipped" if path.parent == profiles.folders()[0] else str(path)
 
 
-def details(name: str, settings: Sequence[str]) -> tuple[str, list[str]]:
+def details(name: str, settings: Sequence[Setting]) -> tuple[str, list[str]]:
     """A profile: its header and file, then every key with its default, as YAML; and what the site lacks of it."""
     _, cluster = profiles.find(name, settings)
     path = profile_files.path_of(name)
