@@ -34,7 +34,10 @@ class Part:
 def render(spec: RunSpec, manifest: Manifest, checkpoint: Checkpoint, part: Part, base: Base) -> str:
     """Markdown with the hub's metadata block: what was trained, on what, how, how it measured, and how to load it."""
     environment = Environment(
-        loader=PackageLoader("galley.export", "templates"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("galley.export", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["repr"] = repr
     facts = read_json(checkpoint.manifest) or {}
