@@ -164,6 +164,7 @@ def make_spec(
             "data": {"path": "toy.jsonl", "packing": packing, "max_length": 64},
             "method": {"kind": method, "rank": 4, "alpha": 8}, "batch": {"samples": samples},
             "optimizer": {"lr": 3e-3, "weight_decay": 0.1}, "duration": duration or {"steps": steps}, "seed": 7,
+            "seeding": 2,
         } | (task or {}),
         "placement": {
             "device": "cpu", "ranks_per_node": world, "micro_batch": micro, "accumulation": accumulation, "threads": 1,

@@ -221,3 +221,19 @@ def test_a_run_of_another_version_is_one_line(verb: str, here: Path, capsys: pyt
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("galley: runs/my/run.json: cannot be read: ")
     assert "it was written by another version" in err
+
+
+def test_a_run_that_goes_on_keeps_how_its_order_follows_from_the_seed(here: Path) -> None:
+    """Runs that were begun before there was a choice have no ``seeding``: they go on as they began."""
+    assert compose.compose("my.yaml", read(ON_CPU), imagine=False).spec.task.seeding == 2
+    run = begun("my.yaml", [*ON_CPU, "seeding=1"])
+    old = json.loads(run.spec.read_text())
+    del old["task"]["seeding"]
+    run.spec.write_text(json.dumps(old))
+    for name in ("my.yaml", str(run.root)):
+        made = compose.compose(name, read(ON_CPU), imagine=False)
+        assert made.spec.task.seeding == 1
+        resume.check(made.run, RunSpec.read(run.spec), made.spec)
+    made = compose.compose("my.yaml", read([*ON_CPU, "seeding=2"]), imagine=False)
+    with pytest.raises(UserError, match=r"trains another task \(seeding: 1 → 2\)"):
+        resume.check(made.run, RunSpec.read(run.spec), made.spec)

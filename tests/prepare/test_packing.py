@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galley.prepare.packing import pack, pick_held_out, random_ranks, separate
+from galley.data.seeding import random_ranks
+from galley.prepare.packing import pack, pick_held_out, separate
 
 LENGTHS = st.integers(1, 300).flatmap(
     lambda capacity: st.tuples(st.just(capacity), st.lists(st.integers(1, capacity), min_size=1, max_size=200))

@@ -100,10 +100,16 @@ def test_the_loss_in_pieces_is_the_loss_and_its_gradient(dtype: torch.dtype, tol
 
 
 @given(
-    samples=st.integers(1, 200), per_step=st.integers(1, 64), epochs=st.floats(0.1, 3), seed=st.integers(0, 2**31 - 1)
+    samples=st.integers(1, 200),
+    per_step=st.integers(1, 64),
+    epochs=st.floats(0.1, 3),
+    seed=st.integers(0, 2**31 - 1),
+    seeding=st.sampled_from([1, 2]),
 )
-def test_every_epoch_visits_every_sample_once(samples: int, per_step: int, epochs: float, seed: int) -> None:
-    order = Order(samples, per_step, max(1, round(epochs * samples)), seed)
+def test_every_epoch_visits_every_sample_once(
+    samples: int, per_step: int, epochs: float, seed: int, seeding: int
+) -> None:
+    order = Order(samples, per_step, max(1, round(epochs * samples)), seed, seeding)
     seen = [i for step in range(1, order.steps + 1) for i in order.batch(step)]
     assert len(seen) == order.total
     for start in range(0, order.total - samples + 1, samples):

@@ -49,14 +49,22 @@ def compose(name: str, settings: Settings, imagine: bool) -> Composed:
     wanted = request.resolve(name, settings)
     where = target.on_cluster(wanted) if settings.submits else target.on_this_box(wanted, imagine)
     facts = model_facts.of_model(where.paths.model)
-    settled = settle.settle(_deepspeed(wanted, where), wanted.recipe, where.devices, facts)
+    recipe = _as_begun(wanted, where)
+    settled = settle.settle(_deepspeed(wanted, where), recipe, where.devices, facts)
     spec = _spec(settled, where, _origin(wanted, where, settings.words))
     guard.check_spec(spec)
-    from_json = changes.changes(wanted.recipe.model_dump(), settled.recipe.model_dump())
+    from_json = changes.changes(recipe.model_dump(), settled.recipe.model_dump())
     fixed = wanted.typed | {line.partition(" ")[0] for line in from_json}
     rate = cautions.of_rate(settled.recipe, wanted.source, set(fixed), facts)
     notes = (*where.devices.notes, *settled.notes, *_habits(where.cluster), *rate)
     return Composed(spec, where.run, notes, where.cluster, where.cluster_name, (*wanted.source.changes, *from_json))
+
+
+def _as_begun(wanted: Request, where: Target) -> Recipe:
+    """The recipe; where its run has begun, order and dropout follow from the seed as they did, unless set otherwise."""
+    if where.earlier is None or "seeding" in wanted.typed:
+        return wanted.recipe
+    return wanted.recipe.model_copy(update={"seeding": where.earlier.task.seeding})
 
 
 def _deepspeed(wanted: Request, where: Target) -> settle.Source:

@@ -33,6 +33,9 @@ _EXTENDS = "A recipe's name, or a path to a .yaml file: this recipe is that one,
 class Recipe(Task):
     """One YAML file: the task, how often to log and save, and wishes for placement."""
 
+    seeding: Annotated[int, Field(ge=1, le=2)] = 2
+    """How data order and dropout follow from the seed. 2: by arithmetic that no library changes. 1: as runs that were
+    begun before there was a choice; a run that goes on keeps its own."""
     about: str = ""
     """One line for ``galley recipes``."""
     deepspeed: str = "zero2"

@@ -199,6 +199,9 @@ class Task(Part):
     duration: Duration
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Settles the split, packing, data order, adapter initialisation and dropout."""
+    seeding: Annotated[int, Field(ge=1, le=2)] = 1
+    """How data order and dropout follow from the seed. 2: by arithmetic that no library changes. 1: as runs that were
+    begun before there was a choice, which keep it; it rests on details of numpy and Python."""
 
     @model_validator(mode="after")
     def _tokens_divide(self) -> Self:

@@ -13,6 +13,7 @@ import torch
 from galley.contract import pace
 from galley.contract.spec import Placement, Task
 from galley.data.prepared import IGNORED, Split
+from galley.data.seeding import sample_order
 
 NOBODY = -1
 """Stands for no sample: fills the last, short global batch so that every rank takes the same micro-steps."""
@@ -26,6 +27,8 @@ class Order:
     per_step: int
     total: int
     seed: int
+    seeding: int = 1
+    """Version of :mod:`galley.data.seeding`."""
 
     @property
     def steps(self) -> int:
@@ -40,17 +43,19 @@ class Order:
         """Sample ids of step ``step`` (counted from 1); the last may be shorter than ``per_step``."""
         first = (step - 1) * self.per_step
         places = range(first, min(first + self.per_step, self.total))
-        return [int(_permutation(self.seed, p // self.samples, self.samples)[p % self.samples]) for p in places]
+        return [int(self._epoch(place // self.samples)[place % self.samples]) for place in places]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        return _sample_order(self.seed, epoch, self.samples, self.seeding)
 
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(samples)
+_sample_order = lru_cache(maxsize=2)(sample_order)
+"""A step may span two epochs; shuffling millions of samples takes a second."""
 
 
 def order(task: Task, samples: int) -> Order:
     """The order of a task over ``samples`` prepared samples; steps follow from epochs, steps or tokens as written."""
-    return Order(samples, task.samples_per_step, pace.total_samples(task, samples), task.seed)
+    return Order(samples, task.samples_per_step, pace.total_samples(task, samples), task.seed, task.seeding)
 
 
 def share(ids: list[int], work: Callable[[int], int], placement: Placement, rank: int) -> list[list[int]]:

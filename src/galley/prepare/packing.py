@@ -9,16 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from galley.data.prepared import I64
+from galley.data.seeding import random_ranks
 
 SPLIT, DOCUMENTS, SAMPLES = 1, 2, 3
-
-
-def random_ranks(count: int, seed: int, purpose: int) -> I64:
-    """A permutation of 0 … count - 1 that depends on ``seed`` and ``purpose`` only, [count]."""
-    draws = np.random.PCG64([seed, purpose]).random_raw(count)
-    ranks = np.empty(count, np.int64)
-    ranks[np.argsort(draws, kind="stable")] = np.arange(count)
-    return ranks
 
 
 def pick_held_out(count: int, share: float, seed: int, kept: I64) -> tuple[I64, I64]:

@@ -18,6 +18,7 @@ from galley.contract.rundir import Attempt, RunDir
 from galley.contract.spec import RunSpec
 from galley.data import batches
 from galley.data.prepared import HELD_OUT, TRAIN, Manifest, open_split
+from galley.data.seeding import step_seed
 from galley.engine import engine
 from galley.model import model
 from galley.objective.sft import output_head, sft_loss_sum
@@ -144,7 +145,8 @@ class Loop:
         if self.stop.is_due(sight):
             return self._stopping()
         self._saved(self.writer.hear(*news))
-        torch.manual_seed(hash((self.spec.task.seed, step, self.world.rank)) % 2**63)
+        task = self.spec.task
+        torch.manual_seed(step_seed(task.seed, step, self.world.rank, task.seeding))
         loss = self._forward_backward(mine, supervised, step)
         rate = learning_rate(self.spec.task.schedule, self.spec.task.optimizer.lr, step, self.order.steps)
         engine.set_learning_rate(self.engine, rate)
