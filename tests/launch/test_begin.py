@@ -218,16 +218,16 @@ def test_the_hours_are_limited(run: RunDir) -> None:
 
 def test_jobs_aside(run: RunDir) -> None:
     with pytest.raises(begin.NothingToDo, match="nothing was trained yet"):
-        begin.begin_aside(run, "export", "last")
+        begin.begin_on_one_node(run, "export", "last")
     attempted(run, 0, said={"verdict": "failed"}, errors=[{"who": "prepare", "message": "x", "status": 2}])
-    path = begin.begin_aside(run, "prepare", "last")
+    path = begin.begin_on_one_node(run, "prepare", "last")
     assert path == run.attempt(0).root / "job.env"
     assert not run.attempt(0).exit.exists()
     assert run.attempt(0).errors() == []
     assert json.loads(run.attempt(0).job.read_text()) == {"job": "500", "nodes": ["n1", "n2"]}
     attempt = attempted(run, 1, said=DONE)
     facts = attempt.job.read_text()
-    path = begin.begin_aside(run, "export", "best")
+    path = begin.begin_on_one_node(run, "export", "best")
     assert sourced(path, "GALLEY_EXPORT_STEP", "GALLEY_ATTEMPT") == {
         "GALLEY_EXPORT_STEP": b"best",
         "GALLEY_ATTEMPT": b"1",
@@ -235,11 +235,11 @@ def test_jobs_aside(run: RunDir) -> None:
     assert attempt.job.read_text() == facts  # those of training
     run.end.parent.mkdir()
     run.end.write_text('{"reason": "stop"}')
-    begin.begin_aside(run, "export", "best")
+    begin.begin_on_one_node(run, "export", "best")
     for stage, reason in (("prepare", "stop"), ("prepare", "cancel"), ("export", "cancel")):
         run.end.write_text(json.dumps({"reason": reason}))
         with pytest.raises(begin.NothingToDo, match=f"ended by galley {reason}"):
-            begin.begin_aside(run, stage, "last")
+            begin.begin_on_one_node(run, stage, "last")
 
 
 def test_what_the_script_is_told(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

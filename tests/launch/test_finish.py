@@ -153,20 +153,20 @@ def test_the_end_of_a_job_aside(tmp_path: Path, fakes: Scenario) -> None:
     chain.note(run, "train", "900")
     fakes.job("900")
     prepare = attempted(run, 0)
-    assert finish.end_aside(run, prepare, "prepare", 0) == 0
+    assert finish.end_on_one_node(run, prepare, "prepare", 0) == 0
     assert json.loads(prepare.exit.read_text())["verdict"] == "prepared"
     assert fakes.calls("scancel") == []
     prepare.error("prepare").write_text(json.dumps({"who": "prepare", "status": 2, "message": "data.path: no; x"}))
-    assert finish.end_aside(run, prepare, "prepare", 2) == 2
+    assert finish.end_on_one_node(run, prepare, "prepare", 2) == 2
     body = json.loads(prepare.exit.read_text())
     assert (body["verdict"], body["again"], body["message"]) == ("failed", False, "data.path: no; x")
     assert [call["argv"] for call in fakes.calls("scancel")] == [["--quiet", "900"]]
 
     (tmp_path / "secrets").write_text("A=b\n")
     attempt = attempted(run, 1, said={"verdict": "done"})
-    assert finish.end_aside(run, attempt, "export", 1) == 1
+    assert finish.end_on_one_node(run, attempt, "export", 1) == 1
     body = json.loads(attempt.exit.read_text())
     assert (body["verdict"], body["exported"], body["export_error"]) == ("done", False, "exit status 1")
-    assert finish.end_aside(run, attempt, "export", 0) == 0
+    assert finish.end_on_one_node(run, attempt, "export", 0) == 0
     assert json.loads(attempt.exit.read_text())["exported"] is True
     assert not (tmp_path / "secrets").exists()

@@ -324,7 +324,7 @@ def test_a_prepare_job_that_failed(run: RunDir) -> None:
 
 
 def test_where_the_time_of_two_jobs_went(slurm: RunDir) -> None:
-    first, second = history.tries(slurm, report_rows.read_curves(slurm.metrics), False, True, BEGAN)
+    first, second = history.attempt_histories(slurm, report_rows.read_curves(slurm.metrics), False, True, BEGAN)
     assert first.account() == {"counted": 8, "lost": 2, "evaluate": 3, "save": 1.5, "start": 10, "other": 15.5}
     assert second.account() == {"counted": 10, "lost": 0, "evaluate": 3, "save": 1.5, "start": 10, "other": 5.5}
     whole = history.account([first, second])
@@ -356,7 +356,7 @@ def test_where_the_time_of_two_jobs_went(slurm: RunDir) -> None:
 def test_what_tensorboard_lost_comes_from_the_metrics(slurm: RunDir) -> None:
     for path in slurm.tensorboard.iterdir():
         path.write_bytes(path.read_bytes()[:130])  # a kill leaves what was flushed, the last record torn
-    first, second = history.tries(slurm, report_rows.read_curves(slurm.metrics), False, True, BEGAN)
+    first, second = history.attempt_histories(slurm, report_rows.read_curves(slurm.metrics), False, True, BEGAN)
     assert [first.steps, second.steps] == [[1, 2, 3, 4], [5, 6, 7, 8, 9]]
     for path in slurm.tensorboard.iterdir():
         path.unlink()
@@ -375,7 +375,7 @@ def on_one_box(run: RunDir) -> None:
 
 def test_on_one_box_the_times_are_those_of_the_files(run: RunDir) -> None:
     on_one_box(run)
-    (only,) = history.tries(run, report_rows.read_curves(run.metrics), False, False, BEGAN)
+    (only,) = history.attempt_histories(run, report_rows.read_curves(run.metrics), False, False, BEGAN)
     assert (only.started, only.ended) == (BEGAN + 5, BEGAN + 75)
     assert only.account() == {"counted": 0, "lost": 30, "evaluate": 0, "save": 0, "start": 25, "other": 15}
 
@@ -384,7 +384,7 @@ def test_a_copy_without_its_times_is_dated_by_its_events(run: RunDir) -> None:
     on_one_box(run)
     for path in (run.attempt(1).placement, run.attempt(1).exit):
         os.utime(path, (BEGAN + 9e6, BEGAN + 9e6))
-    (only,) = history.tries(run, report_rows.read_curves(run.metrics), False, False, BEGAN)
+    (only,) = history.attempt_histories(run, report_rows.read_curves(run.metrics), False, False, BEGAN)
     assert (only.started, only.ended) == (BEGAN + 30, BEGAN + 60)
 
 

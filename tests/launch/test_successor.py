@@ -147,7 +147,7 @@ def test_a_site_whose_nodes_may_not_submit_is_found_out_by_the_first_job(
     run: RunDir, fakes: Scenario, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nodes_may_not_submit(fakes)
-    begin.begin_aside(run, "prepare", "")
+    begin.begin_on_one_node(run, "prepare", "")
     said = facts(run.attempt(0))["no_successor"]
     assert said == "sbatch: Jobs cannot be submitted from this host; use a login node."
     line = run.attempt(0).log("job").read_text()
@@ -159,7 +159,7 @@ def test_a_site_whose_nodes_may_not_submit_is_found_out_by_the_first_job(
 
 def test_status_says_at_once_what_the_first_job_found_out(run: RunDir, fakes: Scenario) -> None:
     nodes_may_not_submit(fakes)
-    begin.begin_aside(run, "prepare", "")
+    begin.begin_on_one_node(run, "prepare", "")
     for job, stage in (("500", "prepare"), ("501", "train")):
         chain.note(run, stage, job)
         fakes.job(job, State="RUNNING" if stage == "prepare" else "PENDING")
@@ -172,7 +172,7 @@ def test_status_says_at_once_what_the_first_job_found_out(run: RunDir, fakes: Sc
 @pytest.mark.parametrize("state", [{"controller": "down"}, {}])
 def test_a_site_whose_nodes_may_submit_is_left_alone(run: RunDir, fakes: Scenario, state: dict[str, str]) -> None:
     fakes.set(**state)
-    begin.begin_aside(run, "prepare", "")
+    begin.begin_on_one_node(run, "prepare", "")
     assert "no_successor" not in facts(run.attempt(0))
     assert not run.attempt(0).log("job").exists()
 
@@ -285,16 +285,16 @@ def test_a_chain_beforehand_goes_from_job_to_job(
     assert fakes.calls("sbatch") == []
     # Nothing to export while the run is not done; once it is, the export that waits does it.
     with pytest.raises(begin.NothingToDo, match="the run is not done, so nothing is exported"):
-        begin.begin_aside(run, "export", "")
+        begin.begin_on_one_node(run, "export", "")
     run.attempt(2).exit.write_text(json.dumps(DONE))
     assert finish.end_training(run, run.attempt(2), 0, "train") == 0
     assert fakes.calls("sbatch") == []
-    begin.begin_aside(run, "export", "")
+    begin.begin_on_one_node(run, "export", "")
     assert "GALLEY_EXPORT_STEP=last" in (run.attempt(2).root / "job.env").read_text()
     run.attempt(2).exit.write_text(json.dumps(DONE | {"exported": True}))
     with pytest.raises(begin.NothingToDo, match="the run is exported"):
-        begin.begin_aside(run, "export", "")
-    begin.begin_aside(run, "export", "best")  # somebody asks for another one
+        begin.begin_on_one_node(run, "export", "")
+    begin.begin_on_one_node(run, "export", "best")  # somebody asks for another one
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_all_say_that_the_export_is_not_verified(run: RunDir, capfd: pytest.Capt
     assert any("layer 1 differs" in line for line in lines)
     assert any("export.unverified" in line and "README" in line for line in lines)
     assert not any("a setting" in line for line in lines)
-    text, _ = page.export(run, history.tries(run, read_curves(run.metrics), False, True, 0.0))
+    text, _ = page.export(run, history.attempt_histories(run, read_curves(run.metrics), False, True, 0.0))
     assert text == f"Step 9 was exported, but is not verified: model in {run.unverified / 'model'}"
 
 
@@ -94,8 +94,8 @@ def test_a_cluster_says_the_same(run: RunDir) -> None:
     error = {"who": "export", "status": UNVERIFIED, "message": MESSAGE, "time": 1.0}
     attempt.error("export").parent.mkdir(parents=True, exist_ok=True)
     write_atomic(attempt.error("export"), json.dumps(error))
-    assert finish.end_aside(run, attempt, "export", UNVERIFIED) == UNVERIFIED
+    assert finish.end_on_one_node(run, attempt, "export", UNVERIFIED) == UNVERIFIED
     assert runs.state(run).state == "unverified"
     assert runs.state(run).message == MESSAGE
-    assert finish.end_aside(run, attempt, "export", 0) == 0
+    assert finish.end_on_one_node(run, attempt, "export", 0) == 0
     assert runs.state(run).state == "done"

@@ -49,7 +49,7 @@ def test_the_corpus_covers_every_kind_with_several_shapes() -> None:
     assert {kind for kind in kinds if kinds.count(kind) >= 3} == set(WORDS) - {"unverified"}
 
 
-TABLES = ("HARDWARE", "CAUSES", "LOST", "MEMORY", "HANGS", "ENDINGS", "FABRIC", "ECHOES")
+TABLES = ("HARDWARE", "CAUSES", "LOST", "MEMORY", "HANGS", "ENDINGS", "FABRIC", "SECONDARY")
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -164,7 +164,7 @@ def begin_training(run: RunDir) -> Path:
     return _open(attempt, record, {"GALLEY_HEAD": reachable(here.nodes[0]), "GALLEY_PREPARE": prepare}, why_not)
 
 
-def begin_aside(run: RunDir, stage: str, step: str) -> Path:
+def begin_on_one_node(run: RunDir, stage: str, step: str) -> Path:
     """Open a job on one node: ``prepare`` belongs to attempt 0, ``export`` to the last. Raises NothingToDo."""
     asked = read_json(run.end)
     if asked and (stage == stages.PREPARE.name or asked.get("reason") == "cancel"):

@@ -119,7 +119,7 @@ def _follow(run: RunDir, attempt: Attempt, ending: Ending, job: JobRecord) -> No
         print(f"galley: {error}", flush=True)
 
 
-def end_aside(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
+def end_on_one_node(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
     """The end of a job on one node."""
     errors = [each for each in attempt.errors() if each.get("who") == stage]
     if stage == stages.EXPORT.name:

@@ -25,7 +25,9 @@ def _begin(run: RunDir, stage: str, step: str) -> int:
     """Print the path of the facts that the job script reads; or say why there is nothing to do."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the script reads the path from stdout
-            path = begin.begin_training(run) if stage == stages.TRAIN.name else begin.begin_aside(run, stage, step)
+            path = (
+                begin.begin_training(run) if stage == stages.TRAIN.name else begin.begin_on_one_node(run, stage, step)
+            )
     except begin.NothingToDo as end:
         print(f"galley: {end}", file=sys.stderr, flush=True)
         return NOTHING
@@ -111,4 +113,4 @@ def main(argv: list[str]) -> int:
     if what == "end":
         return finish.end_training(run, attempt, int(rest[1]), rest[2] if len(rest) > 2 else stages.TRAIN.name)
     assert what == "end-aside", what
-    return finish.end_aside(run, attempt, rest[2], int(rest[1]))
+    return finish.end_on_one_node(run, attempt, rest[2], int(rest[1]))

@@ -21,7 +21,7 @@ _SLACK_S = 60.0
 
 
 @dataclass(frozen=True)
-class Try:
+class AttemptHistory:
     """One attempt to train."""
 
     number: int
@@ -82,17 +82,17 @@ class Try:
         return first.ended - first.seconds if first and first.ended else None
 
 
-def tries(run: RunDir, curves: Curves, live: bool, final: bool, now: float) -> list[Try]:
+def attempt_histories(run: RunDir, curves: Curves, live: bool, final: bool, now: float) -> list[AttemptHistory]:
     """Every attempt of ``run`` to train. ``final``: each step that is written down counts."""
     attempts = [each for each in run.attempts() if each.number > 0]
     read = [read_events(path) for path in run.tensorboard.glob("events.*")]
     files = sorted((events for events in read if events), key=_first)
     copied = bool(files and attempts) and _began(attempts[0]) > _first(files[0]) + _SLACK_S
-    made = [_try(each, live and each == attempts[-1], copied) for each in attempts]
-    made = _with_rows(_resumed(_with_events(made, files)), curves)
+    found = [_history(each, live and each == attempts[-1], copied) for each in attempts]
+    found = _with_rows(_resumed(_with_events(found, files)), curves)
     standing = run.checkpoints()
     horizon = math.inf if live or final else float(standing[-1].step if standing else 0)
-    return [_closed(each, now) for each in _with_horizons(made, horizon)]
+    return [_closed(each, now) for each in _with_horizons(found, horizon)]
 
 
 def _first(events: Sequence[Event]) -> float:
@@ -110,7 +110,7 @@ def _written(path: Path) -> float | None:
         return None
 
 
-def _try(attempt: Attempt, live: bool, copied: bool) -> Try:
+def _history(attempt: Attempt, live: bool, copied: bool) -> AttemptHistory:
     job, end = read_job(attempt.job), read_exit(attempt.exit) or ExitRecord()
     started = _began(attempt)
     known = math.isfinite(started) and not copied
@@ -118,7 +118,7 @@ def _try(attempt: Attempt, live: bool, copied: bool) -> Try:
     if ended is None:
         # On one box it is when the verdict was written; an export writes that file again, long after perhaps.
         ended = None if copied or end.verdict == "done" else _written(attempt.exit) or _last_word(attempt)
-    return Try(
+    return AttemptHistory(
         attempt.number,
         job,
         read_json(attempt.placement) or {},
@@ -134,7 +134,7 @@ def _last_word(attempt: Attempt) -> float | None:
     return max(filter(None, map(_written, attempt.logs.glob("*.log"))), default=None)
 
 
-def _with_events(found: list[Try], files: Sequence[list[Event]]) -> list[Try]:
+def _with_events(found: list[AttemptHistory], files: Sequence[list[Event]]) -> list[AttemptHistory]:
     """Give each attempt the events of its ranks: it writes one file, after it began."""
     owned: dict[int, list[Event]] = {}
     for place, events in enumerate(files):
@@ -145,7 +145,7 @@ def _with_events(found: list[Try], files: Sequence[list[Event]]) -> list[Try]:
     return [replace(each, events=tuple(owned.get(each.number, ()))) for each in found]
 
 
-def _resumed(found: list[Try]) -> list[Try]:
+def _resumed(found: list[AttemptHistory]) -> list[AttemptHistory]:
     """An attempt whose job did not write down where it went on from did so before its first step."""
     known = []
     for place, each in enumerate(found):
@@ -155,7 +155,7 @@ def _resumed(found: list[Try]) -> list[Try]:
     return known
 
 
-def _with_rows(found: list[Try], curves: Curves) -> list[Try]:
+def _with_rows(found: list[AttemptHistory], curves: Curves) -> list[AttemptHistory]:
     """Add what only the metrics have: TensorBoard writes two minutes late, and a kill loses them."""
     known = [each for each in found if each.resumed is not None]
     starts = [each.resumed or 0 for each in known]
@@ -179,7 +179,7 @@ def _in_time(events: Sequence[Event]) -> tuple[Event, ...]:
     return tuple(ordered)
 
 
-def _with_horizons(found: list[Try], last: float) -> list[Try]:
+def _with_horizons(found: list[AttemptHistory], last: float) -> list[AttemptHistory]:
     after, known = last, []
     for each in reversed(found):
         known.append(replace(each, horizon=after))
@@ -187,7 +187,7 @@ def _with_horizons(found: list[Try], last: float) -> list[Try]:
     return known[::-1]
 
 
-def _closed(each: Try, now: float) -> Try:
+def _closed(each: AttemptHistory, now: float) -> AttemptHistory:
     """Settle when ``each`` began and ended by what it did, where nothing better is known."""
     times = [event.ended for event in each.events if event.ended is not None]
     first = each.first_step_began()
@@ -222,7 +222,7 @@ class Account:
         return min(1.0, self.spent["counted"] / held) if held > 0 else 0.0
 
 
-def account(found: Sequence[Try]) -> Account | None:
+def account(found: Sequence[AttemptHistory]) -> Account | None:
     """Where the time of all attempts went; None where their times are not known."""
     timed = [each for each in found if each.started and each.ended]
     if not timed:

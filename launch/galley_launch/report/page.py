@@ -16,7 +16,7 @@ from galley_launch.recipe.model_facts import Facts
 from galley_launch.recipe.summary import summary as what_it_does
 from galley_launch.report import charts as charts
 from galley_launch.report.charts import Chart, Point, exact
-from galley_launch.report.history import Account, Try
+from galley_launch.report.history import Account, AttemptHistory
 from galley_launch.report.rows import Curves, number, objects, section
 
 _CHARTS = {
@@ -85,7 +85,7 @@ def loss_text(value: float) -> str:
     return f"{value:.4f}" if abs(value) >= 1e-3 else exact(value)
 
 
-def draw(curves: Curves, found: Sequence[Try]) -> list[Chart]:
+def draw(curves: Curves, found: Sequence[AttemptHistory]) -> list[Chart]:
     """The charts over steps, the loss first; none where no step was taken."""
     losses, held = curves["loss"], curves["held_out_loss"]
     if not losses and not held:
@@ -103,7 +103,7 @@ def draw(curves: Curves, found: Sequence[Try]) -> list[Chart]:
     return drawn
 
 
-def _began(found: Sequence[Try]) -> list[tuple[int, str]]:
+def _began(found: Sequence[AttemptHistory]) -> list[tuple[int, str]]:
     again = [each for each in found[1:] if each.resumed is not None and each.steps]
     return [(each.resumed or 0, f"attempt {each.number} goes on after step {each.resumed:,}") for each in again]
 
@@ -184,12 +184,12 @@ def checkpoints(run: RunDir) -> Table | None:
         marks = [name for name, at in (("best", best), ("newest", newest)) if at == step]
         size = size_text(sum(number(size) or 0 for size in section(each, "files").values()))
         ranks = each.get("world", "?")
-        made = f"{ranks} rank{'' if ranks == 1 else 's'}, ZeRO-{each.get('zero_stage', '?')}"
-        rows.append((f"{step:,}", "" if loss is None else loss_text(loss), ", ".join(marks), size, made))
+        writer = f"{ranks} rank{'' if ranks == 1 else 's'}, ZeRO-{each.get('zero_stage', '?')}"
+        rows.append((f"{step:,}", "" if loss is None else loss_text(loss), ", ".join(marks), size, writer))
     return Table(("#step", "#held-out loss", "", "#size", "written by"), tuple(rows))
 
 
-def export(run: RunDir, found: Sequence[Try]) -> tuple[str, Table | None]:
+def export(run: RunDir, found: Sequence[AttemptHistory]) -> tuple[str, Table | None]:
     """A sentence about the export, and its checks."""
     end = found[-1].end if found else ExitRecord()
     failed = end.exported is False and end.verdict == "done"

@@ -19,7 +19,7 @@ from galley_launch.base.numbers import duration
 from galley_launch.plan import request
 from galley_launch.report import history, time_account
 from galley_launch.report import page as report_page
-from galley_launch.report.history import Try
+from galley_launch.report.history import AttemptHistory
 from galley_launch.report.rows import Curves, read_curves
 from galley_launch.runs import runs
 from galley_launch.submit import queue
@@ -65,7 +65,7 @@ def render(run: RunDir, jobs: queue.Queue | None, now: float) -> str:
     """The page. ``jobs``: what Slurm says, where the run was submitted; ``now``: seconds since the epoch."""
     spec, curves = request.read_spec(run), read_curves(run.metrics)
     state = _state(run, jobs)
-    found = history.tries(run, curves, state.state in _LIVE, state.state in (*_TRAINED, "unknown"), now)
+    found = history.attempt_histories(run, curves, state.state in _LIVE, state.state in (*_TRAINED, "unknown"), now)
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -76,7 +76,9 @@ def render(run: RunDir, jobs: queue.Queue | None, now: float) -> str:
     return masked_page(page.encode("utf-8", "replace").decode(), os.environ, _HIDDEN)
 
 
-def _content(run: RunDir, spec: RunSpec, curves: Curves, found: list[Try], state: runs.State) -> dict[str, Any]:
+def _content(
+    run: RunDir, spec: RunSpec, curves: Curves, found: list[AttemptHistory], state: runs.State
+) -> dict[str, Any]:
     spent = history.account(found)
     sources, counts = report_page.data(run)
     exported, checks = report_page.export(run, found)

@@ -10,7 +10,7 @@ from galley.contract import stages
 from galley_launch.base.numbers import duration
 from galley_launch.job.diagnose.advice import WORDS
 from galley_launch.report.charts import SIDE, Tick
-from galley_launch.report.history import Account, Kind, Try
+from galley_launch.report.history import Account, AttemptHistory, Kind
 from galley_launch.report.rows import section
 
 NAMES = {
@@ -86,7 +86,7 @@ def shares(account: Account) -> list[Share]:
     ]
 
 
-def timeline(found: Sequence[Try]) -> Timeline | None:
+def timeline(found: Sequence[AttemptHistory]) -> Timeline | None:
     """The newest attempts over their own time; None where their times are not known."""
     timed = [each for each in found if each.started and each.ended and each.seconds > 0]
     shown = timed[-_LANES:]
@@ -111,7 +111,7 @@ def _after(seconds: int) -> str:
     return f"{seconds} s" if seconds else "0"
 
 
-def _segments(each: Try, first: float, last: float) -> list[Segment]:
+def _segments(each: AttemptHistory, first: float, last: float) -> list[Segment]:
     """The whole attempt as a ground, and on it what is known: narrow stretches join the steps around them."""
     begin, end = each.started or 0.0, each.ended or 0.0
     scale = SIDE / (last - first)
@@ -141,7 +141,7 @@ def clock(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
-def rows(found: Sequence[Try], known: bool) -> list[tuple[str, ...]]:
+def rows(found: Sequence[AttemptHistory], known: bool) -> list[tuple[str, ...]]:
     """The table of attempts: number, ending, steps, length, beginning, where; ``known``: whether Slurm answered."""
     return [
         (
@@ -156,7 +156,7 @@ def rows(found: Sequence[Try], known: bool) -> list[tuple[str, ...]]:
     ]
 
 
-def _where(each: Try) -> str:
+def _where(each: AttemptHistory) -> str:
     place = each.placement
     stage = section(section(place, "deepspeed"), "zero_optimization").get("stage", 0)
     kind = "CPU rank" if place.get("device") == "cpu" else "GPU"
@@ -166,7 +166,7 @@ def _where(each: Try) -> str:
     return "; ".join(filter(None, (ranks, nodes, job)))
 
 
-def _steps(each: Try) -> str:
+def _steps(each: AttemptHistory) -> str:
     steps = each.steps
     if not steps:
         return "none"
@@ -175,7 +175,7 @@ def _steps(each: Try) -> str:
     return f"{span}, {lost:,} lost" if lost else span
 
 
-def ending(each: Try) -> str:
+def ending(each: AttemptHistory) -> str:
     """How an attempt ended, in words."""
     if each.live:
         return "running"

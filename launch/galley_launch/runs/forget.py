@@ -69,14 +69,14 @@ def _confirmed(number: int) -> bool:
 def _remove(run: RunDir) -> None:
     """Remove the directory: first renamed, so that what is half removed is no run any more."""
     with locks.held(run):
-        aside = run.root.with_name(f".{run.root.name}.forgotten.{os.getpid()}")
+        hidden = run.root.with_name(f".{run.root.name}.forgotten.{os.getpid()}")
         try:
             if run.submitted.is_file():
                 from galley_launch.submit import scripts as jobs
 
                 jobs.secrets_file(run).unlink(missing_ok=True)
-            run.root.rename(aside)
-            shutil.rmtree(aside)
+            run.root.rename(hidden)
+            shutil.rmtree(hidden)
         except OSError as error:
-            left = aside if aside.exists() else run.root
+            left = hidden if hidden.exists() else run.root
             raise UserError(str(left), f"cannot be removed ({error.strerror})", "remove the rest by hand") from None

@@ -187,7 +187,7 @@ def _agreed(end: ExitRecord, failure: Failure) -> Failure:
 
 def _advice(kind: str) -> str:
     """What to do where no more than the kind is known."""
-    tables = (*patterns.CAUSES, *patterns.HARDWARE, *patterns.LOST, *patterns.ENDINGS, *patterns.ECHOES)
+    tables = (*patterns.CAUSES, *patterns.HARDWARE, *patterns.LOST, *patterns.ENDINGS, *patterns.SECONDARY)
     return next((rule.advice for rule in tables if rule.kind == kind), "Read the logs of that attempt.")
 
 

@@ -1,4 +1,4 @@
-"""Which rules of :mod:`galley_launch.job.diagnose.patterns` fit what was said in an attempt, and by whom first."""
+"""Which rules of :mod:`galley_launch.job.diagnose.patterns` match an attempt's logs and records, and where first."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from galley_launch.job.diagnose.advice import EVERYWHERE
 from galley_launch.job.diagnose.evidence import Evidence, clean
-from galley_launch.job.diagnose.patterns import CAUSES, ECHOES, HARDWARE, RETRIED, Rule
+from galley_launch.job.diagnose.log_sources import LogSource, stamp
+from galley_launch.job.diagnose.patterns import CAUSES, HARDWARE, RETRIED, SECONDARY, Rule
 from galley_launch.job.diagnose.torchrun import UNKNOWN
-from galley_launch.job.diagnose.voices import Voice, stamp
 
 # Warnings, what is tried again, and a traceback's source lines.
 _PASSING = re.compile(r"^[^'\"]* raise \w|Warning: |\b[Rr]etrying\b|\b[Ww]ill retry\b")
@@ -43,10 +43,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Case:
-    """An attempt that failed: the evidence, and who speaks in it."""
+    """An attempt that failed: the evidence, and what each log source holds of it."""
 
     evidence: Evidence
-    voices: Sequence[Voice]
+    sources: Sequence[LogSource]
     job: bool
     """A Slurm job, with nodes to blame and to avoid; not one box."""
     nodes: Sequence[str]
@@ -57,14 +57,14 @@ class Case:
     @property
     def started(self) -> bool:
         """Whether any rank came up: then the environment is not what is missing."""
-        return bool(self.evidence.heartbeats) or any(each.rank is not None and each.text for each in self.voices)
+        return bool(self.evidence.heartbeats) or any(each.rank is not None and each.text for each in self.sources)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that fits."""
+    """A rule that matches, and where."""
 
-    voice: Voice
+    source: LogSource
     rule: Rule
     order: int
     """Place of the rule in its table."""
@@ -75,10 +75,10 @@ class Finding:
     """The node that the line names."""
 
 
-def shown(voice: Voice, lines: Iterable[str]) -> tuple[str, ...]:
-    """``lines`` of a voice's log, or of what it recorded, with their source."""
-    source = f"errors/{voice.name}.json" if not voice.text else voice.log if "/" in voice.log else f"{voice.log}.log"
-    return tuple(cut(f"{source}: {_PREFIX.sub(_TIME, line.strip())}") for line in lines if line.strip())[:SHOWN]
+def shown(source: LogSource, lines: Iterable[str]) -> tuple[str, ...]:
+    """``lines`` of a log, or of the error that was recorded, each with the name of its file."""
+    file = f"errors/{source.name}.json" if not source.text else source.log if "/" in source.log else f"{source.log}.log"
+    return tuple(cut(f"{file}: {_PREFIX.sub(_TIME, line.strip())}") for line in lines if line.strip())[:SHOWN]
 
 
 def cut(line: str) -> str:
@@ -87,52 +87,56 @@ def cut(line: str) -> str:
     return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
 
 
-def _search(rules: Sequence[Rule], voice: Voice, text: str) -> Finding | None:
+def _search(rules: Sequence[Rule], source: LogSource, text: str) -> Finding | None:
     """The first rule in the table that fits anywhere in ``text``, but for what is passed over."""
     for order, rule in enumerate(rules):
         for match in rule.pattern.finditer(text):
             begin = text.rfind("\n", 0, match.start()) + 1
             line, *rest = text[begin:].split("\n", rule.more + 1)[: rule.more + 1]
             if not _PASSING.search(line):
-                return Finding(voice, rule, order, line, tuple(rest), match.groupdict().get("node") or "")
+                return Finding(source, rule, order, line, tuple(rest), match.groupdict().get("node") or "")
     return None
 
 
-def _explained(voice: Voice) -> bool:
-    """Whether a table knows what ``voice`` recorded or raised."""
-    return any(rule.pattern.search(voice.words) for rule in (*HARDWARE, *CAUSES, *ECHOES))
+def _explained(source: LogSource) -> bool:
+    """Whether a rule knows the error that ``source`` recorded or raised."""
+    return any(rule.pattern.search(source.words) for rule in (*HARDWARE, *CAUSES, *SECONDARY))
 
 
-def find(rules: Sequence[Rule], voice: Voice) -> Finding | None:
-    """What ``voice`` says of ``rules``: first in the error that it recorded and what it raised, then in its log.
+def first_match(rules: Sequence[Rule], source: LogSource) -> Finding | None:
+    """The first of ``rules`` that matches ``source``: its recorded error and exceptions first, then its log.
 
     An error that no table knows, or a user's mistake, is not explained by some other line of its log; only a broken
     GPU, which has many names, is.
     """
-    found = _search(rules, voice, voice.words)
+    found = _search(rules, source, source.words)
     if found:  # better as the log has it: it may be more special, and more follows
-        better = _search([rule for rule in rules if rule.kind == found.rule.kind], voice, voice.text)
+        better = _search([rule for rule in rules if rule.kind == found.rule.kind], source, source.text)
         return replace(better, order=found.order) if better else found
-    if voice.status == 2 or (voice.words and rules is not HARDWARE and not _explained(voice)):
+    if source.status == 2 or (source.words and rules is not HARDWARE and not _explained(source)):
         return None
-    return _search(rules, voice, voice.text)
+    return _search(rules, source, source.text)
 
 
-def hear(rules: Sequence[Rule], case: Case) -> list[Finding]:
-    """What everybody says of ``rules``, first in time first."""
-    found = [finding for finding in (find(rules, voice) for voice in case.voices) if finding and _counts(finding, case)]
-    return sorted(found, key=lambda each: (when(each, case), each.order, each.voice.rank or 0, each.voice.name))
+def all_matches(rules: Sequence[Rule], case: Case) -> list[Finding]:
+    """The first match of ``rules`` in every source, first in time first."""
+    found = [
+        finding
+        for finding in (first_match(rules, source) for source in case.sources)
+        if finding and _counts(finding, case)
+    ]
+    return sorted(found, key=lambda each: (when(each, case), each.order, each.source.rank or 0, each.source.name))
 
 
 def _counts(finding: Finding, case: Case) -> bool:
     """Once ranks are up, what a job's scripts lacked does not matter."""
-    return not (finding.voice.is_script and case.started and finding.rule.kind == "configuration")
+    return not (finding.source.is_script and case.started and finding.rule.kind == "configuration")
 
 
 def when(finding: Finding, case: Case) -> float:
     """Seconds since 1970; :data:`~galley_launch.job.diagnose.torchrun.UNKNOWN` where nothing says."""
-    voice = finding.voice
-    return voice.time if voice.time != UNKNOWN else stamp(finding.line, case.year)
+    source = finding.source
+    return source.time if source.time != UNKNOWN else stamp(finding.line, case.year)
 
 
 def retry(kind: str, evidence: Evidence) -> bool:

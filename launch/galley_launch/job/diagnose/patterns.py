@@ -247,7 +247,7 @@ FABRIC = (
 )
 """What the network's hardware says: of itself, or because a peer is gone."""
 
-ECHOES = (
+SECONDARY = (
     _rule("nccl", r"Watchdog caught collective operation timeout", LATE),
     _rule("nccl", r"NCCL communicator was aborted|watchdog thread terminated with exception", PEERS),
     _rule("nccl", r"unhandled (?:system|cuda) error|NCCL error in:.*(?:internal error|invalid usage)", LINKS, more=3),

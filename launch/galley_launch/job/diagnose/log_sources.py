@@ -1,4 +1,4 @@
-"""Who said what in an attempt: a :class:`Voice` for each rank, stage and node, with when and how it ended."""
+"""What is known of each rank, stage and node of an attempt: a :class:`LogSource`, with when and how it ended."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Raised:
 
 
 @dataclass(frozen=True)
-class Voice:
-    """What one rank, stage or node said, or the job's own script."""
+class LogSource:
+    """The log and the recorded error of one rank, one stage or one node, or of the job's own script."""
 
     name: str
     """``rank-3``, ``prepare``, ``export``; or a log that is shared: ``train``, ``train-node2``, ``job``."""
@@ -94,7 +94,7 @@ def in_job(evidence: Evidence) -> bool:
 
 
 def split(log: str) -> tuple[str, str]:
-    """Who speaks in a log, and the node that its name holds: srun keeps one for each node, ``train-node2``."""
+    """Whose log it is by its name, and on which node: srun keeps one for each node, ``train-node2``."""
     word, _, node = log.partition("-")
     if word in stages.alone():
         return word, node
@@ -136,20 +136,20 @@ def _hosts(evidence: Evidence) -> dict[str, str]:
     return hosts
 
 
-def voices(evidence: Evidence) -> list[Voice]:
-    """Everybody who left a log or a record, or whom torchrun saw die."""
+def log_sources(evidence: Evidence) -> list[LogSource]:
+    """Each rank, stage and node that left a log or a recorded error, or that torchrun saw end."""
     deaths, hosts = {f"rank-{number}": death for number, death in _deaths(evidence).items()}, _hosts(evidence)
     errors: dict[str, dict[str, Any]] = {}
     for error in evidence.errors:
         errors.setdefault(str(error.get("who")), error)
     logs = [(*split(log), log) for log in evidence.logs]
-    mute = [(name, "", "") for name in (*errors, *deaths) if name not in {name for name, _, _ in logs}]
+    without_log = [(name, "", "") for name in (*errors, *deaths) if name not in {name for name, _, _ in logs}]
     found = []
-    for name, node, log in dict.fromkeys([*logs, *mute]):
+    for name, node, log in dict.fromkeys([*logs, *without_log]):
         error, death = errors.get(name, {}), deaths.get(name)
         text, message = clean(str(evidence.logs.get(log, ""))), clean(str(error.get("message") or ""))
         found.append(
-            Voice(
+            LogSource(
                 name=name,
                 log=log,
                 text=text,
@@ -195,11 +195,11 @@ def _raised(text: str, message: str) -> Raised | None:
 
 def _places(lines: list[str]) -> tuple[str, ...]:
     frames = [_LIBRARY.sub('File "', line.strip()) for line in lines if _FRAME.match(line)]
-    ours = [frame for frame in frames if "galley/" in frame]
-    return tuple(dict.fromkeys([*frames[-1:], *ours[-1:]]))
+    in_galley = [frame for frame in frames if "galley/" in frame]
+    return tuple(dict.fromkeys([*frames[-1:], *in_galley[-1:]]))
 
 
-def stack(voice: Voice) -> tuple[str, ...]:
+def stack(source: LogSource) -> tuple[str, ...]:
     """Where a rank stood when it was made to say so (faulthandler), then where Galley called that."""
-    _, _, dump = voice.text.rpartition("(most recent call first):\n")
+    _, _, dump = source.text.rpartition("(most recent call first):\n")
     return _places(list(reversed(dump.splitlines())))

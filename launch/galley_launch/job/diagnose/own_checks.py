@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from galley_launch.job.diagnose.advice import FIND, ROOM, UNFIT, WAITED
-from galley_launch.job.diagnose.findings import SHOWN, Case, Failure, cut, everywhere, hear, retry, shown
+from galley_launch.job.diagnose.findings import SHOWN, Case, Failure, all_matches, cut, everywhere, retry, shown
+from galley_launch.job.diagnose.log_sources import stack
 from galley_launch.job.diagnose.patterns import HANGS
-from galley_launch.job.diagnose.voices import stack
 
 
 def preflight(case: Case) -> Failure | None:
@@ -17,16 +17,18 @@ def preflight(case: Case) -> Failure | None:
     if not failed:
         return None
     own = [report for report in failed if any(check["name"] != "exchange" for check in _checks(report))]
-    # An exchange has two sides: it blames only where nothing else does, and not both of two.
+    # An exchange between two nodes fails on both: it counts only where no node failed a check of its own, and blames
+    # nobody where half of the nodes or more report it (of two nodes, either may be the broken one).
     guilty = own or (failed if 2 * len(failed) < max(3, len(case.evidence.preflight)) else [])
     names = tuple(sorted({str(report.get("node")) for report in guilty}))
-    said = [(report, check) for report in own or failed for check in _checks(report)]
-    lines = [f"preflight/{report.get('node')}.json: {c['name']}: {c.get('detail', '')}" for report, c in said]
-    kind = "disk" if said and all(check["name"] == "disk" for _, check in said) and len(own) > 1 else "node"
+    unfit = [(report, check) for report in own or failed for check in _checks(report)]
+    lines = [f"preflight/{report.get('node')}.json: {c['name']}: {c.get('detail', '')}" for report, c in unfit]
+    kind = "disk" if unfit and all(check["name"] == "disk" for _, check in unfit) and len(own) > 1 else "node"
     advice = ROOM if kind == "disk" else UNFIT if own else FIND
     who = names[0] if len(names) == 1 else ""
-    told = tuple(map(cut, lines[:SHOWN]))
-    return everywhere(Failure(kind, who, told, advice, retry(kind, case.evidence), names), case)
+    return everywhere(
+        Failure(kind, who, tuple(map(cut, lines[:SHOWN])), advice, retry(kind, case.evidence), names), case
+    )
 
 
 def _checks(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -38,14 +40,14 @@ def _checks(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def hang(case: Case) -> Failure | None:
     """A node's watcher called it a hang, in its record or, where the shared disk hung too, in the node's log."""
-    seen, said = case.evidence.hang or {}, hear(HANGS, case)
-    if not seen and not said:
+    record, matches = case.evidence.hang or {}, all_matches(HANGS, case)
+    if not record and not matches:
         return None
-    node, rank = seen.get("node") or (said[0].node if said else "somewhere"), seen.get("rank")
+    node, rank = record.get("node") or (matches[0].node if matches else "somewhere"), record.get("rank")
     who = f"rank {rank} on {node}" if rank is not None else str(node)
-    told = f"silent for {seen.get('silent_s')} s in {_place(seen)}"
-    lines = [f"hang-{node}.json: {who}: {told}"] if seen else list(shown(said[0].voice, [said[0].line]))
-    lines += [line for each in case.voices if each.name == f"rank-{rank}" for line in shown(each, stack(each))]
+    silence = f"silent for {record.get('silent_s')} s in {_place(record)}"
+    lines = [f"hang-{node}.json: {who}: {silence}"] if record else list(shown(matches[0].source, [matches[0].line]))
+    lines += [line for each in case.sources if each.name == f"rank-{rank}" for line in shown(each, stack(each))]
     lines += [_beat(beat) for beat in sorted(case.evidence.heartbeats, key=_beat_time)]
     return Failure("hang", cut(who), tuple(map(cut, lines[:SHOWN])), WAITED, True, ())
 
