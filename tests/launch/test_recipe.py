@@ -218,3 +218,14 @@ def test_show_prints_the_manual_and_every_default(capsys: pytest.CaptureFixture[
     shown = build(read_yaml(out[out.index("model:") :], "show"), "show")
     assert shown.optimizer.lr == 3e-3
     assert shown.model_fields_set == set(Recipe.model_fields)
+
+
+def test_older_degrees_of_parallelism_load_where_they_are_one(tmp_path: Path) -> None:
+    old = fakes.spec(tmp_path)
+    tree = json.loads(old.to_json())
+    tree["placement"] |= {"sequence": 1, "tensor": 1, "expert": 1}
+    assert RunSpec.model_validate_json(json.dumps(tree)) == old
+    assert '"tensor"' not in old.to_json()
+    tree["placement"]["tensor"] = 2
+    with pytest.raises(ValueError, match="tensor is 2; there is no tensor parallelism, so take it out"):
+        RunSpec.model_validate_json(json.dumps(tree))

@@ -77,11 +77,10 @@ def noise(spec: RunSpec, samples: Samples, ids: list[int], step: int, ranks: int
 
     method, micro = spec.task.method, spec.placement.micro_batch
     width, found = net.get_input_embeddings().weight.shape[1], {}
-    shape = {"nodes": 1, "ranks_per_node": ranks, "accumulation": len(ids) // (micro * ranks)}
-    placement = spec.placement.model_copy(update=shape)
+    accumulation = len(ids) // (micro * ranks)
     for rank in range(ranks):
         torch.manual_seed(hash((spec.task.seed, step, rank)) % 2**63)
-        for here in batches.share(ids, lambda index: len(samples[index][0][0]) ** 2, placement, rank):
+        for here in batches.share(ids, lambda index: len(samples[index][0][0]) ** 2, micro, accumulation, rank, ranks):
             longest = max(len(samples[index][0][0]) for index in here)
             drawn = torch.rand(len(here), longest, width) * 2 - 1
             for index, each in zip(here, drawn, strict=True):

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from toy import Train, make_documents, make_spec, metrics, write_data
 
 from galley.contract.rundir import RunDir
-from galley.contract.spec import Placement
 from galley.data.batches import NOBODY, Order, collate, share
 from galley.data.prepared import IGNORED as NO
 from galley.data.prepared import Split
@@ -119,10 +118,8 @@ def test_every_epoch_visits_every_sample_once(
 
 def dealt(work: list[int], world: int, micro: int, accumulation: int) -> list[list[list[int]]]:
     """The micro-batches of each rank, of samples that are as much work as ``work`` says."""
-    placement = Placement.model_construct(
-        nodes=1, ranks_per_node=world, sequence=1, tensor=1, micro_batch=micro, accumulation=accumulation
-    )
-    return [share(list(range(len(work))), lambda i: work[i], placement, rank) for rank in range(world)]
+    ids = list(range(len(work)))
+    return [share(ids, lambda i: work[i], micro, accumulation, rank, world) for rank in range(world)]
 
 
 @given(

@@ -38,6 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA: Literal[1] = 1
+_OLDER_DEGREES = frozenset({"sequence", "tensor", "expert"})
 
 
 class Cadence(Part):
@@ -120,12 +121,6 @@ class Placement(Part):
     ranks_per_node: Positive = 1
     gpus: list[str] | None = None
     """Devices of this node by index or UUID, one for each rank; None on the CPU, and where a scheduler chooses."""
-    sequence: Literal[1] = 1
-    """Degree of sequence parallelism."""
-    tensor: Literal[1] = 1
-    """Degree of tensor parallelism."""
-    expert: Literal[1] = 1
-    """Degree of expert parallelism."""
     micro_batch: Positive = 1
     """Samples that one rank takes through one forward and backward."""
     accumulation: Positive = 1
@@ -147,12 +142,23 @@ class Placement(Part):
     @property
     def data_parallel(self) -> int:
         """Ranks that see different samples."""
-        return self.nodes * self.ranks_per_node // (self.sequence * self.tensor)
+        return self.nodes * self.ranks_per_node
 
     @property
     def zero_stage(self) -> int:
         """ZeRO stage (0 to 3) of this attempt."""
         return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_degrees(cls, given: Any) -> Any:
+        """Older files have a degree of each kind of parallelism, of which only 1 was ever possible."""
+        if not isinstance(given, dict):
+            return given
+        for name in sorted(_OLDER_DEGREES & given.keys()):
+            if given[name] != 1:
+                raise ValueError(f"{name} is {given[name]!r}; there is no {name} parallelism, so take it out")
+        return {name: value for name, value in given.items() if name not in _OLDER_DEGREES}
 
     @field_validator("deepspeed")
     @classmethod

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from galley.contract import pace
-from galley.contract.spec import Placement, Task
+from galley.contract.spec import Task
 from galley.data.prepared import IGNORED, Split
 from galley.data.seeding import sample_order
 
@@ -58,17 +58,18 @@ def order(task: Task, samples: int) -> Order:
     return Order(samples, task.samples_per_step, pace.total_samples(task, samples), task.seed, task.seeding)
 
 
-def share(ids: list[int], work: Callable[[int], int], placement: Placement, rank: int) -> list[list[int]]:
-    """This rank's micro-batches of a global batch: always ``accumulation`` lists of ``micro_batch`` ids.
+def share(
+    ids: list[int], work: Callable[[int], int], micro: int, accumulation: int, rank: int, ranks: int
+) -> list[list[int]]:
+    """Micro-batches of ``rank``, of a global batch over ``ranks``: always ``accumulation`` lists of ``micro`` ids.
 
     Ranks wait for one another, and a short sample is padded to the longest beside it: so samples are dealt by their
     ``work``, the most first, there and back (to ranks 0, 1, 1, 0, 0 …). What a step learns from stays as it is.
     """
-    micro, world = placement.micro_batch, placement.data_parallel
-    missing = micro * world * placement.accumulation - len(ids)
+    missing = micro * ranks * accumulation - len(ids)
     dealt = sorted(ids, key=work, reverse=True) + [NOBODY] * missing
-    rounds = [dealt[start : start + world] for start in range(0, len(dealt), world)]
-    mine = [each[rank if number % 2 == 0 else -1 - rank] for number, each in enumerate(rounds)]
+    rounds = [dealt[start : start + ranks] for start in range(0, len(dealt), ranks)]
+    mine = [one[rank if number % 2 == 0 else -1 - rank] for number, one in enumerate(rounds)]
     return [mine[start : start + micro] for start in range(0, len(mine), micro)]
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from galley.contract.spec import Placement
 from galley.data.batches import NOBODY, Batch, collate
 from galley.data.prepared import IGNORED, Split
 from galley.model import attention
 from galley.objective.sft import logits_only_at, output_head, sft_loss_sum
+from galley.ranks.mesh import Mesh
 from galley.ranks.world import World
 
 PROBES, PROBE_TOKENS = 4, 64
@@ -19,20 +19,20 @@ PROBES, PROBE_TOKENS = 4, 64
 
 @torch.no_grad()
 def held_out_loss(
-    engine: Any, split: Split, packed: bool, placement: Placement, world: World, stopping: Callable[[], bool]
+    engine: Any, split: Split, packed: bool, micro: int, world: World, mesh: Mesh, stopping: Callable[[], bool]
 ) -> tuple[float, int] | None:
     """Mean loss over every supervised token of ``split``, and their number (collective).
 
     None where a stop was asked for meanwhile: measuring can take long, so it has boundaries like training's.
     """
-    micro, whole = placement.micro_batch, placement.micro_batch * world.size
+    whole = micro * mesh.size
     total, count, head = 0.0, 0, output_head(engine)
     engine.eval()
     try:
         for start in range(0, len(split), whole):
             if stopping():
                 return None
-            first = start + world.rank * micro
+            first = start + mesh.rank * micro
             ids = list(range(first, min(first + micro, len(split))))
             batch = collate(split, ids + [NOBODY] * (micro - len(ids)), packed, world.device)
             total += float(sft_loss_sum(engine, head, batch))

@@ -23,6 +23,7 @@ from galley.engine import engine
 from galley.model import model
 from galley.objective.sft import output_head, sft_loss_sum
 from galley.ranks import heartbeat
+from galley.ranks.mesh import mesh
 from galley.ranks.progress import Progress
 from galley.ranks.stop import Stop
 from galley.ranks.world import World
@@ -54,6 +55,7 @@ class Loop:
         self.profiler = Profiler(self.spec.placement.profile, self.attempt, self.world)
         self.stop = Stop(self.attempt, self.world.is_first)
         self.order = batches.order(self.spec.task, len(self.train))
+        self.mesh = mesh(self.world)
         self.head = output_head(self.engine)
         self.health = Health(self.spec)
         self.writer = Writer(
@@ -146,7 +148,7 @@ class Loop:
             return self._stopping()
         self._saved(self.writer.hear(*news))
         task = self.spec.task
-        torch.manual_seed(step_seed(task.seed, step, self.world.rank, task.seeding))
+        torch.manual_seed(step_seed(task.seed, step, self.mesh.rank, task.seeding))
         loss = self._forward_backward(mine, supervised, step)
         rate = learning_rate(self.spec.task.schedule, self.spec.task.optimizer.lr, step, self.order.steps)
         engine.set_learning_rate(self.engine, rate)
@@ -173,8 +175,10 @@ class Loop:
 
     def _batches(self, step: int) -> list[batches.Batch]:
         """This rank's micro-batches of a step."""
-        ids = batches.share(self.order.batch(step), self.train.pairs, self.spec.placement, self.world.rank)
-        return [batches.collate(self.train, each, self.manifest.packed, self.world.device) for each in ids]
+        place, mesh = self.spec.placement, self.mesh
+        batch, work = self.order.batch(step), self.train.pairs
+        shares = batches.share(batch, work, place.micro_batch, place.accumulation, mesh.rank, mesh.size)
+        return [batches.collate(self.train, ids, self.manifest.packed, self.world.device) for ids in shares]
 
     def _forward_backward(self, mine: list[batches.Batch], supervised: float, step: int) -> float:
         """Mean loss over the global batch. Each loss is scaled so that DeepSpeed's mean over ranks is that mean."""
@@ -186,7 +190,7 @@ class Loop:
                 loss = sft_loss_sum(self.engine, self.head, batch)
             with self.profiler.phase("backward"):
                 self.engine.set_gradient_accumulation_boundary(number == len(mine))
-                self.engine.backward(loss * (self.world.size / supervised), scale_wrt_gas=False)
+                self.engine.backward(loss * (self.mesh.size / supervised), scale_wrt_gas=False)
                 if number < len(mine):
                     self.engine.step()
             sums.append(float(loss.detach()))
@@ -232,7 +236,13 @@ class Loop:
         assert self.held_out is not None
         self.progress.at(f"held-out loss after step {self.state.step}")
         measured = evaluate.held_out_loss(
-            self.engine, self.held_out, self.manifest.packed, self.spec.placement, self.world, self._stop_agreed
+            self.engine,
+            self.held_out,
+            self.manifest.packed,
+            self.spec.placement.micro_batch,
+            self.world,
+            self.mesh,
+            self._stop_agreed,
         )
         if measured is None:
             return self._stopping()
