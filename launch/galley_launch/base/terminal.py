@@ -140,14 +140,14 @@ class Bar:
 
         terminal = Console(file=getattr(sys.stdout, "stream", sys.stdout))  # past the guard of `galley.contract.text`
         columns = (
-            TextColumn("train"),
+            TextColumn(stages.TRAIN.name),
             BarColumn(24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}", markup=False),
         )
         self._progress = Progress(*columns, refresh_per_second=4, console=terminal)
         self._progress.start()
-        self._task = self._progress.add_task("train", total=None, status="loading")
+        self._task = self._progress.add_task(stages.TRAIN.name, total=None, status="loading")
 
     def close(self) -> None:
         """Leave the last line on the screen."""
