@@ -20,6 +20,7 @@ from galley_launch.recipe.schema import header
 from galley_launch.recipe.schema import schema as recipe_schema
 from galley_launch.runs import runs, table
 from galley_launch.submit import queue
+from galley_launch.submit.requests import Submission
 
 
 def show(name: str, settings: Settings) -> int:
@@ -78,7 +79,7 @@ def _notes(composed: compose.Composed, what: resume.What, verb: str) -> list[str
     return [*composed.notes, *cautions.of_length(spec, composed.run), *_already(what, spec.name, verb)]
 
 
-def _submission(name: str, settings: Settings) -> tuple[compose.Composed, plan.Plan, resume.Outlook]:
+def _submission(name: str, settings: Settings) -> tuple[compose.Composed, Submission, resume.Outlook]:
     from galley_launch.submit import submission
 
     composed = compose.compose(name, settings, imagine=True)
@@ -95,8 +96,8 @@ def _show_submission(name: str, settings: Settings) -> int:
 
     composed, todo, outlook = _submission(name, settings)
     notes = _notes(composed, outlook.what, "submit")
-    copies = list(submission.code()) if todo.stages else []
-    screen.show(composed, todo, notes, composed.run.root.absolute(), settings.options.files, copies)
+    copies = list(submission.code()) if todo.jobs else []
+    screen.show(composed, todo.plan(), notes, composed.run.root.absolute(), settings.options.files, copies)
     return 0
 
 
@@ -105,7 +106,7 @@ def submit(name: str, settings: Settings) -> int:
     from galley_launch.submit import submission
 
     composed, todo, outlook = _submission(name, settings)
-    if not todo.stages:
+    if not todo.jobs:
         print(f"run {composed.spec.name} is finished: {composed.run.root}")
         return 0
     _note(_notes(composed, outlook.what, "submit"))

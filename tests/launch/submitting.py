@@ -63,7 +63,7 @@ def profile(name: str, text: str, folder: Path | None = None) -> Path:
 def submission(recipe: str, *words: str) -> tuple[compose.Composed, Plan]:
     """What ``galley submit`` with these words would write and run."""
     made, todo, _ = commands._submission(recipe, read(words, submits=True))
-    return made, todo
+    return made, todo.plan()
 
 
 def argument(line: str) -> tuple[str | None, str]:

@@ -12,6 +12,7 @@ from slurm.fakes.scenario import Scenario
 
 from galley.contract.rundir import Attempt, RunDir
 from galley_launch import commands
+from galley_launch.base.options import Settings
 from galley_launch.job import begin, chain, finish, slurm, successor
 from galley_launch.runs import runs
 from galley_launch.submit import queue
@@ -179,7 +180,7 @@ def test_a_site_whose_nodes_may_submit_is_left_alone(run: RunDir, fakes: Scenari
 
 def status(run: RunDir, capsys: pytest.CaptureFixture[str], verb: str = "status") -> str:
     capsys.readouterr()
-    assert getattr(commands, verb)(str(run.root), []) == 0
+    assert getattr(commands, verb)(str(run.root), Settings()) == 0
     return " ".join(capsys.readouterr().out.split())
 
 

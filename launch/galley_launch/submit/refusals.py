@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from galley.contract.errors import UserError
 from galley_launch.cluster.profile import Cluster, megabytes, seconds
 from galley_launch.job import slurm
-from galley_launch.plan.plan import Stage
+from galley_launch.submit.requests import JobRequest
 
 _ASKED = re.compile(
     r"--(nodes|gpus-per-node|gres|cpus-per-task|mem|mem-per-cpu|partition|constraint|reservation|exclude|clusters)=\S+"
@@ -91,14 +91,14 @@ def _which(error: str, asked: Sequence[str], each: slurm.Partition | None) -> tu
 
 
 def refusal(
-    stage: Stage, script: str, error: slurm.SlurmError, cluster: str = "", aside: str | None = None
+    job: JobRequest, script: str, error: slurm.SlurmError, cluster: str = "", side_partition: str | None = None
 ) -> UserError:
-    """``error``, which ended the test or the submission of ``stage``, as a line that names the key.
+    """``error``, which ended the test or the submission of ``job``, as a line that names the key.
 
-    ``aside``: the profile's ``side.partition``; without it, prepare and export go where training goes.
+    ``side_partition``: the profile's ``side.partition``; without it, prepare and export go where training goes.
     """
     head = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
-    words = [*head, *stage.argv[2:-1]]
+    words = [*head, *job.options]
     try:
         found = slurm.partitions(cluster)
     except slurm.SlurmError as silent:
@@ -111,13 +111,13 @@ def refusal(
     unknown = next((each for each in name.split(",") if each not in known), None) if known else None
     if unknown is not None and re.search("partition|policy|account", str(error), re.IGNORECASE):
         what = f"no partition {unknown!r}" if unknown else "none is named, and Slurm has no default"
-        key = _key("partition", stage.name if aside else "train")
+        key = _key("partition", job.stage if side_partition else "train")
         return UserError(key, f"{what} ({error})", f"there are {', '.join(known)}")
-    return _told(stage, words, error, name, known.get(name.partition(",")[0]))
+    return _explained(job, words, error, name, known.get(name.partition(",")[0]))
 
 
-def _told(
-    stage: Stage, words: Sequence[str], error: slurm.SlurmError, name: str, each: slurm.Partition | None
+def _explained(
+    job: JobRequest, words: Sequence[str], error: slurm.SlurmError, name: str, each: slurm.Partition | None
 ) -> UserError:
     asked = [word for word in words if _ASKED.fullmatch(word)]
     key, option, advice = _which(str(error), asked, each)
@@ -127,10 +127,10 @@ def _told(
         have += f", {each.away} of them drained or down (sinfo -R)" if each.away else ""
     shown = [word for word in words if option and word.startswith(f"--{option}=")] or ([] if option else asked)
     given = " ".join(shown) or f"no --{option} is given"
-    what = f"Slurm refuses the {stage.name} job ({given}): {error}"
+    what = f"Slurm refuses the {job.stage} job ({given}): {error}"
     if not key:
         return UserError("slurm", what, f"{have or 'see sinfo'}; ask for what there is (galley clusters)")
-    where = _key(key, stage.name)
+    where = _key(key, job.stage)
     if not advice:
         return UserError(where, what, f"{have or 'see sinfo'}; ask for what there is (galley clusters)")
     return UserError(where, what, f"write {where}=…: {advice}")

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import galley
@@ -23,22 +24,20 @@ from galley_launch.base.terminal import say
 from galley_launch.cluster.profile import Cluster, seconds
 from galley_launch.job import chain, slurm
 from galley_launch.plan import resume
-from galley_launch.plan.plan import Plan, Stage
 from galley_launch.submit import clusters, environments, refusals, scripts
-
-_SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")
+from galley_launch.submit.requests import JobRequest, Submission
 
 
 def code() -> dict[str, Path]:
     """What a job runs, by path in the run's ``code/``: the data plane, and the job's own decisions."""
     package = Path(str(galley_launch.__file__)).parent
     packages = {"galley": Path(str(galley.__file__)).parent, "galley_launch/job": package / "job"}
-    found = {"galley_launch/__init__.py": package / "__init__.py"}
-    found |= {name: assets.folder("slurm") / name for name in ("node.sh", "verdict.py")}
+    sources = {"galley_launch/__init__.py": package / "__init__.py"}
+    sources |= {name: assets.folder("slurm") / name for name in ("node.sh", "verdict.py")}
     for name, folder in packages.items():
         files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
-        found |= {f"{name}/{path.relative_to(folder)}": path for path in files}
-    return dict(sorted(found.items()))
+        sources |= {f"{name}/{path.relative_to(folder)}": path for path in files}
+    return dict(sorted(sources.items()))
 
 
 def _needs_preparing(run: RunDir, old: RunSpec | None, new: RunSpec) -> bool:
@@ -47,63 +46,59 @@ def _needs_preparing(run: RunDir, old: RunSpec | None, new: RunSpec) -> bool:
     return old.task.model_copy(update={"duration": new.task.duration}) != new.task
 
 
-def make(spec: RunSpec, run: RunDir, old: RunSpec | None, name: str, cluster: Cluster, outlook: resume.Outlook) -> Plan:
-    """The plan of a submission: the files of the run, and the ``sbatch`` commands, one a stage."""
+def make(
+    spec: RunSpec, run: RunDir, old: RunSpec | None, name: str, cluster: Cluster, outlook: resume.Outlook
+) -> Submission:
+    """The files of the run and the jobs to submit, one a stage. ``old``: what ``run`` holds already."""
     if outlook.what == "nothing":
-        return Plan({}, ())
+        return Submission({}, ())
     files = scripts.scripts(spec, run, cluster) | {"cluster.json": scripts.facts(run, name, cluster, outlook.attempt)}
-    stages = ["export"]
-    if outlook.what == "train":
-        aside = _needs_preparing(run, old, spec) and cluster.side.prepare == "job"
-        stages = ["prepare", "train"] if aside else ["train"]
-    there = _federated(cluster)
-    options = [*there, *chain.options(run, seconds(cluster.time), None)]
-    commands = [_command(run, stage, options if stage == "train" else there) for stage in stages]
-    if cluster.chain == "login" and outlook.what == "train":
-        after = f"--dependency=afterany:{PREVIOUS}"
-        commands += [_command(run, "train", [after, *options]) for _ in range(1, cluster.attempts)]
-        commands.append(_command(run, "export", [after, *there]))
-    return Plan(files | {"run.json": spec.to_json()}, tuple(commands))
+    files |= {"run.json": spec.to_json()}
+    if outlook.what == "export":
+        return Submission(files, (_export(run, cluster),))
+    options = (*_federated(cluster), *chain.options(run, seconds(cluster.time), None))
+    train = JobRequest("train", _script(run, "train"), options)
+    jobs = [train]
+    if cluster.side.prepare == "job" and _needs_preparing(run, old, spec):
+        jobs.insert(0, JobRequest("prepare", _script(run, "prepare"), _federated(cluster)))
+    if cluster.chain == "login":  # All attempts are submitted beforehand: jobs cannot submit any.
+        jobs += [replace(train, follows=True)] * (cluster.attempts - 1)
+        jobs.append(replace(_export(run, cluster), follows=True))
+    return Submission(files, tuple(jobs))
 
 
-PREVIOUS = "PREVIOUS"
-"""Stands, in the command of a job that was submitted beforehand, for the number of the job before it."""
+def _export(run: RunDir, cluster: Cluster) -> JobRequest:
+    return JobRequest("export", _script(run, "export"), _federated(cluster))
 
 
-def _command(run: RunDir, stage: str, options: Sequence[str]) -> Stage:
-    return Stage(stage, ("sbatch", "--parsable", *options, str(run.jobs.absolute() / f"{stage}.sbatch")), {})
+def _script(run: RunDir, stage: str) -> Path:
+    return run.jobs.absolute() / f"{stage}.sbatch"
 
 
-def _federated(cluster: Cluster) -> list[str]:
+def _federated(cluster: Cluster) -> tuple[str, ...]:
     """Not in the script: a job's successor is submitted where the job runs."""
-    return [f"--clusters={cluster.clusters}"] if cluster.clusters else []
+    return (f"--clusters={cluster.clusters}",) if cluster.clusters else ()
 
 
-def _follows(stage: Stage) -> bool:
-    """Whether ``stage`` waits for the job that was submitted before it."""
-    return any(word.endswith(f":{PREVIOUS}") for word in stage.argv)
-
-
-def check(run: RunDir, cluster: Cluster, todo: Plan) -> list[str]:
+def check(run: RunDir, cluster: Cluster, todo: Submission) -> list[str]:
     """Raise ``UserError`` for what can be known before anything is queued; returns what may go wrong, a line each."""
     refuse_if_queued(run)
     if locks.is_live(run):
         raise locks.in_use(run)
-    told = environments.check(cluster)
-    stages = [stage for stage in todo.stages if not _follows(stage)]
+    notes = environments.check(cluster)
+    jobs = [job for job in todo.jobs if not job.follows]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         tests = []
-        for stage in stages:
-            path = Path(folder) / f"{stage.name}.sbatch"
-            path.write_text(todo.files[f"jobs/{stage.name}.sbatch"], encoding="utf-8")
-            tests.append(pool.submit(slurm.test_only, path, stage.argv[2:-1]))
-        for stage, test in zip(stages, tests, strict=True):
+        for job in jobs:
+            path = Path(folder) / f"{job.stage}.sbatch"
+            path.write_text(todo.script(job), encoding="utf-8")
+            tests.append(pool.submit(slurm.test_only, path, job.options))
+        for job, test in zip(jobs, tests, strict=True):
             try:
                 test.result()
             except slurm.SlurmError as error:
-                script = todo.files[f"jobs/{stage.name}.sbatch"]
-                raise _refusal(stage, script, error, cluster) from None
-    return [*told, *_against_sinfo(cluster, [stage.name for stage in todo.stages])]
+                raise _refusal(job, todo.script(job), error, cluster) from None
+    return [*notes, *_against_sinfo(cluster, [job.stage for job in todo.jobs])]
 
 
 def _against_sinfo(cluster: Cluster, stages: Sequence[str]) -> list[str]:
@@ -118,7 +113,7 @@ def _against_sinfo(cluster: Cluster, stages: Sequence[str]) -> list[str]:
         if not cluster.qos:  # which may allow more
             limit = what.rpartition(" ")[2]
             raise UserError(key, f"{what}: the job would wait for ever", f"write {key}={limit}, or another partition")
-    return [f"against sinfo: {each}" for each in clusters.check(cluster, partitions)]
+    return [f"against sinfo: {problem}" for problem in clusters.check(cluster, partitions)]
 
 
 def refuse_if_queued(run: RunDir) -> None:
@@ -131,33 +126,33 @@ def refuse_if_queued(run: RunDir) -> None:
         todo = f"try again where Slurm answers, or remove {run.submitted} if none of its jobs is left"
         raise UserError("slurm", str(error), todo) from None
     if there:
-        found = ", ".join(f"{job.id} ({job.state})" for job in there)
+        jobs = ", ".join(f"{job.id} ({job.state})" for job in there)
         todo = f"galley stop {run.root} (or cancel) ends them, then try again"
-        raise UserError(str(run.root), f"is in the queue: job {found}", todo)
+        raise UserError(str(run.root), f"is in the queue: job {jobs}", todo)
 
 
-def write(todo: Plan, run: RunDir, shared: Sequence[str]) -> None:
-    """Write the plan's files and the code, and make ``shared`` directories. Raises ``UserError`` where that fails."""
-    for place in shared:
-        _make(place)
+def write(files: dict[str, str], run: RunDir, shared: Sequence[str]) -> None:
+    """Write ``files`` and the code into the run, and make ``shared`` directories. Raises ``UserError``."""
+    for directory in shared:
+        _make(directory)
     try:
         (run.jobs / "logs").mkdir(parents=True, exist_ok=True)  # Slurm fails without a word where it is missing.
         _freeze(run)
-        for name, text in todo.files.items():
+        for name, text in files.items():
             write_atomic(run.root / name, text)
         run.end.unlink(missing_ok=True)
         fsync_path(run.jobs)
     except OSError as error:
-        todo_next = "make room, or runs=DIRECTORY"
-        raise UserError(str(run.root), f"cannot be written to ({error.strerror})", todo_next) from None
+        todo = "make room, or runs=DIRECTORY"
+        raise UserError(str(run.root), f"cannot be written to ({error.strerror})", todo) from None
 
 
-def _make(place: str) -> None:
+def _make(directory: str) -> None:
     try:
-        Path(place).mkdir(parents=True, exist_ok=True)
+        Path(directory).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         todo = "name a directory that you can write to: cluster.cache=DIRECTORY, or HF_HOME"
-        raise UserError(place, f"cannot be made ({error.strerror})", todo) from None
+        raise UserError(directory, f"cannot be made ({error.strerror})", todo) from None
 
 
 def _freeze(run: RunDir) -> None:
@@ -196,25 +191,23 @@ def keep_secrets(run: RunDir, names: Sequence[str]) -> list[str]:
     return given
 
 
-def _refusal(stage: Stage, script: str, error: slurm.SlurmError, cluster: Cluster) -> UserError:
-    return refusals.refusal(stage, script, error, cluster.clusters or "", cluster.side.partition)
+def _refusal(job: JobRequest, script: str, error: slurm.SlurmError, cluster: Cluster) -> UserError:
+    return refusals.refusal(job, script, error, cluster.clusters or "", cluster.side.partition)
 
 
-def submit(run: RunDir, todo: Plan, cluster: str = "") -> list[tuple[str, str]]:
-    """Submit each stage; returns (job, stage) of each. Raises ``UserError``; what was queued by then is cancelled."""
-    found: list[tuple[str, str]] = []
+def submit(run: RunDir, todo: Submission, cluster: str = "") -> list[tuple[str, str]]:
+    """Submit each job; returns (number, stage) of each. Raises ``UserError``; what was queued by then is cancelled."""
+    queued: list[tuple[str, str]] = []
     run = RunDir(run.root.absolute())
-    for stage in todo.stages:
-        before = found[-1][0] if found else ""
-        options = [word.replace(f":{PREVIOUS}", f":{before}") for word in stage.argv[2:-1]]
+    for job in todo.jobs:
+        previous = queued[-1][0] if queued else ""
         try:
-            found.append((chain.submit(run, stage.name, options), stage.name))
+            queued.append((chain.submit(run, job.stage, job.options_after(previous)), job.stage))
         except slurm.SlurmError as error:
-            script = todo.files.get(f"jobs/{stage.name}.sbatch", "")
-            left = _take_back([job for job, _ in found], cluster)
-            refusal = refusals.refusal(stage, script, error, cluster)
+            left = _take_back([number for number, _ in queued], cluster)
+            refusal = refusals.refusal(job, todo.script(job), error, cluster)
             raise UserError(refusal.where, refusal.what, f"{refusal.todo}; {left}") from None
-    return found
+    return queued
 
 
 def _take_back(ids: list[str], cluster: str) -> str:
@@ -244,14 +237,14 @@ def export(spec: RunSpec, run: RunDir, name: str, cluster: Cluster, step: str) -
     environments.check(cluster)
     script = scripts.scripts(spec, run, cluster)["jobs/export.sbatch"]
     files = {"jobs/export.sbatch": script, "cluster.json": scripts.facts(run, name, cluster, len(run.attempts()) + 1)}
-    write(Plan(files, ()), run, scripts.shared(spec, scripts.environment(spec, run, cluster, "export")))
+    write(files, run, scripts.shared(spec, scripts.environment(spec, run, cluster, "export")))
     keep_secrets(run, cluster.secrets)
+    job = _export(run, cluster)
     try:
-        stage = _command(run, "export", _federated(cluster))
-        job = chain.submit(RunDir(run.root.absolute()), "export", stage.argv[2:-1], [step])
+        number = chain.submit(RunDir(run.root.absolute()), job.stage, job.options, [step])
     except slurm.SlurmError as error:
-        raise _refusal(stage, script, error, cluster) from None
-    say(f"submitted the export of run {run.root.name}, step {step}: job {job}")
+        raise _refusal(job, script, error, cluster) from None
+    say(f"submitted the export of run {run.root.name}, step {step}: job {number}")
     return 0
 
 
@@ -259,18 +252,18 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number > 1 else ''}"
 
 
-def start(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Plan) -> int:
+def start(spec: RunSpec, run: RunDir, cluster: Cluster, todo: Submission) -> int:
     """Check, write and submit. Returns the exit status."""
     notes = check(run, cluster, todo)
-    write(todo, run, scripts.shared(spec, scripts.environment(spec, run, cluster, "train")))
+    write(todo.files, run, scripts.shared(spec, scripts.environment(spec, run, cluster, "train")))
     keep_secrets(run, cluster.secrets)
-    for each in notes:
-        print(f"galley: note: {each}", file=sys.stderr, flush=True)
-    if cluster.side.prepare == "here" and todo.stages[0].name == "train":
+    for note in notes:
+        print(f"galley: note: {note}", file=sys.stderr, flush=True)
+    if cluster.side.prepare == "here" and todo.jobs[0].stage == "train":
         _prepare_here(spec, run, cluster)
-    found = submit(run, todo, cluster.clusters or "")
+    queued = submit(run, todo, cluster.clusters or "")
     place = spec.placement
-    ids = ", then ".join(f"{job} ({stage})" for job, stage in found)
+    ids = ", then ".join(f"{job} ({stage})" for job, stage in queued)
     kind = "CPU rank" if place.device == "cpu" else "GPU"
     size = f"{_count(place.nodes, 'node')} of {_count(place.ranks_per_node, kind)}"
     say(f"submitted run {spec.name} on {size}: job {ids}")
