@@ -52,22 +52,22 @@ def is_submitted(run: RunDir) -> bool:
 
 def look(runs: Sequence[RunDir]) -> dict[Path, Queue]:
     """The queue of each submitted run, by root: one question for all runs of a cluster."""
-    ours = {run.root: chain.submitted(run)[-chain.recent(run) :] for run in runs if is_submitted(run)}
-    there = {run.root: chain.federated(run) for run in runs if run.root in ours}
+    rows = {run.root: chain.submitted(run)[-chain.recent(run) :] for run in runs if is_submitted(run)}
+    there = {run.root: chain.federated(run) for run in runs if run.root in rows}
     return {
         root: queue
         for name in set(there.values())
-        for root, queue in _look({r: ours[r] for r in ours if there[r] == name}, name).items()
+        for root, queue in _look({r: rows[r] for r in rows if there[r] == name}, name).items()
     }
 
 
-def _look(ours: dict[Path, list[dict[str, str]]], cluster: str) -> dict[Path, Queue]:
-    ids = [str(each["job"]) for found in ours.values() for each in found]
+def _look(rows: dict[Path, list[dict[str, str]]], cluster: str) -> dict[Path, Queue]:
+    ids = [str(each["job"]) for found in rows.values() for each in found]
     try:
         known = {job: each for job, each in slurm.jobs(ids, cluster).items() if not each.is_over()} if ids else {}
     except slurm.SlurmError as error:
-        return {root: Queue(problem=str(error)) for root in ours}
-    return {root: _queue(found, known) for root, found in ours.items()}
+        return {root: Queue(problem=str(error)) for root in rows}
+    return {root: _queue(found, known) for root, found in rows.items()}
 
 
 def _queue(found: list[dict[str, str]], known: dict[str, slurm.Job]) -> Queue:
