@@ -174,9 +174,11 @@ def gguf(rng: random.Random, here: Path) -> tuple[str, Calls]:
 
 def rows(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Rows, rendered and tokenised."""
-    from galley.prepare.formats.chat import mark, tokenize
+    from galley.prepare.formats.chat import CHAT
+    from galley.prepare.formats.rendering import render_conversation, tokenize
     from galley.prepare.formats.rows import read_jsonl
     from galley.prepare.formats.template import study
+    from galley.prepare.formats.text import TEXT
     from galley.prepare.sources import _file
     from galley.prepare.tokens import _load
 
@@ -189,15 +191,16 @@ def rows(rng: random.Random, here: Path) -> tuple[str, Calls]:
         _file("data", path)
         tokenizer = _load(here / "model", False)
         template = study(tokenizer, world.TEMPLATE)
-        tokenize(tokenizer, [mark(template, row) for row in read_jsonl(path)])
-        list(read_jsonl(path, plain=True))
+        tokenize(tokenizer, [render_conversation(template, row) for _, row in read_jsonl(path, CHAT)])
+        list(read_jsonl(path, TEXT))
 
     return done, [("rows", lambda: check.reader(read))]
 
 
 def template(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Chat templates."""
-    from galley.prepare.formats.chat import mark
+    from galley.prepare.formats.chat import CHAT
+    from galley.prepare.formats.rendering import render_conversation
     from galley.prepare.formats.rows import read_jsonl
     from galley.prepare.formats.template import study
     from galley.prepare.tokens import _load
@@ -223,7 +226,7 @@ def template(rng: random.Random, here: Path) -> tuple[str, Calls]:
         except (OSError, UnicodeDecodeError):
             raise UserError("t", "t", "t") from None
         found = study(_load(here / "model", False), text)
-        [mark(found, row) for row in read_jsonl(here / "rows.jsonl")]
+        [render_conversation(found, row) for _, row in read_jsonl(here / "rows.jsonl", CHAT)]
 
     return done, [("template", lambda: check.reader(read))] if path.is_file() and path.stat().st_size < 1 << 20 else []
 

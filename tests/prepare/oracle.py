@@ -14,9 +14,9 @@ from typing import Any
 from prepare.conftest import train_tokenizer
 
 from galley.data.prepared import IGNORED
-from galley.prepare.formats.chat import Rendered, mark, tokenize
-from galley.prepare.formats.reach import Reach, look
-from galley.prepare.formats.rows import rows_of
+from galley.prepare.formats.conversations import parse
+from galley.prepare.formats.coverage import Coverage, check_coverage
+from galley.prepare.formats.rendering import Rendered, render_conversation, tokenize
 from galley.prepare.formats.template import Template
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,17 +153,17 @@ def judge(tokenizer: Any, template: Template, record: dict[str, Any]) -> Verdict
     from galley.contract.errors import UserError
 
     try:
-        (row,) = rows_of(iter([copy.deepcopy(record)]), "here")
-        reach = Reach(template)
-        look(reach, row)
-        rendered = mark(template, row)
+        row = parse(copy.deepcopy(record), "here, row 0")
+        coverage = Coverage(template)
+        check_coverage(coverage, row)
+        rendered = render_conversation(template, row)
     except UserError as error:
         return Verdict(refused=str(error))
     (document,) = tokenize(tokenizer, [rendered])
     taught = document.labels != IGNORED
     text, pieces = rendered.text, tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
     trained = "".join(text[slice(*pieces.offsets[n])] if on else "\0" for n, on in enumerate(taught))
-    verdict = Verdict(text, re.sub("\0+", "\0", trained), dict(reach.counts), rendered)
+    verdict = Verdict(text, re.sub("\0+", "\0", trained), dict(coverage.counts), rendered)
     verdict.absent = sorted({w for w in TAUGHT.findall(json.dumps(record)) if w not in text})
     verdict.faults = list(_faults(text, verdict.trained, pieces, taught, record, rendered.masked))
     return verdict

@@ -11,15 +11,15 @@ from prepare.families import FAMILIES, GEMMA, LLAMA3, MISTRAL, SMOLLM2, TALK, Fa
 
 from galley.contract.errors import UserError
 from galley.data.prepared import IGNORED
-from galley.prepare.formats.chat import mark, tokenize
-from galley.prepare.formats.rows import Row
+from galley.prepare.formats.conversations import Conversation
+from galley.prepare.formats.rendering import render_conversation, tokenize
 from galley.prepare.formats.template import Template, render, study
 
 
 def learnt(tokenizer: Any, template: Template, messages: list[dict[str, Any]]) -> tuple[list[str], int]:
     """The learnt stretches as text, and how many turns were masked."""
-    row = Row(0, "here", messages, None)
-    rendered = mark(template, row)
+    row = Conversation("here", messages, None)
+    rendered = render_conversation(template, row)
     (document,) = tokenize(tokenizer, [rendered])
     assert tokenizer.decode(document.tokens) == rendered.text
     supervised = document.labels != IGNORED
@@ -50,9 +50,9 @@ def test_any_text_is_learnt_whole(tokenizer: Any, talk: list[tuple[str, str]]) -
 
 
 def test_tokens_are_those_that_the_template_makes(tokenizer: Any) -> None:
-    row = Row(0, "here", TALK, None)
+    row = Conversation("here", TALK, None)
     for text in (SMOLLM2, MISTRAL, GEMMA):
-        (document,) = tokenize(tokenizer, [mark(study(tokenizer, text), row)])
+        (document,) = tokenize(tokenizer, [render_conversation(study(tokenizer, text), row)])
         expected = tokenizer.apply_chat_template(TALK, chat_template=text, return_dict=False)
         assert document.tokens.tolist() == expected  # so there is one beginning-of-text token at most
 
@@ -89,7 +89,7 @@ def test_a_conversation_that_the_template_refuses(
     tokenizer: Any, text: str, messages: list[dict[str, Any]], reason: str
 ) -> None:
     with pytest.raises(UserError, match=f"^x.jsonl:3: the chat template refuses this conversation: {reason}"):
-        mark(study(tokenizer, text), Row(2, "x.jsonl:3", messages, None))
+        render_conversation(study(tokenizer, text), Conversation("x.jsonl:3", messages, None))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_template_that_cannot_be_used(tokenizer: Any, text: str, reason: str) 
 def test_tools_reach_the_template(tokenizer: Any) -> None:
     text = "{% if tools %}{{ tools | tojson }}{% endif %}" + SMOLLM2
     tools = [{"type": "function", "function": {"name": "row", "parameters": {}}}]
-    rendered = mark(study(tokenizer, text), Row(0, "here", TALK, tools))
+    rendered = render_conversation(study(tokenizer, text), Conversation("here", TALK, tools))
     assert rendered.text.startswith(json.dumps(tools))
     assert len(rendered.spans) == 2
 

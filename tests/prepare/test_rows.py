@@ -15,9 +15,11 @@ from prepare.oracle import TOOLS, call
 from galley.contract.data_files import check_file
 from galley.contract.errors import UserError
 from galley.data.prepared import IGNORED
-from galley.prepare.formats.chat import mark, tokenize
-from galley.prepare.formats.reach import Reach, look
-from galley.prepare.formats.rows import NULLS, Row, read_jsonl, rows_of
+from galley.prepare.formats.chat import CHAT
+from galley.prepare.formats.conversations import NULLS, Conversation
+from galley.prepare.formats.coverage import Coverage, check_coverage
+from galley.prepare.formats.rendering import render_conversation, tokenize
+from galley.prepare.formats.rows import read_jsonl, rows_of
 from galley.prepare.formats.template import study
 
 OVERHANG = (
@@ -32,16 +34,16 @@ RESULT = {"role": "tool", "content": "Oslo has twelve degrees and some rain toda
 OVERHUNG = [user("weather?"), assistant("call wx"), RESULT, assistant("Take a coat.")]
 
 
-def read(*records: dict[str, Any]) -> list[Row]:
-    return list(rows_of(iter(records), "rows"))
+def read(*records: dict[str, Any]) -> list[Conversation]:
+    return [row for _, row in rows_of(iter(records), "rows", CHAT)]
 
 
 def trained(tokenizer: Any, template: str, record: dict[str, Any]) -> list[str]:
     """The stretches of one row that are trained on."""
     (row,) = read(record)
     studied = study(tokenizer, template)
-    look(Reach(studied), row)
-    (document,) = tokenize(tokenizer, [mark(studied, row)])
+    check_coverage(Coverage(studied), row)
+    (document,) = tokenize(tokenizer, [render_conversation(studied, row)])
     edges = np.flatnonzero(np.diff((document.labels != IGNORED).astype(int), prepend=0, append=0)).reshape(-1, 2)
     return [tokenizer.decode(document.tokens[start:end]) for start, end in edges]
 
@@ -88,7 +90,7 @@ def test_an_answer_of_weight_0_is_not_trained_on(tokenizer: Any, template: str, 
 def test_a_weight_that_is_not_understood_is_refused(tmp_path: Path, more: dict[str, Any], expected: str) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", [chat("a", "b"), {"messages": [user("a"), assistant("b", **more)]}])
     with pytest.raises(UserError) as caught:
-        list(read_jsonl(path))
+        list(read_jsonl(path, CHAT))
     assert str(caught.value).startswith(f"{path}:2: ")
     assert expected in str(caught.value)
 
@@ -221,14 +223,14 @@ def test_content_in_parts_of_text_is_one_text() -> None:
 
 
 def test_keys_that_the_template_leaves_out_are_counted_by_name(tokenizer: Any) -> None:
-    reach = Reach(study(tokenizer, CHATML))
+    coverage = Coverage(study(tokenizer, CHATML))
     for record in (
         {"messages": [user("a"), assistant("b", thinking="c", name="d")], "tools": TOOLS},
         {"messages": [user("a"), assistant("b", reasoning="c"), user("a"), assistant("b", reasoning="c")]},
         {"messages": [user("a"), assistant("b")]},
     ):
-        look(reach, read(record)[0])
-    shown = {name.removesuffix(" left out by the chat template"): count for name, count in reach.counts.items()}
+        check_coverage(coverage, read(record)[0])
+    shown = {name.removesuffix(" left out by the chat template"): count for name, count in coverage.counts.items()}
     assert shown == {
         "`tools` of rows": 1,
         "`thinking` of assistant messages": 1,
@@ -249,7 +251,7 @@ def test_half_a_surrogate_pair_is_one_line(tokenizer: Any, tmp_path: Path) -> No
     path.write_text(json.dumps(chat("a", "b")) + "\n" + json.dumps(broken) + "\n")
     template = study(tokenizer, CHATML)
     with pytest.raises(UserError) as caught:
-        tokenize(tokenizer, [mark(template, row) for row in read_jsonl(path)])
+        tokenize(tokenizer, [render_conversation(template, row) for _, row in read_jsonl(path, CHAT)])
     expected = "holds \\ud83d, half of a surrogate pair, which is no character; remove it, or write the whole character"
     assert str(caught.value) == f"{path}:2: {expected}"
 
@@ -275,7 +277,7 @@ def test_thousands_of_levels_are_one_line(tokenizer: Any, tmp_path: Path, levels
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(row).replace('"DEEP"', json.dumps(deep) if place == "string" else deep) + "\n")
     with pytest.raises(UserError) as caught:
-        trained(tokenizer, QWEN25, vars(next(iter(read_jsonl(path)))))
+        trained(tokenizer, QWEN25, vars(next(iter(read_jsonl(path, CHAT)))[1]))
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
 
@@ -312,7 +314,7 @@ FILES: list[tuple[str, bytes, str]] = [
 def test_a_wrong_file_is_named_with_what_to_do(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    for ask in (check_file, lambda path: list(read_jsonl(path))):
+    for ask in (check_file, lambda path: list(read_jsonl(path, CHAT))):
         with pytest.raises(UserError) as caught:
             ask(path)
         assert expected in str(caught.value)
@@ -341,7 +343,7 @@ def test_the_commands_that_convert_work(tmp_path: Path) -> None:
         check_file(path)
     command = caught.value.todo.removeprefix("write one object a line: ")
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
-    assert len(list(read_jsonl(tmp_path / "rows.jsonl"))) == 2
+    assert len(list(read_jsonl(tmp_path / "rows.jsonl", CHAT))) == 2
 
 
 def test_marks_that_leave_out_the_end_are_seen(tokenizer: Any) -> None:

@@ -54,11 +54,11 @@ def is_file_path(path: str) -> bool:
     return path.endswith((".jsonl", ".json", ".gguf")) or path.startswith((".", "/", "~"))
 
 
-def _data(path: str, key: str, name: str, search: Search, plain: bool) -> str:
+def _data(path: str, key: str, name: str, search: Search, form: str) -> str:
     found = search.find(path, name)
     if found is not None and found.is_file():
         if not search.prepared:  # What was prepared is used as it is, whatever became of its source.
-            check_file(found, plain)
+            check_file(found, form)
         return str(found)
     if search.prepared and search.before.get(name):
         return str(search.before[name])
@@ -114,7 +114,7 @@ def paths(recipe: Recipe, run: RunDir, beside: Callable[[str], Path], shared: st
     """
     before = (read_json(run.spec) or {}).get("placement", {}).get("paths", {})
     prepared, held_out = run.data_manifest.is_file(), recipe.data.held_out_path
-    plain = recipe.data.format == "text"
+    form = recipe.data.format
 
     def at(key: str) -> Search:
         return Search(beside(key), before, prepared)
@@ -122,8 +122,8 @@ def paths(recipe: Recipe, run: RunDir, beside: Callable[[str], Path], shared: st
     return Paths(
         run=str(run.root.absolute()),
         model=_model(recipe.model.path, at("model.path")),
-        data=_data(recipe.data.path, "data.path", "data", at("data.path"), plain),
-        held_out=held_out and _data(held_out, "data.held_out_path", "held_out", at("data.held_out_path"), plain),
+        data=_data(recipe.data.path, "data.path", "data", at("data.path"), form),
+        held_out=held_out and _data(held_out, "data.held_out_path", "held_out", at("data.held_out_path"), form),
         chat_template=_template(recipe.model.chat_template, at("model.chat_template")),
         cache=shared or str(cache()),
     )

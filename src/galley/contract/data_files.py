@@ -53,8 +53,8 @@ PAIR = (
 )
 
 
-def check_file(path: Path, plain: bool = False) -> None:
-    """Raise :class:`UserError` where ``path`` is another kind of file than JSONL of conversations (``plain``: texts).
+def check_file(path: Path, form: str = "chat") -> None:
+    """Raise :class:`UserError` where ``path`` is another kind of file than JSONL of rows of the format ``form``.
 
     Judged by suffix and the first 64 KiB; a file that cannot be read, or is empty, passes.
     """
@@ -68,7 +68,7 @@ def check_file(path: Path, plain: bool = False) -> None:
         what, todo = found
         raise UserError(str(path), f"is {what}, not JSONL", _todo(todo, path))
     line, number = _first_line(head)
-    if not plain and line is not None and isinstance(record := _json(line), Mapping):
+    if form == "chat" and line is not None and isinstance(record := _json(line), Mapping):
         known = remedy(record)
         if known and record.get("messages") is None:
             what = f"not a conversation: no `messages`, only {', '.join(map(str, record))[:200]}"

@@ -15,7 +15,9 @@ from galley.contract.errors import UserError
 from galley.contract.spec import RunSpec
 from galley.data.prepared import FORMAT, HELD_OUT, I64, TOKENIZER, TRAIN, SourceFacts, SplitFacts
 from galley.prepare.doubts import count_overlap, counts, warnings
-from galley.prepare.formats.encode import KEPT, OVERLONG, Documents, Limits, encode, write_split
+from galley.prepare.formats.base import Format, Limits
+from galley.prepare.formats.encode import KEPT, OVERLONG, Documents, encode, write_split
+from galley.prepare.formats.table import FORMATS
 from galley.prepare.packing import pack, pick_held_out, separate
 from galley.prepare.sources import FIELDS, check_sources, read_rows
 from galley.prepare.tokens import Tokens
@@ -40,6 +42,11 @@ class Job:
     packed: bool
 
     @property
+    def form(self) -> Format[Any]:
+        """How rows are written."""
+        return FORMATS[self.spec.task.data.format]
+
+    @property
     def limits(self) -> Limits:
         """What happens to long conversations."""
         return Limits(self.spec.task.data.max_length, self.spec.task.data.overlong)
@@ -50,8 +57,10 @@ class Job:
         data = self.spec.task.data
         contents = {source.what: source.sha256 for source in self.sources if source.what != "chat_template"}
         choices = [data.max_length, data.overlong, data.held_out, self.packed, self.vocab, self.spec.task.seed]
-        text = [self.tokens.template_hash, self.tokens.fingerprint] + ["text"] * (data.format == "text")
-        return digest([CODE_VERSION, FORMAT, contents, choices, text])
+        rendering = [self.tokens.template_hash, self.tokens.fingerprint]
+        if self.form.tag is not None:
+            rendering.append(self.form.tag)
+        return digest([CODE_VERSION, FORMAT, contents, choices, rendering])
 
 
 def versions() -> dict[str, str]:
@@ -107,10 +116,10 @@ def _build(job: Job, folder: Path) -> None:
     by_use = {source.what: source for source in job.sources}
     flat = folder / "flat"
     documents = _encode(job, by_use["data"], flat / "data")
-    everything = np.arange(len(documents.fates))
+    everything = np.arange(len(documents.outcomes))
     if "held_out" in by_use:
         other = _encode(job, by_use["held_out"], flat / "held_out")
-        chosen, kept_out = everything, np.arange(len(other.fates))
+        chosen, kept_out = everything, np.arange(len(other.outcomes))
     else:
         other = documents
         chosen, kept_out = _share(job, documents)
@@ -130,10 +139,10 @@ def _build(job: Job, folder: Path) -> None:
 
 def _encode(job: Job, source: SourceFacts, flat: Path) -> Documents:
     tokens = job.tokens
-    documents = encode(read_rows(source, job.spec), tokens.tokenizer, tokens.template, job.limits, flat)
-    if len(documents.fates) == 0:
-        rows = "conversations" if job.spec.task.data.format == "chat" else "texts"
-        raise UserError(FIELDS[source.what], f"'{source.path}' holds no rows", f"give one with {rows}")
+    encoder = job.form.encoder(tokens.tokenizer, tokens.template, job.limits)
+    documents = encode(read_rows(source, job.spec, job.form), encoder, job.limits, flat)
+    if len(documents.outcomes) == 0:
+        raise UserError(FIELDS[source.what], f"'{source.path}' holds no rows", f"give one with {job.form.rows}")
     if len(documents.kept) == 0:
         raise _nothing_left(documents, source, job.limits)
     highest = int(documents.tokens.max())
@@ -145,7 +154,7 @@ def _encode(job: Job, source: SourceFacts, flat: Path) -> Documents:
 
 
 def _nothing_left(documents: Documents, source: SourceFacts, limits: Limits) -> UserError:
-    overlong = documents.lengths[documents.fates == OVERLONG]
+    overlong = documents.lengths[documents.outcomes == OVERLONG]
     if len(overlong) == 0:
         what = f"every token of every row of '{source.path}' is masked"
         return UserError(FIELDS[source.what], what, "check that the chat template writes what the assistant says")
@@ -160,14 +169,14 @@ def _share(job: Job, documents: Documents) -> tuple[I64, I64]:
     kept = np.unique(row_of[documents.kept])
     chosen, others = pick_held_out(len(rows), share, job.spec.task.seed, kept)
     train, held_out = (np.flatnonzero(np.isin(row_of, each)) for each in (chosen, others))
-    if not (documents.fates[train] == KEPT).any():
+    if not (documents.outcomes[train] == KEPT).any():
         what = f"{share:g} of {len(kept)} rows leaves none to train on"
         raise UserError("data.held_out", what, "give more rows, or use data.held_out=0")
     return train, held_out
 
 
 def _write(job: Job, folder: Path, documents: Documents, rows: I64) -> SplitFacts:
-    kept = rows[documents.fates[rows] == KEPT]
+    kept = rows[documents.outcomes[rows] == KEPT]
     limits, seed = job.limits, job.spec.task.seed
     lengths = np.minimum(documents.lengths[kept], limits.max_length)
     packing = pack(lengths, limits.max_length, seed) if job.packed else separate(len(kept), seed)

@@ -20,7 +20,7 @@ def count_overlap(train: Documents, chosen: I64, other: Documents, kept_out: I64
 
 
 def _hashes(documents: Documents, rows: I64) -> I64:
-    hashes: I64 = documents.hashes[np.searchsorted(documents.kept, rows[documents.fates[rows] == KEPT])]
+    hashes: I64 = documents.hashes[np.searchsorted(documents.kept, rows[documents.outcomes[rows] == KEPT])]
     return hashes
 
 

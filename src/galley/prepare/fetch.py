@@ -19,6 +19,7 @@ from galley.contract.errors import UserError
 from galley.contract.rundir import read_json
 from galley.contract.spec import RunSpec
 from galley.prepare.configs import check_config
+from galley.prepare.formats.base import Format
 from galley.storage.weights import check_folder, fingerprint
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
@@ -181,8 +182,10 @@ def pin_data(name: str, revision: str | None) -> str | None:
     return sha or revision
 
 
-def load_data(name: str, revision: str | None, split: str) -> Iterator[Mapping[str, Any]]:
-    """Records of a hub data set at a commit. Raises :class:`UserError` for one that is missing, empty or broken."""
+def load_data(name: str, revision: str | None, split: str, form: Format[Any]) -> Iterator[Mapping[str, Any]]:
+    """Records of a hub data set at a commit, with the columns that the format reads where it is of that format.
+
+    Raises :class:`UserError` for one that is missing, empty or broken."""
     import datasets
 
     try:
@@ -194,8 +197,9 @@ def load_data(name: str, revision: str | None, split: str) -> Iterator[Mapping[s
         raise
     except Exception as error:  # datasets passes on whatever its readers raise
         raise _unloadable(name, split, error) from error
-    columns = [column for column in ("messages", "tools") if column in records.column_names]
-    return iter(records.select_columns(columns) if "messages" in columns else records)
+    if not form.matches(records.column_names):  # all of them, for the error to name
+        return iter(records)
+    return iter(records.select_columns([column for column in form.columns if column in records.column_names]))
 
 
 def _unloadable(name: str, split: str, error: Exception) -> UserError:

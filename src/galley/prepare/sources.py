@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from galley.contract.errors import UserError
 from galley.contract.spec import RunSpec
 from galley.data.prepared import SourceFacts
-from galley.prepare.formats.rows import Row, read_jsonl, rows_of
+from galley.prepare.formats.base import Example, Format
+from galley.prepare.formats.rows import read_jsonl, rows_of
 from galley.storage.cache import file_sha256
 
 What = Literal["data", "held_out", "chat_template"]
@@ -63,14 +64,14 @@ def _file(what: What, path: Path) -> SourceFacts:
     return SourceFacts(what=what, path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256)
 
 
-def read_rows(source: SourceFacts, spec: RunSpec) -> Iterator[Row]:
-    """The conversations, or plain texts, of a source, as they come."""
-    path, plain = Path(source.path), spec.task.data.format == "text"
+def read_rows(source: SourceFacts, spec: RunSpec, form: Format[Any]) -> Iterator[tuple[int, Example]]:
+    """Number and content of each row of a source, as they come."""
+    path = Path(source.path)
     if path.is_absolute():
-        return read_jsonl(path, plain)
+        return read_jsonl(path, form)
     from galley.prepare.fetch import load_data
 
-    return rows_of(load_data(source.path, source.revision, spec.task.data.split), source.path, plain)
+    return rows_of(load_data(source.path, source.revision, spec.task.data.split, form), source.path, form)
 
 
 def check_sources(sources: list[SourceFacts], spec: RunSpec) -> None:

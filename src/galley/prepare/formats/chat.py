@@ -1,186 +1,43 @@
-"""From conversation to tokens and labels: what the model's chat template writes, and which of it is trained on.
-
-Trained on is each assistant turn as rendered, through its end-of-turn token, and nothing else. Where a template marks
-its turns with ``{% generation %}`` the marks are used. Otherwise a turn is found by rendering prefixes of the
-conversation: it begins where ``messages[:i]`` with the generation prompt ends, and ends where ``messages[:i + 1]``
-ends. Both must be prefixes of the whole rendering, or the template writes the turn otherwise once the conversation
-goes on (Qwen3 drops earlier thinking): such a turn is masked and counted. A generation prompt may end in what the
-finished turn lacks (DeepSeek-R1's ends in ``<think>\\n``, which its history does not show): the turn then begins where
-the two part, but never before what the messages before it wrote.
-"""
+"""Conversations, trained on the assistant's tokens as the model's chat template renders them."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
-
-from galley.contract.errors import UserError
-from galley.data.prepared import I32, IGNORED, U32
-from galley.prepare.formats.calls import fit
-from galley.prepare.formats.rows import Row
-from galley.prepare.formats.template import ANSWER, REFUSALS, Span, Template, first_line, render, render_marked, shared
+from galley.prepare.formats.base import Document, Encoder, Format, Limits
+from galley.prepare.formats.conversations import SAMPLE, Conversation, parse
+from galley.prepare.formats.coverage import Coverage, check_coverage
+from galley.prepare.formats.rendering import render_conversation, tokenize
+from galley.prepare.formats.template import Template
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A conversation as text, and the character ranges that are trained on."""
-
-    text: str
-    spans: list[Span]
-    masked: int
-    """Assistant turns that cannot be trained on, for the template writes them otherwise when they come last."""
-    where: str = ""
-    """The row's, for an error line."""
+def _matches(columns: Collection[str]) -> bool:
+    return "messages" in columns
 
 
-@dataclass(frozen=True)
-class Document:
-    """A conversation as tokens, both [tokens]; labels are not shifted."""
-
-    tokens: U32
-    labels: I32
+def _encoder(tokenizer: Any, template: Template, limits: Limits) -> Encoder[Conversation]:
+    del limits  # a conversation is one document, whatever its length
+    coverage = Coverage(template)
+    return Encoder(partial(_encode, tokenizer, coverage), coverage.counts)
 
 
-def mark(template: Template, row: Row) -> Rendered:
-    """Render a conversation and find what is trained on. Raises :class:`UserError` where the template refuses it."""
-    fitted = fit(row.messages, template.arguments, row.where)
-    row = row if fitted is row.messages else replace(row, messages=fitted)
-    try:
-        text, marks = render_marked(template, row.messages, row.tools)
-    except REFUSALS as error:
-        raise _refusal(template, row, error) from None
-    turns = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
-    if template.marked:
-        return Rendered(text, _weighted(marks, turns, row), max(0, len(turns) - len(marks)), row.where)
-    wanted = [index for index in turns if index not in row.muted]
-    found = [_turn(template, row, text, index) for index in wanted]
-    spans = [span for span in found if span is not None]
-    return Rendered(text, spans, len(wanted) - len(spans), row.where)
+def _encode(tokenizer: Any, coverage: Coverage, rows: Sequence[Conversation]) -> list[list[Document]]:
+    for row in rows:
+        check_coverage(coverage, row)
+    rendered = [render_conversation(coverage.template, row) for row in rows]
+    return [[document] for document in tokenize(tokenizer, rendered)]
 
 
-def _refusal(template: Template, row: Row, error: BaseException) -> UserError:
-    """Why the template does not take the row; names the system message where it takes the row without it."""
-    what, todo = f"the chat template refuses this conversation: {first_line(error)}", "change the row"
-    if template.arguments is None and any(message.get("tool_calls") for message in row.messages):
-        return UserError(row.where, f"{what} (and it writes no tool calls)", "use another model.chat_template")
-    others = [message for message in row.messages if message["role"] not in ("system", "developer")]
-    if len(others) < len(row.messages):
-        try:
-            render(template, others, row.tools)
-            todo = "move the system message's text into the first user message"
-        except REFUSALS:
-            pass
-    return UserError(row.where, what, f"{todo}, or use another model.chat_template")
-
-
-def _weighted(marks: list[Span], turns: list[int], row: Row) -> list[Span]:
-    """The marks of the turns that the row wants trained on."""
-    if not row.muted:
-        return marks
-    if len(marks) != len(turns):
-        what = f"gives an answer no weight, but the chat template marks {len(marks)} stretches of {len(turns)} answers"
-        raise UserError(row.where, what, "use a model.chat_template with one {% generation %} for an answer")
-    return [span for span, index in zip(marks, turns, strict=True) if index not in row.muted]
-
-
-def _turn(template: Template, row: Row, text: str, index: int) -> Span | None:
-    """Where turn ``index`` stands in ``text``; None where the template writes it otherwise when it comes last."""
-    last = index == len(row.messages) - 1
-    try:
-        start = _start(template, row, text, index)
-        through = text if last else render(template, row.messages[: index + 1], row.tools)
-    except REFUSALS:
-        return None
-    closing = template.closing
-    if not text.startswith(through):
-        through, closing = through.removesuffix(template.tail), closing.removesuffix(template.tail)
-    if start is None or not text.startswith(through):
-        return None
-    if closing and through.endswith(closing):
-        end = len(through) - len(closing) + min(template.trained, len(closing))
-    else:  # a turn that ends otherwise, such as a tool call
-        end = len(through.rstrip())
-    return (start, end) if end > start else None
-
-
-def _start(template: Template, row: Row, text: str, index: int) -> int | None:
-    """Where turn ``index`` begins in ``text``: where the generation prompt after the messages before it ends."""
-    earlier = row.messages[:index]
-    asked = render(template, earlier, row.tools, prompt=True)
-    if text.startswith(asked):
-        return len(asked)
-    bare = render(template, earlier, row.tools)
-    bare = bare if asked.startswith(bare) else bare.removesuffix(template.tail)
-    answered = render(template, [*earlier, {"role": "assistant", "content": ANSWER}], row.tools)
-    if not (asked.startswith(bare) and answered.startswith(bare)):
-        return None
-    start = len(bare) + shared(asked[len(bare) :], answered[len(bare) :])
-    known = asked[start:] == template.overhang or answered.startswith(ANSWER, start)
-    return start if known and text.startswith(asked[:start]) else None
-
-
-def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Document]:
-    """Tokens and labels of conversations, each text taken whole and once; no special token beside the template's."""
-    encodings = encode_batch(tokenizer, [(text.where, text.text) for text in rendered], add_special_tokens=False)
-    return [_label(encoding, one) for encoding, one in zip(encodings, rendered, strict=True)]
-
-
-def encode_batch(tokenizer: Any, texts: Sequence[tuple[str, str]], add_special_tokens: bool) -> list[Any]:
-    """Encodings of pairs of place and text. Raises :class:`UserError` for a text with half a surrogate pair."""
-    backend = tokenizer.backend_tokenizer
-    try:
-        encodings: list[Any] = backend.encode_batch([text for _, text in texts], add_special_tokens=add_special_tokens)
-    except (UnicodeEncodeError, TypeError):  # TypeError: what tokenizers makes of the former
-        for where, text in texts:
-            _check_characters(where, text)
-        raise
-    return encodings
-
-
-def _check_characters(where: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):04x}"
-        what = f"holds {half}, half of a surrogate pair, which is no character"
-        raise UserError(where, what, "remove it, or write the whole character") from None
-
-
-def _label(encoding: Any, rendered: Rendered) -> Document:
-    tokens = np.array(encoding.ids, np.uint32)
-    labels = np.full(len(tokens), IGNORED, np.int32)
-    for span in rendered.spans:
-        first, last = token_range(encoding, span, rendered.text)
-        labels[first:last] = tokens[first:last]
-    labels[:1] = IGNORED  # nothing predicts the first token
-    return Document(tokens, labels)
-
-
-def token_range(encoding: Any, span: Span, text: str) -> tuple[int, int]:
-    """First and one past the last token that lie in the character range ``span`` of ``text``.
-
-    A token that straddles an edge counts where what it has outside is white space: a prompt that ends in a space gives
-    its space to the answer's first word. A tokenizer may report offsets without the white space that a token begins
-    with, and gives every piece of one character that character's range. So a token is taken to begin no later than
-    where the one before it ends.
-    """
-
-    def start(token: int) -> int:
-        before = encoding.token_to_chars(token - 1)[1] if token else 0
-        return int(min(encoding.token_to_chars(token)[0], before))
-
-    def end(token: int) -> int:
-        return int(encoding.token_to_chars(token)[1])
-
-    everything = range(len(encoding.ids))
-    first = bisect.bisect_left(everything, span[0], key=start)
-    last = max(first, bisect.bisect_right(everything, span[1], key=end))
-    if text[span[0] - 1 : span[0]].isspace() and first and end(first - 1) > span[0]:
-        first -= text[start(first - 1) : span[0]].isspace()
-    if text[span[1] : span[1] + 1].isspace() and first <= last < len(everything) and start(last) < span[1]:
-        last += text[span[1] : end(last)].isspace()
-    return first, last
+CHAT = Format(
+    name="chat",
+    tag=None,
+    rows="conversations",
+    sample=SAMPLE,
+    columns=("messages", "tools"),
+    matches=_matches,
+    parse=parse,
+    encoder=_encoder,
+    templated=True,
+)

@@ -8,67 +8,58 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from galley.data.prepared import DTYPES, I32, I64, IGNORED, U32, SplitFacts
-from galley.prepare.formats.chat import Document, mark, tokenize
-from galley.prepare.formats.reach import Reach, look
-from galley.prepare.formats.rows import Row
-from galley.prepare.formats.template import Template
-from galley.prepare.formats.text import tokenize_text
+from galley.prepare.formats.base import Document, Encoder, Example, Limits
 
 BATCH = 512
-SAY_EVERY = 5.0
+REPORT_EVERY = 5.0
+"""Seconds between two lines of progress."""
 BLOCK = 1 << 22
 KEPT, OVERLONG, UNSUPERVISED = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What happens to long rows."""
-
-    max_length: int
-    overlong: Literal["drop", "truncate", "split"]
-
-
 @dataclass
-class Fates:
-    """What became of each row, in reading order; lists of one entry a row, or for each piece of one that was split."""
+class Outcomes:
+    """What became of each document, in reading order: lists of one entry a row, or a piece of one that was split."""
 
     sources: list[int] = field(default_factory=list)
     """Row of the source."""
     lengths: list[int] = field(default_factory=list)
     """Tokens before anything was cut."""
-    fates: list[int] = field(default_factory=list)
+    outcomes: list[int] = field(default_factory=list)
     """``KEPT``, ``OVERLONG`` or ``UNSUPERVISED``."""
     masked: list[int] = field(default_factory=list)
     """Assistant turns that cannot be trained on."""
     muted: list[int] = field(default_factory=list)
     """Assistant turns that have a weight of 0."""
     hashes: list[int] = field(default_factory=list)
-    """Of the tokens, kept rows only."""
+    """Of the tokens, kept documents only."""
 
-    def add(self, row: Row, document: Document, masked: int, fate: int) -> None:
-        """Note what became of one row, or of a piece of one."""
-        self.sources.append(row.index)
+    def add(self, row: int, document: Document, outcome: int) -> None:
+        """Note what became of a document of row ``row``."""
+        self.sources.append(row)
         self.lengths.append(len(document.tokens))
-        self.fates.append(fate)
-        self.masked.append(masked)
-        self.muted.append(sum(1 for index in row.muted if row.messages[index]["role"] == "assistant"))
-        if fate == KEPT:
+        self.outcomes.append(outcome)
+        self.masked.append(document.masked)
+        self.muted.append(document.muted)
+        if outcome == KEPT:
             self.hashes.append(hash(document.tokens.tobytes()))
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Every row's fate, and the tokens of the kept ones, mapped from disk."""
+    """Every document's outcome, all but the last three [documents]; tokens of the kept ones, mapped from disk."""
 
     sources: I64
+    """Row of the source, which several pieces of one row share."""
     lengths: I64
-    fates: npt.NDArray[np.int8]
+    """Tokens before anything was cut."""
+    outcomes: npt.NDArray[np.int8]
     masked: I64
     muted: I64
     hashes: I64
@@ -78,68 +69,58 @@ class Documents:
     offsets: I64
     """Where each kept document starts in ``tokens``, [kept + 1]."""
     tokens: U32
+    """Of all kept documents, cut to ``max_length`` each, [offsets[-1]]."""
     labels: I32
 
     @property
     def kept(self) -> I64:
-        """Indices of the kept rows, in the order of ``offsets``."""
-        return np.flatnonzero(self.fates == KEPT)
+        """Indices of the kept documents, in the order of ``offsets``."""
+        return np.flatnonzero(self.outcomes == KEPT)
 
 
-def encode(rows: Iterable[Row], tokenizer: Any, template: Template, limits: Limits, folder: Path) -> Documents:
-    """Tokenise all rows into two flat files in ``folder``; says how far it is every few seconds."""
-    fates, kept, reach, notes = Fates(), [0], Reach(template), Counter[str]()
+def encode(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any], limits: Limits, folder: Path) -> Documents:
+    """Tokenise all rows into two flat files in ``folder``; prints how far it is every few seconds."""
+    outcomes, offsets, notes = Outcomes(), [0], Counter[str]()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "tokens.flat").open("wb") as tokens, (folder / "labels.flat").open("wb") as labels:
-        for row, document, masked in _documents(rows, tokenizer, reach, limits):
-            fate = _fate(document, limits)
-            fates.add(row, document, masked, fate)
+        for index, row, document in _documents(rows, encoder):
+            outcome = _outcome(document, limits)
+            outcomes.add(index, document, outcome)
             notes.update(row.notes)
-            if fate == KEPT:
+            if outcome == KEPT:
                 tokens.write(document.tokens[: limits.max_length].tobytes())
                 labels.write(document.labels[: limits.max_length].tobytes())
-                kept.append(kept[-1] + min(len(document.tokens), limits.max_length))
+                offsets.append(offsets[-1] + min(len(document.tokens), limits.max_length))
     return Documents(
-        sources=np.array(fates.sources, np.int64),
-        lengths=np.array(fates.lengths, np.int64),
-        fates=np.array(fates.fates, np.int8),
-        masked=np.array(fates.masked, np.int64),
-        muted=np.array(fates.muted, np.int64),
-        hashes=np.array(fates.hashes, np.int64),
-        notes={**reach.counts, **notes},
-        offsets=np.array(kept, np.int64),
+        sources=np.array(outcomes.sources, np.int64),
+        lengths=np.array(outcomes.lengths, np.int64),
+        outcomes=np.array(outcomes.outcomes, np.int8),
+        masked=np.array(outcomes.masked, np.int64),
+        muted=np.array(outcomes.muted, np.int64),
+        hashes=np.array(outcomes.hashes, np.int64),
+        notes={**encoder.left_out, **notes},
+        offsets=np.array(offsets, np.int64),
         tokens=_map(folder / "tokens.flat", np.uint32),
         labels=_map(folder / "labels.flat", np.int32),
     )
 
 
-def _documents(
-    rows: Iterable[Row], tokenizer: Any, reach: Reach, limits: Limits
-) -> Iterator[tuple[Row, Document, int]]:
+def _documents(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any]) -> Iterator[tuple[int, Example, Document]]:
+    """Every document with its row's number and content; in batches, which the tokenizer shares among its threads."""
     stream, done, began = iter(rows), 0, time.monotonic()
-    said = began
+    reported = began
     while batch := list(itertools.islice(stream, BATCH)):
-        yield from _tokenized(batch, tokenizer, reach, limits)
+        examples = [example for _, example in batch]
+        for (index, example), documents in zip(batch, encoder.encode(examples), strict=True):
+            for document in documents:
+                yield index, example, document
         done, now = done + len(batch), time.monotonic()
-        if now - said >= SAY_EVERY:
+        if now - reported >= REPORT_EVERY:
             print(f"data: {done:,} rows tokenised, {done / (now - began):,.0f} rows/s", flush=True)
-            said = now
+            reported = now
 
 
-def _tokenized(batch: list[Row], tokenizer: Any, reach: Reach, limits: Limits) -> Iterator[tuple[Row, Document, int]]:
-    if batch[0].text is not None:
-        cut = limits.max_length if limits.overlong == "split" else None
-        for row, documents in zip(batch, tokenize_text(tokenizer, batch, cut), strict=True):
-            yield from ((row, document, 0) for document in documents)
-        return
-    for row in batch:
-        look(reach, row)
-    rendered = [mark(reach.template, row) for row in batch]
-    for row, one, document in zip(batch, rendered, tokenize(tokenizer, rendered), strict=True):
-        yield row, document, one.masked
-
-
-def _fate(document: Document, limits: Limits) -> int:
+def _outcome(document: Document, limits: Limits) -> int:
     if len(document.tokens) > limits.max_length and limits.overlong == "drop":
         return OVERLONG
     return KEPT if (document.labels[: limits.max_length] != IGNORED).any() else UNSUPERVISED
@@ -158,7 +139,7 @@ def write_split(folder: Path, documents: Documents, rows: I64, packing: list[lis
     kept ones of ``rows``.
     """
     folder.mkdir()
-    chosen = np.searchsorted(documents.kept, rows[documents.fates[rows] == KEPT])
+    chosen = np.searchsorted(documents.kept, rows[documents.outcomes[rows] == KEPT])
     order = chosen[np.fromiter(itertools.chain.from_iterable(packing), np.int64)]
     sizes = np.diff(documents.offsets)[order]
     ends = np.concatenate(([0], np.cumsum(sizes)))
@@ -178,17 +159,17 @@ def write_split(folder: Path, documents: Documents, rows: I64, packing: list[lis
 
 
 def _facts(documents: Documents, rows: I64, samples: I64, supervised: I64, limits: Limits) -> SplitFacts:
-    fates, long = documents.fates[rows], documents.lengths[rows] > limits.max_length
+    outcomes, long = documents.outcomes[rows], documents.lengths[rows] > limits.max_length
     return SplitFacts(
         rows=len(np.unique(documents.sources[rows])),
         samples=len(samples) - 1,
-        documents=int((fates == KEPT).sum()),
+        documents=int((outcomes == KEPT).sum()),
         tokens=int(samples[-1]),
         supervised=int(supervised.sum()),
         longest=int(np.diff(samples).max()),
-        dropped_overlong=int((fates == OVERLONG).sum()),
-        truncated=int(((fates == KEPT) & long).sum()),
-        dropped_unsupervised=int((fates == UNSUPERVISED).sum()),
+        dropped_overlong=int((outcomes == OVERLONG).sum()),
+        truncated=int(((outcomes == KEPT) & long).sum()),
+        dropped_unsupervised=int((outcomes == UNSUPERVISED).sum()),
         pieces=len(rows) - len(np.unique(documents.sources[rows])),
         turns_masked=int(documents.masked[rows].sum()),
         turns_muted=int(documents.muted[rows].sum()),

@@ -1,187 +1,44 @@
-"""Conversations or plain texts, one at a time, from JSONL or a hub data set; the first bad row ends the reading."""
+"""The rows of a source, one at a time, from JSONL or a hub data set; the first bad row ends the reading."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from galley.contract.data_files import check_file, remedy
+from galley.contract.data_files import check_file
 from galley.contract.errors import UserError
-from galley.prepare.formats.calls import kind, read_calls, read_tools, without_nulls
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-TEXT_EXAMPLE = '{"text": "…"}'
-EXAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
-NOT_TRAINED = "messages of others than the assistant have a weight, but only the assistant's are trained on"
-WEIGHTS = frozenset({"weight", "train", "loss"})
-NULLS = "nulls in tools and tool calls left out, for Arrow pads with them (give a JSON string to keep a null)"
-Message = dict[str, Any]
+from galley.prepare.formats.base import E, Format
 
 
-@dataclass(frozen=True)
-class Row:
-    """One conversation, and where it stands."""
-
-    index: int
-    """Counted from 0: the line of a file, the row of a data set."""
-    where: str
-    """For an error line: ``file:line`` counted from 1, or ``data set, row N`` counted from 0."""
-    messages: list[Message]
-    """At least one of them the assistant's; none in plain text."""
-    tools: list[dict[str, Any]] | None
-    """Tools the assistant could call, as the template takes them."""
-    text: str | None = None
-    """Plain text; None: a conversation."""
-    muted: frozenset[int] = frozenset()
-    """Messages of the assistant's that are not to be trained on, for they have a weight of 0."""
-    notes: Mapping[str, int] = field(default_factory=dict)
-    """What was passed over, and how often."""
-
-
-def read_jsonl(path: Path, plain: bool = False) -> Iterator[Row]:
-    """Rows of a file of one JSON object a line; blank lines count as lines and are passed over. ``plain``: of texts.
+def read_jsonl(path: Path, form: Format[E]) -> Iterator[tuple[int, E]]:
+    """Line numbers from 0 and examples of a file of one JSON object a line; blank lines count, and are passed over.
 
     Raises :class:`UserError` naming file and line for a line that is not UTF-8, not JSON or not such a row, and for a
     file of another format.
     """
-    check_file(path, plain)
+    check_file(path, form.name)
     with path.open("rb") as file:
         for index, line in enumerate(file):
-            where = f"{path}:{index + 1}"
             if line.strip():
-                record = _parse(where, line, TEXT_EXAMPLE if plain else EXAMPLE)
-                yield (_text if plain else _row)(index, where, record)
+                where = f"{path}:{index + 1}"
+                yield index, form.parse(_parse(where, line, form.sample), where)
 
 
-def rows_of(records: Iterator[Mapping[str, Any]], name: str, plain: bool = False) -> Iterator[Row]:
-    """Rows of a hub data set that was loaded; errors name the data set and the row, counted from 0."""
+def rows_of(records: Iterator[Mapping[str, Any]], name: str, form: Format[E]) -> Iterator[tuple[int, E]]:
+    """Row numbers from 0 and examples of a hub data set that was loaded; errors name the data set and the row."""
     for index, record in enumerate(records):
-        yield (_text if plain else _row)(index, f"{name}, row {index}", record)
+        yield index, form.parse(record, f"{name}, row {index}")
 
 
-def _text(index: int, where: str, record: object) -> Row:
-    text = record.get("text") if isinstance(record, Mapping) else None
-    if isinstance(text, str):
-        return Row(index, where, [], None, text)
-    what = f"`text` is {kind(text)}" if isinstance(record, Mapping) else f"{kind(record)}, not an object"
-    if isinstance(record, Mapping) and "text" not in record:
-        what = f"no `text`, only {_keys(record)}"
-    todo = f"write rows such as {TEXT_EXAMPLE}, or use data.format=chat"
-    raise UserError(where, f"not a plain text: {what}", todo)
-
-
-def _parse(where: str, line: bytes, example: str) -> object:
+def _parse(where: str, line: bytes, sample: str) -> object:
     try:
         value: object = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(where, f"not UTF-8 at byte {error.start}", "save the file as UTF-8") from None
     except ValueError as error:
-        raise UserError(where, f"not JSON: {error}", f"write one object a line, such as {example}") from None
+        raise UserError(where, f"not JSON: {error}", f"write one object a line, such as {sample}") from None
     except RecursionError:
         raise UserError(where, "nests thousands of levels deep", "make it flatter") from None
     return value
-
-
-def _row(index: int, where: str, record: object) -> Row:
-    if not isinstance(record, dict | Mapping):
-        raise _not_a_conversation(where, f"{kind(record)}, not an object")
-    messages = record.get("messages")
-    if messages is None:
-        raise _not_a_conversation(where, f"no `messages`, only {_keys(record)}", remedy(record))
-    if not isinstance(messages, list) or not messages:
-        raise _not_a_conversation(where, f"`messages` is {kind(messages)}")
-    read = [_message(where, number, message) for number, message in enumerate(messages)]
-    if not any(message["role"] == "assistant" for message, _, _ in read):
-        raise _not_a_conversation(where, "no message has the role assistant, so there is nothing to train on")
-    tools, nulls = read_tools(where, record.get("tools"))
-    nulls += sum(count for _, _, count in read)
-    silent = [number for number, (_, weight, _) in enumerate(read) if weight == 0]
-    others = sum(1 for message, weight, _ in read if weight and message["role"] != "assistant")
-    notes = {
-        NULLS: nulls,
-        "messages of others than the assistant have a weight, but only the assistant's are trained on": others,
-    }
-    turns = [message for message, _, _ in read]
-    return Row(
-        index,
-        where,
-        turns,
-        tools,
-        muted=frozenset(silent),
-        notes={what: count for what, count in notes.items() if count},
-    )
-
-
-def _message(where: str, number: int, value: object) -> tuple[Message, int | None, int]:
-    """A checked message without its weight, the weight (0 or 1; None: not given), and the nulls left out.
-
-    Absent and null are the same, as transformers has it for chat templates.
-    """
-    name = f"messages[{number}]"
-    if not isinstance(value, dict | Mapping):
-        raise _not_a_conversation(where, f"{name} is {kind(value)}, not an object")
-    message = {key: item for key, item in value.items() if item is not None and key not in WEIGHTS}
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise _not_a_conversation(where, f"{name} has role {repr(role)[:60]}, not one of {', '.join(ROLES)}")
-    if isinstance(content, list) and content:
-        content = message["content"] = _joined(where, name, content)
-    if not isinstance(content, str | None):
-        raise _not_a_conversation(where, f"{name} has content that is {kind(content)}, not a string")
-    nulls = _clean(where, name, message)
-    if content is None and not message.get("tool_calls"):
-        raise _not_a_conversation(where, f"{name} has no content")
-    return {**message, "content": content or ""}, _weight(where, name, value), nulls
-
-
-def _joined(where: str, name: str, parts: list[Any]) -> str:
-    """Content in parts, as OpenAI's API has it, as one string."""
-    for part in parts:
-        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-            shown = part.get("type") if isinstance(part, Mapping) else kind(part)
-            what = f"{name} has content with a part that is no text: {repr(shown)[:60]}"
-            raise _not_a_conversation(where, what, "give text only, such as " + EXAMPLE)
-    return "".join(part["text"] for part in parts)
-
-
-def _clean(where: str, name: str, message: Message) -> int:
-    """Bring tool calls and other nested values of ``message`` into shape, in place; the nulls left out."""
-    total = 0
-    for key in [key for key, value in message.items() if type(value) is not str or key == "tool_calls"]:
-        value = message[key]
-        if key == "tool_calls":
-            message[key], nulls = read_calls(where, name, value)
-        elif isinstance(value, Mapping | list):
-            message[key], nulls = without_nulls(where, f"{name}.{key}", value)
-        else:
-            continue
-        total += nulls
-        if not message[key]:
-            del message[key]
-    return total
-
-
-def _weight(where: str, name: str, value: Mapping[str, Any]) -> int | None:
-    """What ``weight``, ``train`` or ``loss`` say: 0 or 1; None where there is none."""
-    if WEIGHTS.isdisjoint(value):
-        return None
-    given = {key: value[key] for key in ("weight", "train", "loss") if value.get(key) is not None}
-    for key, weight in given.items():
-        if not isinstance(weight, bool | int | float) or weight not in (0, 1):
-            what = f"{name} has {key} {repr(weight)[:60]}, which is not understood"
-            raise UserError(where, what, "give 1 or true to train on the message, 0 or false not to")
-    if len({int(weight) for weight in given.values()}) > 1:
-        shown = ", ".join(f"{key} {weight!r}" for key, weight in given.items())
-        raise UserError(where, f"{name} has {shown}, which contradict each other", "give one of them")
-    return next((int(weight) for weight in given.values()), None)
-
-
-def _not_a_conversation(where: str, what: str, todo: str | None = None) -> UserError:
-    return UserError(where, f"not a conversation: {what}", todo or f"write rows such as {EXAMPLE}")
-
-
-def _keys(record: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, record))[:200] or "nothing"

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from galley.contract.errors import UserError
 from galley.data.prepared import IGNORED
-from galley.prepare.formats.chat import Document, encode_batch
-from galley.prepare.formats.rows import Row
+from galley.prepare.formats.base import Document, Encoder, Format, Limits, encode_batch, keys_of
+from galley.prepare.formats.calls import kind
+from galley.prepare.formats.template import Template
+
+SAMPLE = '{"text": "…"}'
 
 
-def tokenize_text(tokenizer: Any, rows: Sequence[Row], cut: int | None) -> list[list[Document]]:
+@dataclass(frozen=True)
+class Text:
+    """One row."""
+
+    where: str
+    text: str
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+
+def parse(record: object, where: str) -> Text:
+    """The text of a record. Raises :class:`UserError` where it has none."""
+    text = record.get("text") if isinstance(record, Mapping) else None
+    if isinstance(text, str):
+        return Text(where, text)
+    what = f"`text` is {kind(text)}" if isinstance(record, Mapping) else f"{kind(record)}, not an object"
+    if isinstance(record, Mapping) and "text" not in record:
+        what = f"no `text`, only {keys_of(record)}"
+    todo = f"write rows such as {SAMPLE}, or use data.format=chat"
+    raise UserError(where, f"not a plain text: {what}", todo)
+
+
+def tokenize_text(tokenizer: Any, cut: int | None, rows: Sequence[Text]) -> list[list[Document]]:
     """The documents of each row: one, or where ``cut`` is given as many as it takes with at most ``cut`` tokens each.
 
     A beginning-of-sequence token stands where the tokenizer puts one. Raises ``UserError`` where it has no
@@ -23,10 +49,9 @@ def tokenize_text(tokenizer: Any, rows: Sequence[Row], cut: int | None) -> list[
     if end is None:
         what = "the tokenizer has no end-of-sequence token, with which texts end"
         raise UserError("model.path", what, "give its tokenizer_config.json an eos_token")
-    texts = [(row.where, row.text or "") for row in rows]
-    encodings = encode_batch(tokenizer, texts, add_special_tokens=True)
-    whole = [each.ids if each.ids[-1:] == [end] else [*each.ids, end] for each in encodings]
-    return [[_document(piece) for piece in pieces(ids, cut)] for ids in whole]
+    encodings = encode_batch(tokenizer, [(row.where, row.text) for row in rows], add_special_tokens=True)
+    texts = [text.ids if text.ids[-1:] == [end] else [*text.ids, end] for text in encodings]
+    return [[_document(piece) for piece in pieces(ids, cut)] for ids in texts]
 
 
 def pieces(ids: list[int], cut: int | None) -> list[list[int]]:
@@ -44,3 +69,26 @@ def _document(ids: list[int]) -> Document:
     labels = tokens.astype(np.int32)
     labels[:1] = IGNORED  # nothing predicts the first token
     return Document(tokens, labels)
+
+
+def _matches(columns: Collection[str]) -> bool:
+    return "text" in columns
+
+
+def _encoder(tokenizer: Any, template: Template, limits: Limits) -> Encoder[Text]:
+    del template
+    cut = limits.max_length if limits.overlong == "split" else None
+    return Encoder(partial(tokenize_text, tokenizer, cut))
+
+
+TEXT = Format(
+    name="text",
+    tag="text",
+    rows="texts",
+    sample=SAMPLE,
+    columns=("text",),
+    matches=_matches,
+    parse=parse,
+    encoder=_encoder,
+    templated=False,
+)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from galley.contract.errors import UserError
-from galley.prepare.formats.chat import Rendered, mark
-from galley.prepare.formats.rows import Message, Row
+from galley.prepare.formats.conversations import Conversation, Message
+from galley.prepare.formats.rendering import Rendered, render_conversation
 from galley.prepare.formats.template import Template
 
 Shape = tuple[Any, ...]
@@ -36,7 +36,7 @@ THOUGHT = "</think>"
 
 
 @dataclass
-class Reach:
+class Coverage:
     """What is known of the shapes that came by; one for each file or data set."""
 
     template: Template
@@ -57,23 +57,23 @@ class Plant:
     key: str
 
 
-def look(reach: Reach, row: Row) -> None:
+def check_coverage(coverage: Coverage, row: Conversation) -> None:
     """Count what of ``row`` the template leaves out.
 
     Raises :class:`UserError` where it leaves out what the assistant says or calls, or writes something of others inside
     an answer.
     """
     shapes = _shapes(row)
-    if any(shape not in reach.lost for shape in shapes):
-        lost = _probe(reach.template, row)
+    if any(shape not in coverage.lost for shape in shapes):
+        lost = _probe(coverage.template, row)
         for index, shape in enumerate(shapes, -1):
-            reach.lost.setdefault(shape, lost.get(index, ()))
+            coverage.lost.setdefault(shape, lost.get(index, ()))
     for shape in shapes:
-        if lost_here := reach.lost[shape]:
-            reach.counts.update(lost_here)
+        if lost_here := coverage.lost[shape]:
+            coverage.counts.update(lost_here)
 
 
-def _shapes(row: Row) -> list[Shape]:
+def _shapes(row: Conversation) -> list[Shape]:
     """The shape of the row's tools, then of each message."""
     roles = ["", *[message["role"] for message in row.messages], ""]
     late = len(roles) - 1 - roles[::-1].index("user") if "user" in roles else 0  # of the last user, in `roles`
@@ -89,15 +89,17 @@ def _shapes(row: Row) -> list[Shape]:
     return shapes
 
 
-def _probe(template: Template, row: Row) -> dict[int, tuple[str, ...]]:
+def _probe(template: Template, row: Conversation) -> dict[int, tuple[str, ...]]:
     """Index of each message (-1: tools) to the names of what is left out of it."""
     plants: list[Plant] = []
     messages = [_planted(index, message, plants) for index, message in enumerate(row.messages)]
     tools = [_plant(-1, f"`tools` of rows {LEFT_OUT}", "tools", tool, plants, TOOL) for tool in row.tools or []]
     try:
-        rendered = mark(template, replace(row, messages=messages, tools=tools or None, muted=frozenset()))
+        rendered = render_conversation(
+            template, replace(row, messages=messages, tools=tools or None, muted=frozenset())
+        )
     except UserError:  # the words themselves are refused: at least the row is not
-        mark(template, row)
+        render_conversation(template, row)
         return {-1: (UNCHECKED,)}
     places: dict[int, list[int]] = {}
     for found in WORD.finditer(rendered.text):
@@ -171,7 +173,7 @@ def _grouped(plants: list[Plant]) -> dict[tuple[int, str], list[tuple[int, Plant
     return groups
 
 
-def _check_answers(template: Template, row: Row, plants: list[Plant], places: Mapping[int, list[int]]) -> None:
+def _check_answers(template: Template, row: Conversation, plants: list[Plant], places: Mapping[int, list[int]]) -> None:
     """Refuse an answer that is written without a tool call of it, or without anything of it."""
     for index, message in enumerate(row.messages):
         if message["role"] != "assistant":
@@ -188,12 +190,12 @@ def _check_answers(template: Template, row: Row, plants: list[Plant], places: Ma
             raise UserError(row.where, what, "use another model.chat_template")
 
 
-def _left_out(row: Row, names: str, message: str) -> UserError:
+def _left_out(row: Conversation, names: str, message: str) -> UserError:
     what = f"the chat template leaves out {names} of {message}, so the answer would be taught without"
     return UserError(row.where, what, "use a model.chat_template that writes them, or leave such rows out")
 
 
-def _check_spans(row: Row, plants: list[Plant], places: Mapping[int, list[int]], rendered: Rendered) -> None:
+def _check_spans(row: Conversation, plants: list[Plant], places: Mapping[int, list[int]], rendered: Rendered) -> None:
     """Refuse a template that writes what others say inside what is trained on."""
     for number, plant in enumerate(plants):
         if plant.message >= 0 and row.messages[plant.message]["role"] == "assistant":

@@ -1,0 +1,115 @@
+"""What a format of data is: how its rows are recognised and read, and which documents they become.
+
+To add one, write a module beside ``chat.py`` and ``text.py`` that ends in a :class:`Format`, and name it in
+``table.py`` and in :class:`galley.contract.task.Data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+from galley.contract.errors import UserError
+from galley.data.prepared import I32, U32
+
+if TYPE_CHECKING:
+    from galley.prepare.formats.template import Template
+
+
+class Example(Protocol):
+    """A row's content as its format has read and checked it; each format adds fields of its own."""
+
+    @property
+    def where(self) -> str:
+        """For an error line: ``file:line`` counted from 1, or ``data set, row N`` counted from 0."""
+
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """What was passed over in this row, and how often."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """Tokens that are trained on together, and never apart: what a row, or a piece of one, becomes."""
+
+    tokens: U32
+    """[tokens]"""
+    labels: I32
+    """[tokens], not shifted: the token itself where it is trained on, else -100; the first is -100."""
+    masked: int = 0
+    """Answers in it that cannot be trained on."""
+    muted: int = 0
+    """Answers in it that the row wants not trained on."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What happens to long rows."""
+
+    max_length: int
+    overlong: Literal["drop", "truncate", "split"]
+
+
+E = TypeVar("E", bound=Example)
+
+
+@dataclass(frozen=True)
+class Encoder(Generic[E]):
+    """Turns the rows of one source into documents."""
+
+    encode: Callable[[Sequence[E]], Iterable[Sequence[Document]]]
+    """The documents of each row, in the rows' order. Raises :class:`UserError` for a row that cannot be trained on."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """What did not reach the documents, and how often; it grows as rows are encoded."""
+
+
+@dataclass(frozen=True)
+class Format(Generic[E]):
+    """One way in which a row of data is written."""
+
+    name: str
+    """As ``data.format`` has it."""
+    tag: str | None
+    """Stands in the hashes that name prepared data. None for chats only, which had none when they were the only
+    format: so what older versions prepared is found."""
+    rows: str
+    """What its rows are called in messages: ``conversations``."""
+    sample: str
+    """A row, for error messages."""
+    columns: tuple[str, ...]
+    """The columns that are read; a hub data set's others are not loaded where it :attr:`matches`."""
+    matches: Callable[[Collection[str]], bool]
+    """Whether a data set with these columns is of this format."""
+    parse: Callable[[object, str], E]
+    """A record and its place to an example. Raises :class:`UserError` where the record is of another format."""
+    encoder: Callable[[Any, Template, Limits], Encoder[E]]
+    """An encoder for one source, from a fast tokenizer and the chat template (an empty one where not templated)."""
+    templated: bool
+    """Whether a chat template goes around its rows."""
+
+
+def encode_batch(tokenizer: Any, texts: Sequence[tuple[str, str]], add_special_tokens: bool) -> list[Any]:
+    """Encodings of pairs of place and text. Raises :class:`UserError` for a text with half a surrogate pair."""
+    backend = tokenizer.backend_tokenizer
+    try:
+        encodings: list[Any] = backend.encode_batch([text for _, text in texts], add_special_tokens=add_special_tokens)
+    except (UnicodeEncodeError, TypeError):  # TypeError: what tokenizers makes of the former
+        for where, text in texts:
+            _check_characters(where, text)
+        raise
+    return encodings
+
+
+def _check_characters(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        what = f"holds {half}, half of a surrogate pair, which is no character"
+        raise UserError(where, what, "remove it, or write the whole character") from None
+
+
+def keys_of(record: Mapping[str, Any]) -> str:
+    """The record's keys, for an error line."""
+    return ", ".join(map(str, record))[:200] or "nothing"

@@ -1,0 +1,128 @@
+"""A conversation read from a record: messages, tools and weights, checked and brought into one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from galley.contract.data_files import remedy
+from galley.contract.errors import UserError
+from galley.prepare.formats.base import keys_of
+from galley.prepare.formats.calls import kind, read_calls, read_tools, without_nulls
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
+NOT_TRAINED = "messages of others than the assistant have a weight, but only the assistant's are trained on"
+WEIGHTS = frozenset({"weight", "train", "loss"})
+NULLS = "nulls in tools and tool calls left out, for Arrow pads with them (give a JSON string to keep a null)"
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row."""
+
+    where: str
+    messages: list[Message]
+    """At least one of them the assistant's."""
+    tools: list[dict[str, Any]] | None
+    """Tools the assistant could call, as the template takes them."""
+    muted: frozenset[int] = frozenset()
+    """Messages of the assistant's and others' that are not to be trained on, for they have a weight of 0."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What was passed over, and how often."""
+
+    @property
+    def answers(self) -> list[int]:
+        """Indices of the assistant's messages."""
+        return [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
+
+
+def parse(record: object, where: str) -> Conversation:
+    """The conversation of a record. Raises :class:`UserError` where it is none."""
+    if not isinstance(record, dict | Mapping):
+        raise _not_a_conversation(where, f"{kind(record)}, not an object")
+    messages = record.get("messages")
+    if messages is None:
+        raise _not_a_conversation(where, f"no `messages`, only {keys_of(record)}", remedy(record))
+    if not isinstance(messages, list) or not messages:
+        raise _not_a_conversation(where, f"`messages` is {kind(messages)}")
+    read = [_message(where, number, message) for number, message in enumerate(messages)]
+    if not any(message["role"] == "assistant" for message, _, _ in read):
+        raise _not_a_conversation(where, "no message has the role assistant, so there is nothing to train on")
+    tools, nulls = read_tools(where, record.get("tools"))
+    nulls += sum(count for _, _, count in read)
+    muted = frozenset(number for number, (_, weight, _) in enumerate(read) if weight == 0)
+    others = sum(1 for message, weight, _ in read if weight and message["role"] != "assistant")
+    counts = {NULLS: nulls, NOT_TRAINED: others}
+    notes = {what: count for what, count in counts.items() if count}
+    return Conversation(where, [message for message, _, _ in read], tools, muted, notes)
+
+
+def _message(where: str, number: int, value: object) -> tuple[Message, int | None, int]:
+    """A checked message without its weight, the weight (0 or 1; None: not given), and the nulls left out.
+
+    Absent and null are the same, as transformers has it for chat templates.
+    """
+    name = f"messages[{number}]"
+    if not isinstance(value, dict | Mapping):
+        raise _not_a_conversation(where, f"{name} is {kind(value)}, not an object")
+    message = {key: item for key, item in value.items() if item is not None and key not in WEIGHTS}
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise _not_a_conversation(where, f"{name} has role {repr(role)[:60]}, not one of {', '.join(ROLES)}")
+    if isinstance(content, list) and content:
+        content = message["content"] = _joined(where, name, content)
+    if not isinstance(content, str | None):
+        raise _not_a_conversation(where, f"{name} has content that is {kind(content)}, not a string")
+    nulls = _clean(where, name, message)
+    if content is None and not message.get("tool_calls"):
+        raise _not_a_conversation(where, f"{name} has no content")
+    return {**message, "content": content or ""}, _weight(where, name, value), nulls
+
+
+def _joined(where: str, name: str, parts: list[Any]) -> str:
+    """Content in parts, as OpenAI's API has it, as one string."""
+    for part in parts:
+        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            shown = part.get("type") if isinstance(part, Mapping) else kind(part)
+            what = f"{name} has content with a part that is no text: {repr(shown)[:60]}"
+            raise _not_a_conversation(where, what, "give text only, such as " + SAMPLE)
+    return "".join(part["text"] for part in parts)
+
+
+def _clean(where: str, name: str, message: Message) -> int:
+    """Bring tool calls and other nested values of ``message`` into shape, in place; the nulls left out."""
+    total = 0
+    for key in [key for key, value in message.items() if type(value) is not str or key == "tool_calls"]:
+        value = message[key]
+        if key == "tool_calls":
+            message[key], nulls = read_calls(where, name, value)
+        elif isinstance(value, Mapping | list):
+            message[key], nulls = without_nulls(where, f"{name}.{key}", value)
+        else:
+            continue
+        total += nulls
+        if not message[key]:
+            del message[key]
+    return total
+
+
+def _weight(where: str, name: str, value: Mapping[str, Any]) -> int | None:
+    """What ``weight``, ``train`` or ``loss`` say: 0 or 1; None where there is none."""
+    if WEIGHTS.isdisjoint(value):
+        return None
+    given = {key: value[key] for key in ("weight", "train", "loss") if value.get(key) is not None}
+    for key, weight in given.items():
+        if not isinstance(weight, bool | int | float) or weight not in (0, 1):
+            what = f"{name} has {key} {repr(weight)[:60]}, which is not understood"
+            raise UserError(where, what, "give 1 or true to train on the message, 0 or false not to")
+    if len({int(weight) for weight in given.values()}) > 1:
+        shown = ", ".join(f"{key} {weight!r}" for key, weight in given.items())
+        raise UserError(where, f"{name} has {shown}, which contradict each other", "give one of them")
+    return next((int(weight) for weight in given.values()), None)
+
+
+def _not_a_conversation(where: str, what: str, todo: str | None = None) -> UserError:
+    return UserError(where, f"not a conversation: {what}", todo or f"write rows such as {SAMPLE}")

@@ -1,0 +1,160 @@
+"""From conversation to tokens and labels: what the model's chat template writes, and which of it is trained on.
+
+Trained on is each assistant turn as rendered, through its end-of-turn token, and nothing else. Where a template marks
+its turns with ``{% generation %}`` the marks are used. Otherwise a turn is found by rendering prefixes of the
+conversation: it begins where ``messages[:i]`` with the generation prompt ends, and ends where ``messages[:i + 1]``
+ends. Both must be prefixes of the whole rendering, or the template writes the turn otherwise once the conversation
+goes on (Qwen3 drops earlier thinking): such a turn is masked and counted. A generation prompt may end in what the
+finished turn lacks (DeepSeek-R1's ends in ``<think>\\n``, which its history does not show): the turn then begins where
+the two part, but never before what the messages before it wrote.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from galley.contract.errors import UserError
+from galley.data.prepared import IGNORED
+from galley.prepare.formats.base import Document, encode_batch
+from galley.prepare.formats.calls import fit
+from galley.prepare.formats.conversations import Conversation
+from galley.prepare.formats.template import ANSWER, REFUSALS, Span, Template, first_line, render, render_marked, shared
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, and the character ranges that are trained on."""
+
+    text: str
+    spans: list[Span]
+    masked: int
+    """Assistant turns that cannot be trained on, for the template writes them otherwise when they come last."""
+    where: str = ""
+    """The row's, for an error line."""
+    muted: int = 0
+    """Assistant turns that have a weight of 0."""
+
+
+def render_conversation(template: Template, row: Conversation) -> Rendered:
+    """Render a conversation and find what is trained on. Raises :class:`UserError` where the template refuses it."""
+    fitted = fit(row.messages, template.arguments, row.where)
+    row = row if fitted is row.messages else replace(row, messages=fitted)
+    try:
+        text, marks = render_marked(template, row.messages, row.tools)
+    except REFUSALS as error:
+        raise _refusal(template, row, error) from None
+    turns = row.answers
+    wanted = [index for index in turns if index not in row.muted]
+    muted = len(turns) - len(wanted)
+    if template.marked:
+        return Rendered(text, _weighted(marks, turns, row), max(0, len(turns) - len(marks)), row.where, muted)
+    spans = [span for index in wanted if (span := _turn(template, row, text, index)) is not None]
+    return Rendered(text, spans, len(wanted) - len(spans), row.where, muted)
+
+
+def _refusal(template: Template, row: Conversation, error: BaseException) -> UserError:
+    """Why the template does not take the row; names the system message where it takes the row without it."""
+    what, todo = f"the chat template refuses this conversation: {first_line(error)}", "change the row"
+    if template.arguments is None and any(message.get("tool_calls") for message in row.messages):
+        return UserError(row.where, f"{what} (and it writes no tool calls)", "use another model.chat_template")
+    others = [message for message in row.messages if message["role"] not in ("system", "developer")]
+    if len(others) < len(row.messages):
+        try:
+            render(template, others, row.tools)
+            todo = "move the system message's text into the first user message"
+        except REFUSALS:
+            pass
+    return UserError(row.where, what, f"{todo}, or use another model.chat_template")
+
+
+def _weighted(marks: list[Span], turns: list[int], row: Conversation) -> list[Span]:
+    """The marks of the turns that the row wants trained on."""
+    if not row.muted:
+        return marks
+    if len(marks) != len(turns):
+        what = f"gives an answer no weight, but the chat template marks {len(marks)} stretches of {len(turns)} answers"
+        raise UserError(row.where, what, "use a model.chat_template with one {% generation %} for an answer")
+    return [span for span, index in zip(marks, turns, strict=True) if index not in row.muted]
+
+
+def _turn(template: Template, row: Conversation, text: str, index: int) -> Span | None:
+    """Where turn ``index`` stands in ``text``; None where the template writes it otherwise when it comes last."""
+    last = index == len(row.messages) - 1
+    try:
+        start = _start(template, row, text, index)
+        through = text if last else render(template, row.messages[: index + 1], row.tools)
+    except REFUSALS:
+        return None
+    closing = template.closing
+    if not text.startswith(through):
+        through, closing = through.removesuffix(template.tail), closing.removesuffix(template.tail)
+    if start is None or not text.startswith(through):
+        return None
+    if closing and through.endswith(closing):
+        end = len(through) - len(closing) + min(template.trained, len(closing))
+    else:  # a turn that ends otherwise, such as a tool call
+        end = len(through.rstrip())
+    return (start, end) if end > start else None
+
+
+def _start(template: Template, row: Conversation, text: str, index: int) -> int | None:
+    """Where turn ``index`` begins in ``text``: where the generation prompt after the messages before it ends."""
+    earlier = row.messages[:index]
+    asked = render(template, earlier, row.tools, prompt=True)
+    if text.startswith(asked):
+        return len(asked)
+    bare = render(template, earlier, row.tools)
+    bare = bare if asked.startswith(bare) else bare.removesuffix(template.tail)
+    answered = render(template, [*earlier, {"role": "assistant", "content": ANSWER}], row.tools)
+    if not (asked.startswith(bare) and answered.startswith(bare)):
+        return None
+    start = len(bare) + shared(asked[len(bare) :], answered[len(bare) :])
+    known = asked[start:] == template.overhang or answered.startswith(ANSWER, start)
+    return start if known and text.startswith(asked[:start]) else None
+
+
+def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Document]:
+    """Tokens and labels of conversations, each text taken whole and once; no special token beside the template's."""
+    encodings = encode_batch(tokenizer, [(text.where, text.text) for text in rendered], add_special_tokens=False)
+    return [_label(encoding, one) for encoding, one in zip(encodings, rendered, strict=True)]
+
+
+def _label(encoding: Any, rendered: Rendered) -> Document:
+    tokens = np.array(encoding.ids, np.uint32)
+    labels = np.full(len(tokens), IGNORED, np.int32)
+    for span in rendered.spans:
+        first, last = token_range(encoding, span, rendered.text)
+        labels[first:last] = tokens[first:last]
+    labels[:1] = IGNORED  # nothing predicts the first token
+    return Document(tokens, labels, rendered.masked, rendered.muted)
+
+
+def token_range(encoding: Any, span: Span, text: str) -> tuple[int, int]:
+    """First and one past the last token that lie in the character range ``span`` of ``text``.
+
+    A token that straddles an edge counts where what it has outside is white space: a prompt that ends in a space gives
+    its space to the answer's first word. A tokenizer may report offsets without the white space that a token begins
+    with, and gives every piece of one character that character's range. So a token is taken to begin no later than
+    where the one before it ends.
+    """
+
+    def start(token: int) -> int:
+        before = encoding.token_to_chars(token - 1)[1] if token else 0
+        return int(min(encoding.token_to_chars(token)[0], before))
+
+    def end(token: int) -> int:
+        return int(encoding.token_to_chars(token)[1])
+
+    everything = range(len(encoding.ids))
+    first = bisect.bisect_left(everything, span[0], key=start)
+    last = max(first, bisect.bisect_right(everything, span[1], key=end))
+    if text[span[0] - 1 : span[0]].isspace() and first and end(first - 1) > span[0]:
+        first -= text[start(first - 1) : span[0]].isspace()
+    if text[span[1] : span[1] + 1].isspace() and first <= last < len(everything) and start(last) < span[1]:
+        last += text[span[1] : end(last)].isspace()
+    return first, last
