@@ -21,7 +21,8 @@ import torch
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
 from galley.data import batches
-from galley.data.prepared import Split, open_split, read_manifest
+from galley.data.columns import Split
+from galley.data.prepared import open_split, read_manifest
 from galley.model import model
 from galley.train.schedule import learning_rate
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from galley.contract.rundir import Checkpoint, RunDir
 from galley.contract.spec import RunSpec
-from galley.data.prepared import DTYPES, Manifest, ModelFacts, SplitFacts
+from galley.data.columns import COLUMNS
+from galley.data.prepared import Manifest, ModelFacts, SplitFacts
 from galley.storage.weights import fingerprint
 
 VOCAB = 256
@@ -64,7 +65,7 @@ def make_documents(count: int, seed: int = 0, shortest: int = 4, longest: int = 
 
 def write_split(folder: Path, samples: list[list[Document]]) -> SplitFacts:
     """Write prepared samples, each of one or more documents."""
-    arrays: dict[str, list[int]] = {name: [] for name in DTYPES}
+    arrays: dict[str, list[int]] = {name: [] for name in COLUMNS}
     arrays["samples"].append(0)
     for row, documents in enumerate(samples):
         supervised = 0
@@ -80,7 +81,7 @@ def write_split(folder: Path, samples: list[list[Document]]) -> SplitFacts:
     arrays["documents"].append(len(arrays["tokens"]))
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in arrays.items():
-        np.save(folder / f"{name}.npy", np.array(values, dtype=DTYPES[name]))
+        COLUMNS[name].save(folder, np.array(values, np.int64))
     lengths = np.diff(arrays["samples"])
     return SplitFacts(
         rows=len(samples), samples=len(samples), documents=len(arrays["sources"]), tokens=len(arrays["tokens"]),

@@ -13,7 +13,7 @@ from typing import Any
 
 from prepare.conftest import train_tokenizer
 
-from galley.data.prepared import IGNORED
+from galley.data.columns import IGNORED
 from galley.prepare.formats.conversations import parse
 from galley.prepare.formats.coverage import Coverage, check_coverage
 from galley.prepare.formats.rendering import Rendered, render_conversation, tokenize

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prepare.families import FAMILIES, GEMMA, LLAMA3, MISTRAL, SMOLLM2, TALK, Family, assistant, user
 
 from galley.contract.errors import UserError
-from galley.data.prepared import IGNORED
+from galley.data.columns import IGNORED
 from galley.prepare.formats.conversations import Conversation
 from galley.prepare.formats.rendering import render_conversation, tokenize
 from galley.prepare.formats.template import Template, render, study

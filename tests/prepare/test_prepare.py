@@ -24,7 +24,8 @@ import galley.storage.cache
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
-from galley.data.prepared import HELD_OUT, IGNORED, TRAIN, Split, open_split, read_manifest, tokenizer_folder
+from galley.data.columns import IGNORED, Split
+from galley.data.prepared import HELD_OUT, TRAIN, open_split, read_manifest, tokenizer_folder
 from galley.prepare.prepare import model_folder as find_model
 from galley.prepare.prepare import work, write_manifest
 
@@ -398,7 +399,7 @@ PAUSED = [
     (galley.prepare.formats.chat, "tokenize"),
     (galley.prepare.arrays, "write_split"),
     (galley.prepare.arrays, "pack"),
-    (galley.prepare.formats.encode, "_create"),
+    (galley.prepare.formats.encode, "_copy"),
     (galley.storage.cache, "fsync_tree"),
     (galley.storage.cache, "_link"),
     (galley.storage.cache, "fsync_path"),

@@ -14,7 +14,7 @@ from prepare.oracle import TOOLS, call
 
 from galley.contract.data_files import check_file
 from galley.contract.errors import UserError
-from galley.data.prepared import IGNORED
+from galley.data.columns import IGNORED
 from galley.prepare.formats.chat import CHAT
 from galley.prepare.formats.conversations import NULLS, Conversation
 from galley.prepare.formats.coverage import Coverage, check_coverage

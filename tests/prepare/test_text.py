@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
-from galley.data.prepared import HELD_OUT, IGNORED, Split, open_split, read_manifest
+from galley.data.columns import IGNORED, Split
+from galley.data.prepared import HELD_OUT, open_split, read_manifest
 from galley.prepare.formats.text import pieces
 from galley.prepare.prepare import work
 

@@ -13,8 +13,8 @@ from toy import Train, make_documents, make_spec, metrics, write_data
 
 from galley.contract.rundir import RunDir
 from galley.data.batches import NOBODY, Order, collate, share
-from galley.data.prepared import IGNORED as NO
-from galley.data.prepared import Split
+from galley.data.columns import IGNORED as NO
+from galley.data.columns import Split
 
 SAMPLES = [[document] for document in make_documents(20, longest=40)]
 SPLITS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4), (4, 1), (4, 2)]

@@ -132,7 +132,7 @@ def test_each_token_knows_how_long_its_document_is(tmp_path: Path, llama: Path) 
     import torch
 
     from galley.data.batches import NOBODY, collate
-    from galley.data.prepared import Split
+    from galley.data.columns import Split
     from galley.model.neftune import document_sizes
 
     documents = make_documents(6, seed=1)

@@ -12,7 +12,7 @@ import torch
 
 from galley.contract import pace
 from galley.contract.spec import Task
-from galley.data.prepared import IGNORED, Split
+from galley.data.columns import IGNORED, Split
 from galley.data.seeding import sample_order
 
 NOBODY = -1

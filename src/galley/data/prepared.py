@@ -1,56 +1,24 @@
 """Prepared data: what ``galley.prepare`` writes and every rank maps. numpy and pydantic only.
 
-``data/manifest.json`` is written last: prepared data exists when it does. ``data/train`` and ``data/held_out`` hold
-``.npy`` files, opened with ``mmap_mode="r"`` so that ranks of one node share the page cache:
-
-==================  ========  ================  =====================================================================
-file                dtype     shape             what
-==================  ========  ================  =====================================================================
-``tokens.npy``      uint32    [tokens]          token ids of all samples, one after the other
-``labels.npy``      int32     [tokens]          the token id itself where it is supervised, else -100 (not shifted)
-``positions.npy``   uint32    [tokens]          0, 1, 2 … from the start of each document
-``samples.npy``     int64     [samples + 1]     where each sample starts in ``tokens``; the last is the end
-``supervised.npy``  int64     [samples]         supervised tokens of each sample
-``documents.npy``   int64     [documents + 1]   where each document starts; no document spans two samples
-``sources.npy``     int64     [documents]       row of the source file that it came from (line number from 0)
-==================  ========  ================  =====================================================================
-
-The first token of every document has label -100, for nothing predicts it: so the supervised count of a sample is
-also its number of loss terms after the shift.
+``data/manifest.json`` is written last: prepared data exists when it does. The arrays are in :mod:`galley.data.columns`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from galley.contract.files import read_text
 from galley.contract.rundir import RunDir
 from galley.contract.spec import Part
+from galley.data.columns import COLUMNS, Split
 from galley.storage import sums
 
 FORMAT: Literal[1] = 1
-IGNORED = -100
 TRAIN, HELD_OUT, TOKENIZER = "train", "held_out", "tokenizer"
-DTYPES: dict[str, type[np.generic]] = {
-    "tokens": np.uint32,
-    "labels": np.int32,
-    "positions": np.uint32,
-    "samples": np.int64,
-    "supervised": np.int64,
-    "documents": np.int64,
-    "sources": np.int64,
-}
-
-U32 = npt.NDArray[np.uint32]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
 
 
 class SourceFacts(Part):
@@ -164,89 +132,6 @@ class Manifest(Part):
     """What the user should know about these data, one line each."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One sample; numpy views of the mapped files, all of length T but the last two, of length D."""
-
-    tokens: U32
-    labels: I32
-    positions: U32
-    document_starts: I64
-    """Where each document starts, counted from the start of the sample; the first is 0."""
-    sources: I64
-    """Source row of each document."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split's mapped arrays; see the module's table."""
-
-    tokens: U32
-    labels: I32
-    positions: U32
-    samples: I64
-    supervised: I64
-    documents: I64
-    sources: I64
-
-    @classmethod
-    def open(cls, directory: str | Path) -> Self:
-        """Map the files in ``directory``. Raises ``OSError`` where one is missing, ``ValueError`` for a wrong type."""
-        return cls(**{name: _open(Path(directory) / f"{name}.npy", dtype) for name, dtype in DTYPES.items()})
-
-    def __len__(self) -> int:
-        return len(self.samples) - 1
-
-    @property
-    def lengths(self) -> I64:
-        """Tokens of each sample, [samples]."""
-        return np.diff(self.samples)
-
-    @property
-    def tokens_total(self) -> int:
-        """Tokens of all samples."""
-        return int(self.samples[-1])
-
-    @property
-    def supervised_total(self) -> int:
-        """Supervised tokens of all samples."""
-        return int(self.supervised.sum())
-
-    def pairs(self, index: int) -> int:
-        """Pairs of tokens that sample ``index`` may attend over: the sum of its documents' lengths, squared."""
-        first, last = self._documents(index)
-        return int((np.diff(self.documents[first : last + 1]) ** 2).sum())
-
-    def _documents(self, index: int) -> tuple[int, int]:
-        """The first of the documents that sample ``index`` consists of, and the first that is not its own."""
-        first, last = np.searchsorted(self.documents, self.samples[index : index + 2])
-        return int(first), int(last)
-
-    def sample(self, index: int) -> Sample:
-        """Sample ``index``. Raises ``IndexError`` outside 0 … len - 1."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        start, end = int(self.samples[index]), int(self.samples[index + 1])
-        first, last = self._documents(index)
-        return Sample(
-            tokens=self.tokens[start:end],
-            labels=self.labels[start:end],
-            positions=self.positions[start:end],
-            document_starts=self.documents[first:last] - start,
-            sources=self.sources[first:last],
-        )
-
-
-def _open(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
-    if array.dtype != dtype or array.ndim != 1:
-        raise ValueError(f"{path}: {array.dtype} with {array.ndim} dimensions, not a row of {np.dtype(dtype)}")
-    return array
-
-
 def read_manifest(run: RunDir) -> Manifest:
     """What prepare made for ``run``. Raises ``OSError`` where it has not, ``ValueError`` for another format and for a
     manifest that is not as it was written.
@@ -262,6 +147,13 @@ def damage(run: RunDir, manifest: Manifest, share: slice = slice(None)) -> str |
     """What is wrong with the prepared files, if something is; those in ``share`` are read."""
     files = [(name, checksum, None) for name, checksum in sorted(manifest.checksums.items())]
     return sums.damage(run.data, files[share])
+
+
+def is_complete(run: RunDir, manifest: Manifest) -> bool:
+    """Whether every file of the run's prepared data is there; none is opened."""
+    splits = [TRAIN] if manifest.held_out is None else [TRAIN, HELD_OUT]
+    files = [column.path(run.data / split) for split in splits for column in COLUMNS.values()]
+    return all(file.is_file() for file in files) and (run.data / manifest.tokenizer).is_dir()
 
 
 def open_split(run: RunDir, name: str = TRAIN) -> Split:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from galley.data.batches import Batch
-from galley.data.prepared import IGNORED
+from galley.data.columns import IGNORED
 from galley.model import attention, neftune
 
 _RAISED = 2.0**14

@@ -13,7 +13,8 @@ import numpy as np
 
 from galley.contract.errors import UserError
 from galley.contract.spec import RunSpec
-from galley.data.prepared import FORMAT, HELD_OUT, I64, TOKENIZER, TRAIN, SourceFacts, SplitFacts
+from galley.data.columns import I64
+from galley.data.prepared import FORMAT, HELD_OUT, TOKENIZER, TRAIN, SourceFacts, SplitFacts
 from galley.prepare.doubts import count_overlap, counts, warnings
 from galley.prepare.formats.base import Format, Limits
 from galley.prepare.formats.encode import KEPT, OVERLONG, Documents, encode, write_split

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from galley.data.prepared import I64, SourceFacts, SplitFacts
+from galley.data.columns import I64
+from galley.data.prepared import SourceFacts, SplitFacts
 from galley.prepare.formats.encode import KEPT, Documents
 
 MASKED_SHARE = 0.2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from galley.data.prepared import I64
+from galley.data.columns import I64
 from galley.data.seeding import random_ranks
 
 SPLIT, DOCUMENTS, SAMPLES = 1, 2, 3

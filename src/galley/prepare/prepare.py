@@ -20,7 +20,6 @@ from galley.contract.errors import UserError
 from galley.contract.rundir import Attempt, RunDir, fsync_path, write_atomic
 from galley.contract.spec import RunSpec
 from galley.data.prepared import (
-    DTYPES,
     FORMAT,
     HELD_OUT,
     TOKENIZER,
@@ -29,6 +28,7 @@ from galley.data.prepared import (
     ModelFacts,
     SplitFacts,
     damage,
+    is_complete,
     read_manifest,
 )
 from galley.model import kernels
@@ -85,13 +85,12 @@ def ready(run: RunDir, key: str) -> Manifest | None:
         manifest = read_manifest(run)
     except (OSError, ValueError):
         return None
-    splits = [TRAIN] + [HELD_OUT] * (manifest.held_out is not None)
-    files = [run.data / split / f"{name}.npy" for split in splits for name in DTYPES]
-    whole = manifest.key == key and all(file.is_file() for file in files) and (run.data / manifest.tokenizer).is_dir()
-    if whole and (problem := damage(run, manifest)):
+    if manifest.key != key or not is_complete(run, manifest):
+        return None
+    if problem := damage(run, manifest):
         print(f"data: {run.data}: {problem}; preparing again", flush=True)
         return None
-    return manifest if whole else None
+    return manifest
 
 
 def model_folder(spec: RunSpec, run: RunDir) -> Manifest:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from galley.data.batches import NOBODY, Batch, collate
-from galley.data.prepared import IGNORED, Split
+from galley.data.columns import IGNORED, Split
 from galley.model import attention
 from galley.objective.sft import logits_only_at, output_head, sft_loss_sum
 from galley.ranks.mesh import Mesh

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from galley.contract.errors import UserError
-from galley.data.prepared import I32, U32
+from galley.data.columns import I32, U32
 
 if TYPE_CHECKING:
     from galley.prepare.formats.template import Template

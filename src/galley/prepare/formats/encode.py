@@ -1,4 +1,4 @@
-"""Rows to documents to prepared arrays (:mod:`galley.data.prepared`), through flat files: memory stays small."""
+"""Rows to documents to prepared arrays (:mod:`galley.data.columns`), through flat files: memory stays small."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from galley.data.prepared import DTYPES, I32, I64, IGNORED, U32, SplitFacts
+from galley.data.columns import COLUMNS, I32, I64, IGNORED, U32
+from galley.data.prepared import SplitFacts
 from galley.prepare.formats.base import Document, Encoder, Example, Limits
 
 BATCH = 512
@@ -133,29 +134,34 @@ def _map(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
 
 
 def write_split(folder: Path, documents: Documents, rows: I64, packing: list[list[int]], limits: Limits) -> SplitFacts:
-    """Write one split's arrays.
+    """Write one split's columns.
 
-    ``rows`` are the split's rows, kept or not, ascending; ``packing`` lists each sample's documents, counted among the
-    kept ones of ``rows``.
+    ``rows`` are the split's documents, kept or not, ascending; ``packing`` lists each sample's documents, counted among
+    the kept ones of ``rows``.
     """
     folder.mkdir()
+    # Three numberings meet here: of all documents (`rows`), of the kept ones among them (`packing`), and of all kept
+    # ones, which `documents.offsets` and the flat files go by. `order` is the last, as samples want them, [D].
     chosen = np.searchsorted(documents.kept, rows[documents.outcomes[rows] == KEPT])
     order = chosen[np.fromiter(itertools.chain.from_iterable(packing), np.int64)]
     sizes = np.diff(documents.offsets)[order]
-    ends = np.concatenate(([0], np.cumsum(sizes)))
-    counts = np.array([len(sample) for sample in packing], np.int64)
-    samples = ends[np.concatenate(([0], np.cumsum(counts)))]
-    supervised = _copy(folder, documents, order, sizes, ends)
-    per_sample = np.add.reduceat(supervised, np.concatenate(([0], np.cumsum(counts)[:-1])))
-    small = {
-        "samples": samples,
-        "supervised": per_sample,
-        "documents": ends,
+    bounds = _bounds(sizes)  # of documents, in tokens, [D + 1]
+    first = _bounds(np.array([len(sample) for sample in packing], np.int64))  # of samples, in documents, [S + 1]
+    supervised = _copy(folder, documents, order, sizes, bounds)
+    columns = {
+        "samples": bounds[first],
+        "supervised": np.add.reduceat(supervised, first[:-1]),
+        "documents": bounds,
         "sources": documents.sources[documents.kept[order]],
     }
-    for name, array in small.items():
-        np.save(folder / f"{name}.npy", array.astype(DTYPES[name]))
-    return _facts(documents, rows, samples, per_sample, limits)
+    for name, values in columns.items():
+        COLUMNS[name].save(folder, values)
+    return _facts(documents, rows, columns["samples"], columns["supervised"], limits)
+
+
+def _bounds(sizes: I64) -> I64:
+    """Where things of these sizes begin when they follow one another, and where the last ends, [sizes + 1]."""
+    return np.concatenate(([0], np.cumsum(sizes)))
 
 
 def _facts(documents: Documents, rows: I64, samples: I64, supervised: I64, limits: Limits) -> SplitFacts:
@@ -176,26 +182,28 @@ def _facts(documents: Documents, rows: I64, samples: I64, supervised: I64, limit
     )
 
 
-def _copy(folder: Path, documents: Documents, order: I64, sizes: I64, ends: I64) -> I64:
-    """Write tokens, labels and positions in the new order, a few million tokens at a time; supervised of each."""
-    flat = {name: _create(folder, name, int(ends[-1])) for name in ("tokens", "labels", "positions")}
+def _copy(folder: Path, documents: Documents, order: I64, sizes: I64, bounds: I64) -> I64:
+    """Write the columns over tokens, documents in ``order``, and return the supervised tokens of each, [D].
+
+    ``sizes``: tokens of each document, [D]; ``bounds``: where each begins in what is written, [D + 1]. A few million
+    tokens at a time, in whole documents: what is held in memory does not grow with the data.
+    """
+    columns = {name: COLUMNS[name].create(folder, int(bounds[-1])) for name in ("tokens", "labels", "positions")}
     supervised = np.empty(len(order), np.int64)
-    cuts = np.unique(np.searchsorted(ends, np.arange(0, int(ends[-1]), BLOCK))).tolist()
+    cuts = np.unique(np.searchsorted(bounds, np.arange(0, int(bounds[-1]), BLOCK))).tolist()
     for first, last in itertools.pairwise([*cuts, len(order)]):
         block = slice(first, last)
         length = sizes[block]
-        starts = np.concatenate(([0], np.cumsum(length)[:-1]))
+        starts = _bounds(length)[:-1]  # in this block
         positions = np.arange(int(length.sum())) - np.repeat(starts, length)
-        where = np.repeat(documents.offsets[order[block]], length) + positions
-        target = slice(int(ends[first]), int(ends[first]) + len(where))
-        flat["tokens"][target] = documents.tokens[where]
-        flat["labels"][target] = documents.labels[where]
-        flat["positions"][target] = positions
-        supervised[block] = np.add.reduceat(documents.labels[where] != IGNORED, starts, dtype=np.int64)
-    for array in flat.values():
-        array.flush()
+        # Index of each token in the flat files: its document's begin there, and its position in the document.
+        indices = np.repeat(documents.offsets[order[block]], length) + positions
+        labels = documents.labels[indices]
+        target = slice(int(bounds[first]), int(bounds[first]) + len(indices))
+        columns["tokens"][target] = documents.tokens[indices]
+        columns["labels"][target] = labels
+        columns["positions"][target] = positions
+        supervised[block] = np.add.reduceat(labels != IGNORED, starts, dtype=np.int64)
+    for column in columns.values():
+        column.flush()
     return supervised
-
-
-def _create(folder: Path, name: str, length: int) -> np.memmap[Any, Any]:
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=DTYPES[name], shape=(length,))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from galley.contract.errors import UserError
-from galley.data.prepared import IGNORED
+from galley.data.columns import IGNORED
 from galley.prepare.formats.base import Document, encode_batch
 from galley.prepare.formats.calls import fit
 from galley.prepare.formats.conversations import Conversation

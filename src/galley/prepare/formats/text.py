@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from galley.contract.errors import UserError
-from galley.data.prepared import IGNORED
+from galley.data.columns import IGNORED
 from galley.prepare.formats.base import Document, Encoder, Format, Limits, encode_batch, keys_of
 from galley.prepare.formats.calls import kind
 from galley.prepare.formats.template import Template
