@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from galley.data.prepared import I64
+from galley.data.columns import I64
 
 EPOCH = 4
 """Tells the order of an epoch from what else is drawn with the seed (1 to 3, in ``prepare.packing``)."""
