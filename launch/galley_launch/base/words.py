@@ -50,11 +50,11 @@ def _by_name(section: dict[str, str]) -> dict[str, str]:
 
 
 def _by_value_of(section: dict[str, dict[str, Cell]]) -> dict[str, dict[str, Cell]]:
-    found: dict[str, dict[str, Cell]] = {}
+    tables: dict[str, dict[str, Cell]] = {}
     for keys, table in section.items():
         cells = {value: cell for names, cell in table.items() for value in names.split()}
-        found |= dict.fromkeys(keys.split(), cells)
-    return found
+        tables |= dict.fromkeys(keys.split(), cells)
+    return tables
 
 
 @cache
@@ -109,8 +109,8 @@ def meaning(key: str, value: str, on_cluster: bool = False) -> Meaning | None:
 
 
 def _renamed(key: str, value: str, own: str) -> Meaning:
-    found = _by_value(key, value, _table().own.get(own, {}))
-    return found or _read(key, value, [f"{own}={value}"])
+    meaning_of_value = _by_value(key, value, _table().own.get(own, {}))
+    return meaning_of_value or _read(key, value, [f"{own}={value}"])
 
 
 def _read(key: str, value: str, settings: list[str]) -> Meaning:

@@ -52,15 +52,15 @@ def _wait(run: RunDir, seconds: float) -> None:
 
 def _holders(run: RunDir) -> list[int]:
     """Processes of this user that have a lock of the run open: a number in a file may be another process's by now."""
-    places = {run.lock.resolve(), run.ranks_lock.resolve()}
-    found = []
+    locks_of_run = {run.lock.resolve(), run.ranks_lock.resolve()}
+    holders = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if any(file.readlink() in places for file in (entry / "fd").iterdir()):
-                found.append(int(entry.name))
-    return found
+            if any(file.readlink() in locks_of_run for file in (entry / "fd").iterdir()):
+                holders.append(int(entry.name))
+    return holders
 
 
 def _launchers(run: RunDir, holders: list[int]) -> list[int]:

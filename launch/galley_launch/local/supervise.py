@@ -48,23 +48,23 @@ def listening() -> Iterator[Interrupts]:
 
 def _parents() -> dict[int, int]:
     """Process to parent, of everything that runs here."""
-    found = {}
+    parents = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError, ValueError):
             # The command's name is in parentheses and may hold anything, so count from the last one.
             fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            found[int(entry.name)] = int(fields[1])
-    return found
+            parents[int(entry.name)] = int(fields[1])
+    return parents
 
 
 def descendants(pid: int) -> list[int]:
     """``pid`` and everything below it: torchrun gives each rank a session of its own, so a group is not enough."""
-    parents, found = _parents(), [pid]
-    for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
-    return found
+    parents, processes = _parents(), [pid]
+    for parent_pid in processes:
+        processes += [child for child, parent in parents.items() if parent == parent_pid]
+    return processes
 
 
 def _send(pids: list[int], number: signal.Signals) -> None:

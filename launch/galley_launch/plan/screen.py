@@ -17,7 +17,7 @@ _KEY = 9
 
 
 def show(
-    made: Composed, todo: Plan, notes: Sequence[str], root: Path, all_files: bool, code: Sequence[str] = ()
+    composed: Composed, todo: Plan, notes: Sequence[str], root: Path, all_files: bool, code: Sequence[str] = ()
 ) -> None:
     """Print ``todo``: on stdout files and commands; on stderr, after them, ``notes`` and the summary.
 
@@ -28,9 +28,9 @@ def show(
     print("\n".join(blocks), end="\n" if blocks else "", flush=True)
     for note in notes:
         print(f"galley: note: {note}", file=sys.stderr)
-    known = model_facts.of_model(made.spec.placement.paths.model)
-    rows = [f"{key:<{_KEY}}{text}" for key, text in summary(made.spec, known)]
-    rows += [f"{'changed' if not number else '':<{_KEY}}{each}" for number, each in enumerate(made.changes)]
+    known = model_facts.of_model(composed.spec.placement.paths.model)
+    rows = [f"{key:<{_KEY}}{text}" for key, text in summary(composed.spec, known)]
+    rows += [f"{'changed' if not number else '':<{_KEY}}{change}" for number, change in enumerate(composed.changes)]
     print("\n".join(line for row in rows for line in _wrapped(row)), file=sys.stderr, flush=True)
 
 

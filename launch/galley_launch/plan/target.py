@@ -44,8 +44,8 @@ def on_this_box(request: Request, imagine: bool) -> Target:
     _refuse_cluster(options)
     run = _run_dir(request.source, options, Path("runs"))
     old = earlier(run)  # Read even where a recipe is given: whatever it is, what cannot be read is not replaced.
-    found = _devices(options, old.placement if old and request.source.run else None, imagine)
-    return Target(run, old, found, _paths(request, run, None))
+    box = _devices(options, old.placement if old and request.source.run else None, imagine)
+    return Target(run, old, box, _paths(request, run, None))
 
 
 def on_cluster(request: Request) -> Target:
@@ -62,8 +62,8 @@ def on_cluster(request: Request) -> Target:
     if options.gpus is not None:
         raise UserError("gpus", "Slurm chooses the devices", f"set how many a node: ranks={cluster.ranks}")
     nodes, threads = options.nodes or 1, cluster.cores_per_rank
-    found = Devices(cluster.device, cluster.ranks, None, nodes=nodes, threads=threads)
-    return Target(run, old, found, _paths(request, run, cluster.cache), cluster, name)
+    box = Devices(cluster.device, cluster.ranks, None, nodes=nodes, threads=threads)
+    return Target(run, old, box, _paths(request, run, cluster.cache), cluster, name)
 
 
 def _refuse_cluster(options: LaunchOptions) -> None:
@@ -102,8 +102,8 @@ def _run_dir(source: Source, options: LaunchOptions, base: Path) -> RunDir:
 
 
 def _paths(request: Request, run: RunDir, cache: str | None) -> Paths:
-    found = recipe_paths.paths(request.recipe, run, request.source.beside, cache)
-    odd = next((path for path in found.model_dump().values() if path and not is_text(path)), None)
+    paths = recipe_paths.paths(request.recipe, run, request.source.beside, cache)
+    odd = next((path for path in paths.model_dump().values() if path and not is_text(path)), None)
     if odd:
         raise UserError("paths", f"{odd!r} is not UTF-8", "work in a directory of another name")
-    return found
+    return paths

@@ -52,7 +52,7 @@ def quote(value: object) -> str:
     if isinstance(value, OnNode):
         parts = text.split("\0")  # text, name, text, name, ..., text
         return "".join(f'"${{{part}}}"' if number % 2 else part and quote(part) for number, part in enumerate(parts))
-    if any(ord(each) < 32 or each in "\x7f\x85\u2028\u2029" for each in text):
+    if any(ord(letter) < 32 or letter in "\x7f\x85\u2028\u2029" for letter in text):
         raise UserError("job script", f"{text!r} holds a newline or another control character", "take it out")
     if not is_text(text):
         raise UserError("job script", f"{text!r} is not UTF-8", "choose another name")
@@ -102,7 +102,7 @@ def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dic
     """What every process of a job of ``stage`` has in its environment. No secret is among it."""
     place, alone = spec.placement, stage in stages.alone()
     gpus = 0 if place.device == "cpu" else cluster.side.gpus if alone else place.ranks_per_node
-    found = {
+    variables = {
         **common_environment(place),
         # An environment that the profile names is whole: what lies in ~/.local must not shadow its packages.
         **({"PYTHONNOUSERSITE": "1"} if _names_environment(cluster) else without_user_packages()),
@@ -117,16 +117,16 @@ def environment(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dic
         "TORCH_EXTENSIONS_DIR": f"{place.paths.cache}/operators/{_installation(cluster)}",
     }
     if cluster.scratch:
-        found["GALLEY_SCRATCH_PATTERN" if _VARIABLE.search(cluster.scratch) else "GALLEY_SCRATCH"] = cluster.scratch
+        variables["GALLEY_SCRATCH_PATTERN" if _VARIABLE.search(cluster.scratch) else "GALLEY_SCRATCH"] = cluster.scratch
     needed = 0 if alone else host_memory.megabytes_of_node(spec, cluster)
     if needed:
-        found["GALLEY_MEMORY_MB"] = str(needed)
+        variables["GALLEY_MEMORY_MB"] = str(needed)
     if cluster.interface:
-        found |= {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
+        variables |= {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
     inherited = {name: os.environ[name] for name in _INHERITED if os.environ.get(name) and name not in cluster.secrets}
     for name, value in inherited.items():
         guard.check_variable(name, value)
-    return found | inherited | cluster.variables
+    return variables | inherited | cluster.variables
 
 
 def _installation(cluster: Cluster) -> str:
@@ -141,7 +141,7 @@ def shared(spec: RunSpec, variables: dict[str, str]) -> list[str]:
     """
     given = [variables[name] for name in (*_HUB_CACHE, "HF_DATASETS_CACHE") if name in variables]
     hub = given or [f"{variables.get('XDG_CACHE_HOME', '~/.cache')}/huggingface"]
-    return [spec.placement.paths.cache, *(str(expanded(each).absolute()) for each in hub)]
+    return [spec.placement.paths.cache, *(str(expanded(folder).absolute()) for folder in hub)]
 
 
 def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, variables: dict[str, str]) -> list[str]:
@@ -150,13 +150,13 @@ def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, 
     offload = spec.placement.deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
     files = [paths.model, paths.data, paths.held_out, paths.chat_template, offload.get("nvme_path")]
     files += [variables.get("GALLEY_MEETING")]  # where ranks meet, if not in the run
-    needed = [str(run.root.absolute()), *shared(spec, variables), *(each for each in files if each and each[0] == "/")]
+    needed = [str(run.root.absolute()), *shared(spec, variables), *(path for path in files if path and path[0] == "/")]
     needed += [_marked(cluster.scratch)] if cluster.scratch else []
-    odd = next((each for each in needed if "," in each or ":" in each), None)
-    mounts = [f"{each}:{each}" for each in needed]
-    mounts += [each if ":" in each else f"{each}:{each}" for each in map(_marked, container.mounts)]
+    odd = next((path for path in needed if "," in path or ":" in path), None)
+    mounts = [f"{path}:{path}" for path in needed]
+    mounts += [mount if ":" in mount else f"{mount}:{mount}" for mount in map(_marked, container.mounts)]
     # Pyxis hands them on as lines of an fstab.
-    spaced = next((each for each in mounts if container.runtime == "pyxis" and re.search(r"\s", each)), None)
+    spaced = next((mount for mount in mounts if container.runtime == "pyxis" and re.search(r"\s", mount)), None)
     if odd or spaced:
         what = "a comma or colon" if odd else "a space"
         raise UserError("container", f"{what} in {odd or spaced!r}: that cannot be mounted", "choose another place")
@@ -192,9 +192,9 @@ def _on_one_node(spec: RunSpec, cluster: Cluster) -> dict[str, Any]:
 def _size(spec: RunSpec, cluster: Cluster) -> dict[str, Any]:
     """How much of how many nodes training takes."""
     place = spec.placement
-    ranks, each = place.ranks_per_node, cluster.memory_per_rank
+    ranks, memory = place.ranks_per_node, cluster.memory_per_rank
     whole = cluster.takes_whole_nodes and (place.device == "cpu" or ranks == cluster.gpus_per_node)
-    cores, needed = cluster.cores_per_rank * ranks, megabytes(each) * ranks if each else 0
+    cores, needed = cluster.cores_per_rank * ranks, megabytes(memory) * ranks if memory else 0
     size: dict[str, Any] = {"nodes": place.nodes, "gpus": 0 if place.device == "cpu" else ranks, "cores": cores}
     size |= {"whole_nodes": whole, "time": cluster.time}
     if whole and cluster.memory_request == "mem":
@@ -214,14 +214,14 @@ def _memory(cluster: Cluster, needed: int, cores: int, text: str) -> dict[str, A
 def _where(cluster: Cluster, stage: str) -> list[tuple[str, str]]:
     """Options that say where a job of ``stage`` goes, and for whom."""
     side, names = cluster.side, ("partition", "account", "qos", "constraint", "reservation")
-    found = {name: getattr(cluster, name) for name in names}
+    wanted = {name: getattr(cluster, name) for name in names}
     if stage in stages.alone():
         own = {name: getattr(side, name) for name in names}
         elsewhere = side.partition not in (None, cluster.partition)
         # A constraint of training's names its GPUs; its QOS and reservation belong to its partition.
         lost = ("constraint", "qos", "reservation") if elsewhere else ("constraint",)
-        found = {name: found[name] if value is None and name not in lost else value for name, value in own.items()}
-    return [(name, value) for name, value in found.items() if value]
+        wanted = {name: wanted[name] if value is None and name not in lost else value for name, value in own.items()}
+    return [(name, value) for name, value in wanted.items() if value]
 
 
 def _check_slices(spec: RunSpec, cluster: Cluster) -> None:
@@ -250,12 +250,12 @@ def _context(spec: RunSpec, run: RunDir, cluster: Cluster, stage: str) -> dict[s
         "requeue": cluster.requeue or stage in stages.alone(),
         "lead": max(1, min(300, seconds(cluster.time) // 2)),
         "log": _log(run, stage),
-        "directives": [_split(each) for each in cluster.directives],
+        "directives": [_split(directive) for directive in cluster.directives],
         "run": str(run.root.absolute()),
         "host_python": host_python(cluster),
         "setup": cluster.setup,
         "modules": cluster.modules,
-        "modulepath": [each for each in os.environ.get("MODULEPATH", "").split(":") if each] if cluster.modules else [],
+        "modulepath": [path for path in os.environ.get("MODULEPATH", "").split(":") if path] if cluster.modules else [],
         "conda": cluster.conda,
         "secrets": str(secrets_file(run)),
         "environment": list(variables.items()),
