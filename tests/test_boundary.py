@@ -35,13 +35,13 @@ DATA_ROOMS = {
     "data": "contract storage",
     "model": "contract storage data",
     "engine": "contract storage model",
-    "objective": "data model",
+    "objective": "contract data model",
     "ranks": "contract storage",
     "track": "contract",
     "prepare": "contract storage data model ranks track",
     "checkpoint": "contract storage model engine ranks",
     "train": "contract storage data model engine objective ranks checkpoint track",
-    "export": "contract storage data model ranks checkpoint prepare train",
+    "export": "contract storage data model objective ranks checkpoint prepare",
 }
 _BARE = ("rundir", "files", "text", "records", "metrics", "stages", "sensitive", "errors")
 BARE = {f"galley.contract.{name}" for name in _BARE}

@@ -321,7 +321,7 @@ def test_a_model_that_is_nowhere_is_said_in_a_line(
     def closed(_: Path) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(galley.prepare, "fingerprint", closed)
+    monkeypatch.setattr(galley.prepare.prepare, "fingerprint", closed)
     with pytest.raises(UserError, match=r"cannot be read \(Permission denied\); check its permissions"):
         find_model(spec, run)
 

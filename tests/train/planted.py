@@ -24,7 +24,7 @@ from galley.data.prepared import Manifest, open_split, read_manifest
 from galley.export import export
 from galley.export.checks import Check
 from galley.model import model
-from galley.train import evaluate
+from galley.objective import sft
 from galley_launch.recipe import model_facts as facts
 from recipes import twins
 
@@ -178,8 +178,8 @@ def probes(engine: Any, run: RunDir, device: torch.device) -> Tensors:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     getattr(engine, "get_base_model", lambda: engine)().set_attn_implementation("eager")
-    batch = evaluate.probe_batch(open_split(run), device)
-    logits = evaluate.probe_logits(engine, batch)
+    batch = sft.probe_batch(open_split(run), device)
+    logits = sft.probe_outputs(engine, batch)
     torch.set_num_threads(before)
     return {"tokens": batch.tokens, "targets": batch.targets, "logits": logits}
 

@@ -42,18 +42,21 @@ def test_splitting_the_batch_changes_neither_loss_nor_gradient(tmp_path: Path, l
 
 def test_packed_and_separate_documents_have_the_same_loss(tmp_path: Path, llama: Path) -> None:
     from galley.contract.spec import Model
+    from galley.model import attention
     from galley.model.model import load_plain
-    from galley.objective.sft import output_head, sft_loss_sum
+    from galley.objective import sft
 
     documents = make_documents(12, seed=3, longest=40)
     packed = [documents[0:5], documents[5:9], documents[9:12]]
     for name, samples, flag in (("packed", packed, True), ("separate", [[each] for each in documents], False)):
         write_data(RunDir(tmp_path / name), llama, samples, None, packed=flag)
     model = load_plain(str(llama), Model(path=str(llama), dtype="float32"), torch.float32)
-    head, cpu = output_head(model), torch.device("cpu")
+    cpu = torch.device("cpu")
 
     def losses(name: str, ids: list[int], flag: bool) -> float:
-        return float(sft_loss_sum(model, head, collate(Split.open(tmp_path / name / "data/train"), ids, flag, cpu)))
+        batch = collate(Split.open(tmp_path / name / "data/train"), ids, flag, cpu)
+        with attention.documents(batch.documents):
+            return float(sft.loss(model, batch))
 
     for sample, rows in enumerate(([0, 1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11])):
         one_by_one = sum(losses("separate", [row], False) for row in rows)
@@ -67,14 +70,14 @@ def test_packed_and_separate_documents_have_the_same_loss(tmp_path: Path, llama:
 def test_only_supervised_places_reach_the_output_head(llama: Path, tmp_path: Path) -> None:
     from galley.contract.spec import Model
     from galley.model.model import load_plain
-    from galley.objective.sft import output_head, sft_loss_sum
+    from galley.objective.sft import loss, output_head
 
     write_data(RunDir(tmp_path), llama, SAMPLES, None, packed=False)
     model = load_plain(str(llama), Model(path=str(llama), dtype="float32"), torch.float32)
     batch = collate(Split.open(tmp_path / "data/train"), [0, 1, 2], False, torch.device("cpu"))
     rows: list[int] = []
     output_head(model).register_forward_hook(lambda _m, _a, out: rows.append(out.shape[1]))
-    sft_loss_sum(model, output_head(model), batch)
+    loss(model, batch)
     assert rows == [batch.supervised]
     assert batch.supervised == sum(SAMPLES[i][0][1] for i in range(3))
 

@@ -185,14 +185,15 @@ def save_twice(argv: list[str]) -> int:
     from galley.data.prepared import TRAIN, open_split, read_manifest
     from galley.engine import engine
     from galley.model import model
+    from galley.objective import sft
+    from galley.objective.probes import measure
     from galley.ranks.world import join
-    from galley.train import evaluate
 
     run = RunDir(Path(argv[0]).parent)
     spec = RunSpec.read(argv[0])
     world = join(spec.placement)
     made = engine.build(model.load(spec, read_manifest(run), world.device), spec)
-    probes = evaluate.probes(made, open_split(run, TRAIN), world.device)
+    probes = measure(sft, made, open_split(run, TRAIN), world.device)
     writer = Writer(run, run.attempt(1), world, made, keep=1)
     for tokens in (1, 2):
         writer.begin(State(step=1, tokens=tokens), probes)

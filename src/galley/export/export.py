@@ -25,7 +25,6 @@ from galley.contract import stages
 from galley.contract.errors import UserError
 from galley.contract.rundir import Attempt, Checkpoint, RunDir, read_json
 from galley.contract.spec import RunSpec
-from galley.data.batches import Batch
 from galley.data.prepared import Manifest, tokenizer_folder
 from galley.export import card, consolidate, lowrank, weightcheck
 from galley.export.bases import name_base, write_name
@@ -36,10 +35,10 @@ from galley.export.publish import publish
 from galley.model import model, pissa
 from galley.model.generation import carry_over, save_model
 from galley.model.towers import auto_class
+from galley.objective import probes, table
 from galley.prepare import prepare
 from galley.ranks.stage import Superseded, Unverified, run_stage
 from galley.storage.weights import weight_files
-from galley.train import evaluate
 
 
 def choose(run: RunDir, which: str) -> Checkpoint:
@@ -214,9 +213,7 @@ class Exporter:
         return agreement(theirs, ours, exact, self.spec.task.model.dtype)
 
     def _logits(self, loaded: Any) -> torch.Tensor:
-        tokens, targets = (self.probes[name].to(self.device) for name in ("tokens", "targets"))
-        positions = torch.arange(tokens.shape[1], device=self.device).repeat(len(tokens), 1)
-        return evaluate.probe_logits(loaded, Batch([], tokens, positions, targets, tokens.numel()))
+        return probes.again(table.of(self.spec.task), loaded, self.probes, self.device)
 
     def write_cards(self) -> dict[str, bool]:
         """Give each part its tokenizer and its card. Returns which parts are verified, by their folders' names."""

@@ -8,6 +8,7 @@ generation) it is plain sdpa.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,14 +25,27 @@ _ROWS = 128
 
 
 class _Current:
-    """The documents of the micro-batch that is being computed. Its backward pass may recompute layers with them."""
+    """The documents of the micro-batch that is being computed.
+
+    Not a ``ContextVar``: autograd recomputes checkpointed layers in threads of its own on a GPU, which see no context.
+    """
 
     lengths: Sequence[int] | None = None
 
 
-def use_documents(lengths: Sequence[int] | None) -> None:
-    """Set the documents' lengths, in order over the flattened micro-batch [samples x length]; None: none are packed."""
-    _Current.lengths = lengths
+@contextmanager
+def documents(lengths: Sequence[int] | None) -> Iterator[None]:
+    """Meanwhile attention is computed by these documents' lengths, in order over the flattened micro-batch
+    [samples x length]; None: none are packed.
+
+    Lasts from a micro-batch's forward pass to the end of its backward pass, which may recompute layers. The mask is
+    made outside of what is passed to layers, so that lengths cannot travel as an argument alone.
+    """
+    before, _Current.lengths = _Current.lengths, lengths
+    try:
+        yield
+    finally:
+        _Current.lengths = before
 
 
 def _mask(*arguments: Any, **more: Any) -> torch.Tensor | None:

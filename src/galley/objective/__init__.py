@@ -1,4 +1,4 @@
-"""What is minimised: one file for each loss.
+"""What is minimised: one file for each loss, and a table of their names.
 
-Imports `data` and `model`.
+Imports `contract`, `data` and `model`.
 """

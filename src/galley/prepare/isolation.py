@@ -274,15 +274,12 @@ def _check_causal(model: Any) -> None:
 
 def _by_document(model: Any, attention: str, tokens: Any, positions: Any) -> Any:
     from galley.data.batches import document_lengths
-    from galley.model.attention import use_documents
+    from galley.model.attention import documents
 
     model.set_attn_implementation(attention)
-    use_documents(document_lengths(positions.numpy()))
-    try:
+    with documents(document_lengths(positions.numpy())):
         _logits(model.train(), tokens, positions)  # where attention drops out, it raises only now
         return _logits(model.eval(), tokens, positions)
-    finally:
-        use_documents(None)
 
 
 def _both_orders(pieces: list[Any]) -> Any:

@@ -20,8 +20,8 @@ from galley.data import batches
 from galley.data.prepared import HELD_OUT, TRAIN, Manifest, open_split
 from galley.data.seeding import step_seed
 from galley.engine import engine
-from galley.model import model
-from galley.objective.sft import output_head, sft_loss_sum
+from galley.model import attention, model
+from galley.objective import probes, table
 from galley.ranks import heartbeat
 from galley.ranks.mesh import mesh
 from galley.ranks.progress import Progress
@@ -56,7 +56,7 @@ class Loop:
         self.stop = Stop(self.attempt, self.world.is_first)
         self.order = batches.order(self.spec.task, len(self.train))
         self.mesh = mesh(self.world)
-        self.head = output_head(self.engine)
+        self.objective = table.of(self.spec.task)
         self.health = Health(self.spec)
         self.writer = Writer(
             self.run, self.attempt, self.world, self.engine, self.cadence.keep, self.spec.placement.ranks_per_node
@@ -142,7 +142,7 @@ class Loop:
         started = time.perf_counter()
         with self.profiler.phase("data"):
             mine = self._batches(step)
-        counts = (sum(each.supervised for each in mine), sum(each.token_count for each in mine))
+        counts = (sum(self.objective.units(each) for each in mine), sum(each.token_count for each in mine))
         supervised, tokens, sight, *news = self.world.sum(*counts, self.stop.look(), *self.writer.news())
         if self.stop.is_due(sight):
             return self._stopping()
@@ -186,13 +186,14 @@ class Loop:
         for number, batch in enumerate(mine, start=1):
             heartbeat.beat("step", self.state.step)
             self.progress.part(f"micro-batch {number} of {len(mine)}")
-            with self.profiler.phase("forward"):
-                loss = sft_loss_sum(self.engine, self.head, batch)
-            with self.profiler.phase("backward"):
-                self.engine.set_gradient_accumulation_boundary(number == len(mine))
-                self.engine.backward(loss * (self.mesh.size / supervised), scale_wrt_gas=False)
-                if number < len(mine):
-                    self.engine.step()
+            with attention.documents(batch.documents):  # the backward pass may recompute the forward
+                with self.profiler.phase("forward"):
+                    loss = self.objective.loss(self.engine, batch)
+                with self.profiler.phase("backward"):
+                    self.engine.set_gradient_accumulation_boundary(number == len(mine))
+                    self.engine.backward(loss * (self.mesh.size / supervised), scale_wrt_gas=False)
+                    if number < len(mine):
+                        self.engine.step()
             sums.append(float(loss.detach()))
         total = self.world.sum(sum(sums))[0]
         if not math.isfinite(total):
@@ -236,6 +237,7 @@ class Loop:
         assert self.held_out is not None
         self.progress.at(f"held-out loss after step {self.state.step}")
         measured = evaluate.held_out_loss(
+            self.objective,
             self.engine,
             self.held_out,
             self.manifest.packed,
@@ -276,9 +278,10 @@ class Loop:
             self.writer.amend(self.state)
             return
         started = time.perf_counter()
-        probes = evaluate.probes(self.engine, self.held_out or self.train, self.world.device)
-        self.health.probes(step, probes["logits"])
-        self.writer.begin(self.state, probes)
+        split = self.held_out or self.train
+        measured = probes.measure(self.objective, self.engine, split, self.world.device)
+        self.health.probes(step, measured["logits"])
+        self.writer.begin(self.state, measured)
         self._stalled(started, self.writer.pending)
 
     def _finish_save(self) -> None:
