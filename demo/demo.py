@@ -80,12 +80,10 @@ def main(words: list[str]) -> int:
 def perform(place: Place, words: list[str]) -> dict[str, Any]:
     """Score, train, score again; returns what ``demo.json`` says."""
     started = time.time()
-    print("A language model of 135 million parameters learns to turn orders into JSON.")
+    print("A language model of 135 million parameters is trained to turn orders into JSON.")
     path, whence = model.find(place.run, cache() / "demo")
     step("model", f"SmolLM2-135M-Instruct, {whence}")
-    step(
-        "data", f"{data.TRAIN_ROWS} orders to learn from; {data.HELD_OUT_ROWS} to be scored on share no value with them"
-    )
+    step("data", f"{data.TRAIN_ROWS} orders to train on; {data.HELD_OUT_ROWS} to be scored on share no value with them")
     rows = score.read(data.HELD_OUT_FILE)
     step("before", "the model as it was released answers those")
     before = examine(place, "before", model.loadable(path, cache()), rows)
@@ -145,7 +143,7 @@ def train(place: Place, path: str, words: list[str]) -> None:
     exported = (place.run.export / "model" / "config.json").is_file()
     done = any((read_json(each.exit) or {}).get("verdict") == "done" for each in place.run.attempts())
     if status or not (exported and done):
-        print("demo: training did not come to its end; make demo again goes on from there", file=sys.stderr)
+        print("demo: training did not finish; make demo again resumes it", file=sys.stderr)
         raise SystemExit(status or STOPPED)
 
 

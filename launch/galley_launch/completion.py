@@ -59,7 +59,7 @@ _FIXED = {"device": ("cpu", "cuda"), "step": ("last", "best"), "files": ("all", 
 def show(shell: str) -> int:
     """Print the script of ``shell``. Raises ``UserError`` for one that is not known."""
     if shell not in SCRIPTS:
-        raise UserError("completion", f"{shell!r} is no shell that is known", f"use one of {', '.join(SCRIPTS)}")
+        raise UserError("completion", f"{shell!r} is not a known shell", f"use one of {', '.join(SCRIPTS)}")
     print(SCRIPTS[shell], end="")
     return 0
 

@@ -48,10 +48,10 @@ def show(recipe: str, *settings: str) -> Todo:
 
 
 def copy(recipe: str, to: str = "", cluster_to: str = "") -> Todo:
-    """Copy a recipe to ./recipes, to be changed; or, as `copy cluster NAME`, a cluster's profile.
+    """Copy a recipe to ./recipes, so that you can change it; or, as `copy cluster NAME`, a cluster's profile.
 
     TO is a name, or a path to a .yaml file. A profile goes to ~/.config/galley/clusters.
-    To change little, do not copy but extend: a recipe of your own with `extends: qwen3-4b-qlora` and what differs.
+    For a small change, extend it instead: write a recipe with `extends: qwen3-4b-qlora` and what differs.
 
     galley copy qwen3-4b-qlora
     galley copy qwen3-4b-qlora mine
@@ -63,9 +63,9 @@ def copy(recipe: str, to: str = "", cluster_to: str = "") -> Todo:
 
 
 def plan(recipe: str, *settings: str) -> Todo:
-    """Print what `galley run` with the same words would write and start; write and start nothing.
+    """Print what `galley run` with the same words would write and start, without doing it.
 
-    It ends with a summary: the run, the whole batch, and what these words change of the recipe.
+    It ends with a summary: the run, the global batch, and what these words change in the recipe.
     files=all prints every file before that, byte for byte. Works without torch and without a GPU.
 
     galley plan smollm2-135m-lora
@@ -80,14 +80,14 @@ def run(recipe: str, *settings: str) -> Todo:
 
     Any key of the recipe can be set: a dotted path, or its last word where that is unique (galley show RECIPE).
       gpus=0,1             these GPUs; all visible ones otherwise
-      device=cpu ranks=2   on the CPU, which has to be asked for
+      device=cpu ranks=2   on the CPU; never chosen by itself
       deepspeed=zero3      a DeepSpeed JSON, or a preset: zero0 zero1 zero2 zero3 zero3_hpz zero3_offload_cpu
                            zero3_offload_nvme
-      take=deepspeed       where a JSON of yours and the recipe differ, the JSON's values; take=recipe: the recipe's
+      take=deepspeed       where your JSON and the recipe differ, use the JSON's values; take=recipe: the recipe's
       name=x runs=d        the run's name (the recipe's by default) and the directory of runs (./runs)
       init_from=RUN        start from the exported model of a finished run
-    Ctrl-C once saves and stops, twice ends at once. A dropped ssh does not end it.
-    RECIPE may be a run directory: that run goes on, with its own task, on this machine's devices.
+    Ctrl-C once saves and stops, twice stops at once. A dropped ssh connection does not stop it.
+    RECIPE may be a run directory: that run is resumed, with its own task, on this machine's devices.
 
     galley run smollm2-135m-lora
     galley run smollm2-135m-lora device=cpu ranks=2 steps=20
@@ -97,13 +97,13 @@ def run(recipe: str, *settings: str) -> Todo:
 
 
 def submit(recipe: str, *settings: str) -> Todo:
-    """Train on a Slurm cluster: the same recipe and words, as jobs that go on by themselves until it is done.
+    """Train on a Slurm cluster: the same recipe and words, as jobs that continue by themselves until it is done.
 
-    cluster=NAME nodes=4   a profile (galley clusters), and how many nodes of it; the default profile otherwise
+    cluster=NAME nodes=4   a profile (galley clusters) and the number of nodes; by default, the default profile
     cluster.time=4:00:00   any key of the profile, for this submission
-    ranks=4                ranks on each node, where not one for each GPU
+    ranks=4                ranks on each node; by default, one for each GPU
     Each job resumes where the one before it ended, whatever ended it, until the model is exported.
-    `galley plan` with the same words and cluster=NAME prints all that would be written and run.
+    `galley plan` with the same words and cluster=NAME prints everything that would be written and run.
 
     galley submit qwen3-4b-qlora cluster=venv nodes=2
     galley submit runs/qwen3-4b-qlora cluster.partition=long
@@ -112,7 +112,7 @@ def submit(recipe: str, *settings: str) -> Todo:
 
 
 def clusters(name: str = "", *settings: str) -> Todo:
-    """List the cluster profiles and what Slurm says to them, or show one NAME in full.
+    """List the cluster profiles and what Slurm reports about them, or show one NAME in full.
 
     Yours are ~/.config/galley/clusters/*.yaml and ./clusters/*.yaml; they win over the shipped ones.
 
@@ -124,7 +124,7 @@ def clusters(name: str = "", *settings: str) -> Todo:
 
 
 def status(run: str = "", *settings: str) -> Todo:
-    """Print a table of the runs in ./runs (or runs=DIRECTORY), or how one RUN is.
+    """Print a table of the runs in ./runs (or runs=DIRECTORY), or the state of one RUN.
 
     galley status
     galley status smollm2-135m-lora
@@ -144,7 +144,7 @@ def logs(run: str, *settings: str) -> Todo:
 
 
 def stop(run: str, *settings: str) -> Todo:
-    """Ask a live run to save and stop. Running or submitting it again goes on from there.
+    """Ask a live run to save and stop. Running or submitting it again resumes it.
 
     galley stop smollm2-135m-lora
     """
@@ -152,7 +152,7 @@ def stop(run: str, *settings: str) -> Todo:
 
 
 def cancel(run: str, *settings: str) -> Todo:
-    """End a run now, without saving: its processes on this box, or its jobs. What was saved before stays.
+    """End a run now, without saving: its processes on this box, or its jobs. Earlier checkpoints stay.
 
     galley cancel smollm2-135m-lora
     """
@@ -160,7 +160,7 @@ def cancel(run: str, *settings: str) -> Todo:
 
 
 def why(run: str, *settings: str) -> Todo:
-    """Say why a run failed: which rank was first, the lines that show it, and what to change.
+    """Explain why a run failed: which rank was first, the lines that show it, and what to change.
 
     galley why smollm2-135m-lora
     """
@@ -168,10 +168,10 @@ def why(run: str, *settings: str) -> Todo:
 
 
 def report(run: str, *settings: str) -> Todo:
-    """Write one page about a run, RUN/report.html, to look at in a browser or to send to somebody.
+    """Write one page about a run, RUN/report.html, to read in a browser or to send to someone.
 
-    Curves, attempts and where the time went, data, checkpoints, checks of the export, configuration. The page holds all
-    that it shows; what looks like a secret is hidden: look before you send it. The same command writes it again.
+    Curves, attempts and where the time went, data, checkpoints, checks of the export, configuration. The page is
+    self-contained. What looks like a secret is hidden; check before you send it. The same command updates it.
 
     galley report smollm2-135m-lora
     """
@@ -179,10 +179,10 @@ def report(run: str, *settings: str) -> Todo:
 
 
 def export(run: str, *settings: str) -> Todo:
-    """Write a run's model again, from its last checkpoint, its best one, or any other that it kept.
+    """Write a run's model again, from its last checkpoint, its best one, or any other that it has kept.
 
     step=best or step=N  which checkpoint; step=last otherwise
-    cluster=NAME         in a job there, because login nodes end long work
+    cluster=NAME         in a job there, because login nodes kill long-running processes
 
     galley export smollm2-135m-lora
     galley export smollm2-135m-lora step=best
@@ -191,7 +191,7 @@ def export(run: str, *settings: str) -> Todo:
 
 
 def forget(run: str, *runs: str) -> Todo:
-    """Remove runs: checkpoints, logs, exported models. Asks first; yes=true, in scripts, does not.
+    """Remove runs: checkpoints, logs, exported models. It asks first, unless yes=true.
 
     A run that is live, or whose jobs wait, is refused.
 
@@ -203,7 +203,7 @@ def forget(run: str, *runs: str) -> Todo:
 
 
 def completion(shell: str) -> Todo:
-    """Print what makes SHELL (bash, zsh or fish) complete verbs, recipes, runs, clusters and keys.
+    """Print the completion script for SHELL (bash, zsh or fish): verbs, recipes, runs, clusters and keys.
 
     galley completion bash >> ~/.bashrc
     galley completion zsh >> ~/.zshrc

@@ -104,7 +104,7 @@ def test_a_recipe_can_extend_the_shipped_one_of_its_own_name(here: Path) -> None
         (
             {"a": "extends: b\n", "b": "extends: a\n"},
             "recipes/b.yaml: extends: goes round in a circle: recipes/a.yaml, which extends recipes/b.yaml, which "
-            "extends recipes/a.yaml; take one extends out",
+            "extends recipes/a.yaml; remove one extends",
         ),
         (
             {"a": "extends: b\n", "b": "extends: c\n", "c": "extends: ./b.yaml\n"},
@@ -113,8 +113,8 @@ def test_a_recipe_can_extend_the_shipped_one_of_its_own_name(here: Path) -> None
         ),
         ({"a": "extends: qwen3-4b-qlor\n"}, "extends: no recipe 'qwen3-4b-qlor'; did you mean 'qwen3-4b-qlora'?"),
         ({"a": "extends: no.yaml\n"}, "recipes/a.yaml: extends: no file recipes/no.yaml; correct the path"),
-        ({"a": "extends: [b]\n"}, "recipes/a.yaml: extends: ['b'] is no recipe; write a name (see galley recipes)"),
-        ({"a": "extends:\n"}, "recipes/a.yaml: extends: None is no recipe"),
+        ({"a": "extends: [b]\n"}, "recipes/a.yaml: extends: ['b'] is not a recipe; write a name (see galley recipes)"),
+        ({"a": "extends:\n"}, "recipes/a.yaml: extends: None is not a recipe"),
         ({"a": "extends: b\n", "b": "x: [\n"}, "recipes/b.yaml:2: not readable as YAML"),
         ({"a": "extends: b\nsection: 1\n", "b": BASE}, "recipes/a.yaml: no such key: 'section'"),
         ({"a": "extends: b\n", "b": BASE + "optimzer: {lr: 1}\n"}, "recipes/b.yaml: no such key: 'optimzer'; did you"),

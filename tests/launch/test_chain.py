@@ -20,7 +20,7 @@ __all__ = ["fakes", "run"]
 def test_a_bad_node_sends_the_job_back_into_the_queue(run: RunDir, fakes: Scenario) -> None:
     attempted(run, 1, said=STOPPED)
     chain.exclude(run, ["n2"], "attempt 1: node", 24)
-    assert nothing(run) == "n2 is to be avoided (attempt 1: node); job 101 takes over"
+    assert nothing(run) == "n2 is excluded (attempt 1: node); job 101 takes over"
     options = "--dependency=afterany:500 --signal=B:USR1@300 --exclude=n2"
     script = f"{run.jobs}/train.sbatch"
     test = f"sbatch --test-only --signal=B:USR1@300 --exclude=n2 {script}"

@@ -136,7 +136,7 @@ def test_a_run_goes_on_where_it_was_submitted_to(here: Path) -> None:
         ("secrets: [UID]", "secrets.0: 'UID' is a name that the job's scripts use themselves; choose another"),
         ("secrets: ['A B']", "secrets.0: 'A B' is not a variable's name; change it"),
         ("gpu_type: 'h100,a100'", "gpu_type: 'h100,a100' is not a type such as h100; change it"),
-        ("account: 'a\\b'", "account: 'a\\\\b' holds a backslash, which sbatch would take out; change it"),
+        ("account: 'a\\b'", "account: 'a\\\\b' holds a backslash, which sbatch would remove; change it"),
         ('account: "a\\nb"', "account: 'a\\nb' holds a newline or another control character; change it"),
         ("directives: [-p gpu]", "directives.0: '-p gpu' is not an option such as --mail-type=END; change it"),
         ("directives: [--nodes=3]", "directives.0: '--nodes=3' sets nodes, which the job script sets itself"),

@@ -94,9 +94,7 @@ def test_a_value_may_stand_apart() -> None:
 
 def test_an_unknown_shell_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", "tcsh"]) == 2
-    assert (
-        capsys.readouterr().err == "galley: completion: 'tcsh' is no shell that is known; use one of bash, zsh, fish\n"
-    )
+    assert capsys.readouterr().err == "galley: completion: 'tcsh' is not a known shell; use one of bash, zsh, fish\n"
 
 
 def test_tab_does_not_wait_for_pydantic() -> None:

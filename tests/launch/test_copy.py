@@ -18,7 +18,7 @@ def test_a_copy_is_the_users_own(here: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(["copy", "qwen3-4b-qlora"]) == 0
     out = capsys.readouterr().out
     assert out == (
-        "recipes/qwen3-4b-qlora.yaml is yours to change; it comes before the shipped one\n"
+        "recipes/qwen3-4b-qlora.yaml is yours to change; it is used instead of the shipped one\n"
         "next: galley show qwen3-4b-qlora; galley plan qwen3-4b-qlora\n"
     )
     copied, shipped = catalogue.find("qwen3-4b-qlora"), catalogue.read(assets.folder("recipes") / "qwen3-4b-qlora.yaml")
@@ -58,7 +58,7 @@ def test_a_copy_overwrites_nothing(here: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["copy", "demo"]) == 2
     assert (
         capsys.readouterr().err
-        == "galley: recipes/demo.yaml: is there already; give another name: galley copy demo NAME\n"
+        == "galley: recipes/demo.yaml: already exists; give another name: galley copy demo NAME\n"
     )
     assert Path("recipes/demo.yaml").read_text() == BASE
 
@@ -67,9 +67,9 @@ def test_a_copy_overwrites_nothing(here: Path, capsys: pytest.CaptureFixture[str
     ("words", "message"),
     [
         (["dmo"], "recipe: no recipe 'dmo'; did you mean 'demo'?"),
-        (["demo", "x/y"], "copy: 'x/y' is no recipe's file; write a name, or a path that ends in .yaml"),
+        (["demo", "x/y"], "copy: 'x/y' is not a recipe's file; write a name, or a path that ends in .yaml"),
         (["demo", "recipes/a.yaml/b.yaml"], "recipes/a.yaml/b.yaml: cannot be written (File exists)"),
-        (["demo", "a", "b"], "copy: 'b' is one word too many"),
+        (["demo", "a", "b"], "copy: 'b' is an unexpected word"),
         (["demo", "lr=3"], "copy: takes no key 'lr'"),
         ([], "copy: RECIPE is missing"),
     ],

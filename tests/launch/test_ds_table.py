@@ -116,20 +116,20 @@ def test_what_is_kept_reaches_deepspeed_as_it_stands(key: str) -> None:
         ({"prescale_gradients": True}, [], "set zero_optimization.reduce_scatter false"),
         ({"gradient_predivide_factor": 2.0}, [], "gradients are not scaled before they are reduced"),
         ({"communication_data_type": "fp16"}, [], "would be reduced as infinities; write fp32 or bf16"),
-        ({"aio": {"use_gds": True}}, [], "GPUDirect Storage is between a disk and a GPU; take use_gds out"),
+        ({"aio": {"use_gds": True}}, [], "GPUDirect Storage is between a disk and a GPU; remove use_gds"),
         ({"zero_optimization": {"stage": 1, "legacy_stage1": True}}, [], "has had no such stage since 0.5.9"),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}},
-            [], "out of a checkpoint's reach; take super_offload out",
+            [], "out of a checkpoint's reach; remove super_offload",
         ),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, [], "are both true; keep one of them"),
-        ({"data_types": {"buffer_dtype": "bf16"}}, [], "would round rotary frequencies; take it out"),
-        ({"data_types": {"param_dtype": "fp16"}}, [], "but the weights are bfloat16; take it out"),
-        ({"zero_optimization": {"stage": "auto"}}, [], 'stage "auto" is no stage: DeepSpeed takes it for 0'),
+        ({"data_types": {"buffer_dtype": "bf16"}}, [], "would round rotary frequencies; remove it"),
+        ({"data_types": {"param_dtype": "fp16"}}, [], "but the weights are bfloat16; remove it"),
+        ({"zero_optimization": {"stage": "auto"}}, [], 'stage "auto" is not a stage: DeepSpeed takes it for 0'),
         ({"optimizer": {"params": {"lr": "2e-5"}}}, [], "is not a number above 0; write 2e-05 without quotes"),
         ({"scheduler": {"type": "OneCycle"}}, [], "there is no such schedule here: use WarmupCosineLR"),
         ({"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_max_lr": 1}}}, [], "takes no parameter"),
-        ({"scheduler": {"params": {"warmup_type": "exp"}}}, [], "is none of log, linear"),
+        ({"scheduler": {"params": {"warmup_type": "exp"}}}, [], "is not one of log, linear"),
         ({"scheduler": {"params": {"warmup_min_lr": 1e-4}}}, [], "but the warm-up begins at 0 here; set schedule.war"),
         ({"torch_autocast": {"enabled": True}, "zero_optimization": {"stage": 1}}, [], "under ZeRO-1 weights have"),
         ({"torch_autocast": {"enabled": True, "dtype": "half"}, "zero_optimization": {"stage": 0}}, [], "only bf"),
@@ -171,7 +171,7 @@ def test_the_command_line_wins_over_take() -> None:
 def test_comments_are_passed_over_and_misspelt_keys_are_not() -> None:
     comments = {"_comment": "a", "//": "b", "#note": "c", "__why__": "d"}
     done = settled(comments | {"bf16": {"enabled": True, "_see": "wiki"}})
-    assert done.notes == ("deepspeed x.json: passed over as comments: _comment, //, #note, __why__",)
+    assert done.notes == ("deepspeed x.json: ignored as comments: _comment, //, #note, __why__",)
     for key in table()["keys"]:
         for typo in (f"_{key[1:]}", f"_{key}", f"#{key[1:]}"):
             assert f"DeepSpeed has no key {typo!r}" in refused({typo: {}})

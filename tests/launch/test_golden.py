@@ -51,7 +51,7 @@ def check(path: Path, text: str) -> None:
     if os.environ.get("GALLEY_BLESS"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert path.is_file(), f"{path} is not there; run: make golden"
+    assert path.is_file(), f"{path} does not exist; run: make golden"
     assert text == path.read_text(), "look at the difference; if it is meant, run: make golden"
 
 

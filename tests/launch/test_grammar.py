@@ -78,7 +78,7 @@ def test_fire_does_not_touch_a_value(value: str, monkeypatch: pytest.MonkeyPatch
         (["plan", "smollm2-135m-lora", "-x"], "'-x' is not an option"),
         (["plan", "smollm2-135m-lora", "-"], "'-' is not an option"),
         (["plan", "smollm2-135m-lora", "--"], "'--' is not an option"),
-        (["status", "x", "extra"], "status: 'extra' is one word too many"),
+        (["status", "x", "extra"], "status: 'extra' is an unexpected word"),
         (["status", "x", "lr=3"], "status: takes no key 'lr'; known: runs"),
         (["recipes", "lr=3"], "recipes: takes no key 'lr'; see galley recipes --help"),
         (["plan"], "plan: RECIPE is missing; write: galley plan RECIPE"),

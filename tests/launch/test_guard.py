@@ -125,7 +125,7 @@ def test_every_form_is_refused_and_not_repeated(
     profile("x", PLAIN)
     status, out, err = galley(capsys, "plan", "my.yaml", "cluster=x", field.format(json.dumps(text)))
     assert (status, out) == (2, "")
-    assert "take it out" in err, err
+    assert "remove it" in err, err
     assert SENTINEL not in err
 
 

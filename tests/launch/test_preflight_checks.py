@@ -86,7 +86,7 @@ def test_memory_of_a_process_on_its_way_out_is_waited_for(
     smi(f'echo "{busy.format(90000)}"')
     ((status, output),) = end(start(0, 1, 0, GALLEY_GPUS=1, GALLEY_PREFLIGHT_S=1.2))
     assert status == 1
-    assert output.endswith("devices: GPU 0 (GPU-a): 90000 of 143771 MiB are taken by another process\n")
+    assert output.endswith("devices: GPU 0 (GPU-a): 90000 of 143771 MiB are in use by another process\n")
 
 
 def test_a_hung_driver_and_a_hung_disk_do_not_hold_it_up(

@@ -103,12 +103,12 @@ def test_a_copy_is_ones_own_and_wins(here: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["copy", "cluster", "venv"]) == 0
     target = here / "config" / "galley" / "clusters" / "venv.yaml"
     assert capsys.readouterr().out == (
-        f"{target} is yours to change; it comes before the shipped one\n"
+        f"{target} is yours to change; it is used instead of the shipped one\n"
         "next: galley clusters venv; galley plan RECIPE cluster=venv\n"
     )
     assert profiles.every()["venv"] == target
     assert cli.main(["copy", "cluster", "venv"]) == 2
-    assert "is there already; give another name: galley copy cluster venv NAME" in capsys.readouterr().err
+    assert "already exists; give another name: galley copy cluster venv NAME" in capsys.readouterr().err
     assert cli.main(["copy", "cluster", "pyxis", "hpc"]) == 0
     assert profiles.find("hpc", [])[1].container is not None
     assert cli.main(["plan", "smollm2-135m-lora", "cluster=hpc", "batch.samples=64"]) in (0, 2)
@@ -119,9 +119,9 @@ def test_a_copy_is_ones_own_and_wins(here: Path, capsys: pytest.CaptureFixture[s
     [
         (["copy", "cluster"], "copy: NAME is missing; write: galley copy cluster NAME [TO]"),
         (["copy", "cluster", "vnev"], "cluster: no cluster 'vnev'; did you mean 'venv'?"),
-        (["copy", "cluster", "venv", "../x"], "copy: '../x' is no cluster's name"),
-        (["copy", "cluster", "venv", "a", "b"], "copy: 'b' is one word too many"),
-        (["copy", "smollm2-135m-lora", "a", "b"], "copy: 'b' is one word too many; write: galley copy RECIPE [TO]"),
+        (["copy", "cluster", "venv", "../x"], "copy: '../x' is not a cluster's name"),
+        (["copy", "cluster", "venv", "a", "b"], "copy: 'b' is an unexpected word"),
+        (["copy", "smollm2-135m-lora", "a", "b"], "copy: 'b' is an unexpected word; write: galley copy RECIPE [TO]"),
     ],
 )
 def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def test_a_wrong_value_is_one_line(words: list[str], message: str) -> None:
         ({"optimizer": {"learning_rate": "1"}}, "x.yaml: optimizer: no such key: 'learning_rate'; here it is called"),
         ({"optimizer": {"beta": "1"}}, "x.yaml: optimizer: no such key: 'beta'; did you mean 'betas'?"),
         ({"optimizer": "adamw"}, "x.yaml: optimizer: 'adamw' is not a section; set its keys: optimizer.name"),
-        ({"name": "x"}, "x.yaml: 'name' belongs on the command line; take it out and write name=…"),
+        ({"name": "x"}, "x.yaml: 'name' belongs on the command line; remove it and write name=…"),
         ({"model": {}}, "x.yaml: model.path: is missing; it means: Hub id, folder"),
         ({"tracking": {"wandb": {}}}, "x.yaml: tracking.wandb.project: is missing; it means: W&B project"),
         ({"tracking": {"wandb": {"projct": "x"}}}, "x.yaml: tracking.wandb: no such key: 'projct'; did you mean"),

@@ -143,7 +143,7 @@ def test_logs_of_one_rank(run: RunDir, capsys: pytest.CaptureFixture[str]) -> No
     ("settings", "message"),
     [
         (["rank=7"], "rank: no log of rank 7 in attempt 1; choose from 0, 1"),
-        (["attempt=2"], "attempt: 2 is not there; choose from 1"),
+        (["attempt=2"], "attempt: 2 does not exist; choose from 1"),
         (["rank=²"], "rank: '²' is not a whole number from 0; write rank=0, rank=1 …"),
         (["rank=-1"], "rank: '-1' is not a whole number from 0; write rank=0, rank=1 …"),
     ],

@@ -38,7 +38,7 @@ def follow(run: RunDir, monkeypatch: pytest.MonkeyPatch, problem: str, silence: 
 def test_a_slurm_that_is_silent_for_long(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = follow(run, monkeypatch, SILENT)
     assert "step 1/9" in shown
-    assert f"-- {SILENT}: it cannot be told whether the run goes on" in " ".join(shown)
+    assert f"-- {SILENT}: it is not known whether the run goes on" in " ".join(shown)
 
 
 def test_a_machine_without_slurm(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,7 +272,7 @@ def test_the_node_to_avoid_has_slurms_name(host: str, avoided: set[str], tmp_pat
     assert set(chain.excluded(run)) == avoided
 
 
-@pytest.mark.parametrize(("state", "words"), [("gone", "is not there"), ("there", "cannot be read")])
+@pytest.mark.parametrize(("state", "words"), [("gone", "does not exist"), ("there", "cannot be read")])
 def test_a_file_of_secrets_that_nodes_cannot_read(
     state: str, words: str, tmp_path: Path, fakes: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:

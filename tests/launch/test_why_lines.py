@@ -243,7 +243,7 @@ def test_a_job_that_ended_before_its_attempt_is_a_failure_with_a_reason(
     assert runs.state(run, queue.look([run])[run.root]).state == "queued"
     slurm_fakes.job("41", State="COMPLETED")
     (run.jobs / "logs" / "prepare-41.out").write_text("")
-    assert "left no word" in why.lines(run)[0]
+    assert "left no record" in why.lines(run)[0]
 
 
 def test_where_slurm_does_not_answer_nothing_is_called_lost(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def test_where_slurm_does_not_answer_nothing_is_called_lost(run: RunDir, monkeyp
     run.cluster.write_text("{}")
     run.jobs.mkdir()
     run.submitted.write_text('{"job": "42", "stage": "train", "time": 1.0}\n')
-    assert why.lines(run) == ["run x has not failed as far as is known: Slurm does not say whether it still runs"]
+    assert why.lines(run) == ["run x is not known to have failed: Slurm does not say whether it still runs"]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -155,7 +155,7 @@ def test_a_real_users_json_is_completed() -> None:
         ({"zero_optimisation": {}}, "DeepSpeed has no key 'zero_optimisation'; did you mean 'zero_optimization'?"),
         ({"activation_checkpointing": {"partition_activation": True}}, "did you mean 'partition_activations'?"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"devise": "cpu"}}}, "did you mean 'device'?"),
-        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage 4 is none of 0, 1, 2, 3"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage 4 is not one of 0, 1, 2, 3"),
         ({"zero_optimization": True}, "zero_optimization true is not an object; its keys: stage, "),
         ({"fp16": {"enabled": True}}, "fp16.enabled true, but model.dtype bfloat16 makes it false"),
         ({"fp16": {"loss_scale": 128}}, "with a fixed loss_scale every overflow would be the run's end; take"),
@@ -238,7 +238,7 @@ def test_flash_attention_takes_packed_documents_one_row_at_a_time_in_bfloat16(ki
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["grad_dtype=bfloat16", "dtype=float32"], "lose what float32 is there for"),
+        (["grad_dtype=bfloat16", "dtype=float32"], "lose the precision that float32 is used for"),
         (["attention=flash_attention_2"], "flash attention and varlen need a GPU"),
         (["attention=varlen"], "flash attention and varlen need a GPU"),
         (["held_out=0.1", "held_out_path=x.jsonl"], "two answers to one question"),
@@ -246,7 +246,7 @@ def test_flash_attention_takes_packed_documents_one_row_at_a_time_in_bfloat16(ki
         (["patience=2", "held_out=0.1"], "needs evaluations along the way; set cadence.eval_every"),
         (
             ["freeze=[lm_head.*]"],
-            "an adapter's base is frozen already; take method.freeze out",
+            "an adapter's base is frozen already; remove method.freeze",
         ),
         (["method.kind=full", "full_modules=[lm_head]"], "every module is trained in full; take method.full_modules"),
         (["method.kind=full", "dora=true"], "has no adapter for rslora or dora to change"),
@@ -255,7 +255,7 @@ def test_flash_attention_takes_packed_documents_one_row_at_a_time_in_bfloat16(ki
             ["overlong=split"],
             "split cuts plain text; half a conversation would be trained on without its beginning; use",
         ),
-        (["format=text", "chat_template=chatml"], "plain text goes through no template; take it out"),
+        (["format=text", "chat_template=chatml"], "plain text goes through no template; remove it"),
         (["schedule.kind=wsd", "warmup=0.5", "decay=0.6"], "together are longer than the run; make schedule.warmup"),
         (["model.revision=main", "model.path=./x"], "a revision is for hub models"),
         (["data.revision=main", "data.path=/x.jsonl"], "a revision is for hub data sets"),

@@ -124,7 +124,7 @@ _PLAIN = [
         "cpu_offload pinned",
         AUTOS | BF16 | _z(2, cpu_offload=True, cpu_offload_use_pin_memory=True),
         ACCEPTED,
-        "cpu_offload_use_pin_memory is passed over",
+        "cpu_offload_use_pin_memory is ignored",
     ),
     _w(
         "names of fields",
@@ -272,7 +272,7 @@ _PLAIN = [
         "warmup_type log is not used",
         words=("schedule.kind=constant",),
     ),
-    _w("max_grad_norm that agrees", TRAINER2 | _adamw(max_grad_norm=1.0), ACCEPTED, "max_grad_norm is passed over"),
+    _w("max_grad_norm that agrees", TRAINER2 | _adamw(max_grad_norm=1.0), ACCEPTED, "max_grad_norm is ignored"),
 ]
 
 _HJSON = [
@@ -416,8 +416,8 @@ _WRONG = [
     _w("CPU", AUTOS | BF16 | _z(2, offload_optimizer={"device": "CPU"}), REFUSED, 'did you mean "cpu"?'),
     _w("Auto", AUTOS | BF16 | _z(3, stage3_prefetch_bucket_size="Auto"), REFUSED, 'write "auto"'),
     _w("steps_per_print 0", TRAINER2 | {"steps_per_print": 0}, REFUSED, "steps_per_print 0 is not", "leave it out"),
-    _w("null stage", AUTOS | BF16 | _z(None), REFUSED, "stage null is none of 0, 1, 2, 3"),
-    _w("true for a stage", AUTOS | BF16 | _z(True), REFUSED, "stage true is none of 0, 1, 2, 3"),
+    _w("null stage", AUTOS | BF16 | _z(None), REFUSED, "stage null is not one of 0, 1, 2, 3"),
+    _w("true for a stage", AUTOS | BF16 | _z(True), REFUSED, "stage true is not one of 0, 1, 2, 3"),
     _w(
         "not a number", '{"zero_optimization": {"stage": 2, "reduce_bucket_size": NaN}}', REFUSED, "NaN is not a number"
     ),

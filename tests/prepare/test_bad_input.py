@@ -37,7 +37,7 @@ BAD_ROWS = [
     (json.dumps({"messages": [{"role": "user", "content": 3}, ANSWER]}), "messages[0] has content that is a number"),
     (
         json.dumps({"messages": [{"role": "user", "content": [{"type": "image", "url": "a"}]}, ANSWER]}),
-        "messages[0] has content with a part that is no text: 'image'",
+        "messages[0] has content with a part that is not text: 'image'",
     ),
     (json.dumps({"messages": [ANSWER], "tools": {"a": 1}}), "`tools` is an object, not a list of objects"),
 ]
@@ -188,7 +188,7 @@ def test_a_model_that_is_already_quantised(
             {"model_type": "novel", "auto_map": {"AutoConfig": "code.Config"}},
             "needs Python code from its repository; read that code, then set model.trust_remote_code=true",
         ),
-        ({"model_type": "vit"}, "a vit model is no causal language model"),
+        ({"model_type": "vit"}, "a vit model is not a causal language model"),
     ],
 )
 def test_an_architecture_that_is_unknown(

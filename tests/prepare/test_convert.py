@@ -107,6 +107,6 @@ def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a GGUF file; download it again"):
         convert_gguf(path, tmp_path)
     path.write_bytes(b"GGUF" + b"\0" * 100)
-    with pytest.raises(UserError, match="is not a whole GGUF file: GGUF version 0"):
+    with pytest.raises(UserError, match="is not a complete GGUF file: GGUF version 0"):
         convert_gguf(path, tmp_path)
     assert list(tmp_path.glob("models/*/")) == []

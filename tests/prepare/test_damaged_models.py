@@ -54,9 +54,9 @@ def test_a_sound_folder_is_taken(folder: Path, tmp_path: Path) -> None:
         (b"\xff{}", None, "utf-8"),
         ({}, 1 << 63, "cut short"),
         ({}, 2**64 - 1, "cut short"),
-        ({"a": 1}, None, "says nothing of use about 'a'"),
-        ({"a": []}, None, "says nothing of use about 'a'"),
-        (entry(dtype=7), None, "says nothing of use about 'a'"),
+        ({"a": 1}, None, "says nothing usable about 'a'"),
+        ({"a": []}, None, "says nothing usable about 'a'"),
+        (entry(dtype=7), None, "says nothing usable about 'a'"),
         (entry(shape="2"), None, "no shape and place for 'a'"),
         (entry(shape=[-2]), None, "no shape and place for 'a'"),
         (entry(shape=[2.0]), None, "no shape and place for 'a'"),
@@ -167,7 +167,7 @@ def test_lengths_of_gguf_are_held_against_the_file(tmp_path: Path, place: str, h
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=r"cannot be read \("):
         model_facts.of_gguf(path)
-    with pytest.raises(UserError, match="is not a whole GGUF file"):
+    with pytest.raises(UserError, match="is not a complete GGUF file"):
         convert_gguf(path, tmp_path / "cache")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
 

@@ -57,7 +57,7 @@ def test_a_model_is_pinned_and_then_needs_no_hub(
     assert read_manifest(offline).model.revision == COMMIT
     _, empty = make_run("org/name", data, name="empty")
     expected = (
-        "model.path: the hub cannot be reached and 'org/name' is not whole in its cache here; "
+        "model.path: the hub cannot be reached and 'org/name' is not complete in its cache here; "
         "fetch it once where there is a network, or give a folder"
     )
     assert said(prepare(empty, tmp_path / "hf2", HF_HUB_OFFLINE="1")) == expected
@@ -79,7 +79,8 @@ def test_a_model_is_pinned_and_then_needs_no_hub(
         ),
         (
             (404, "RepoNotFound"),
-            "model.path: 'org/name' is no file or folder here, and the hub has none of that name for this account; "
+            "model.path: 'org/name' is not a file or folder here, "
+            "and the hub has nothing of that name for this account; "
             "check the name; if it is private, `hf auth login` or set HF_TOKEN",
         ),
         ((404, "RevisionNotFound"), "model.path: 'org/name' has no revision 'v9'; give a branch, tag or commit of it"),
@@ -97,7 +98,7 @@ def test_a_hub_that_refuses(
 def test_a_name_that_is_no_name(make_run: Make, data: Path, tmp_path: Path) -> None:
     _, run = make_run("a/b/c", data)
     line = said(prepare(run, tmp_path / "hf", HF_HUB_OFFLINE="1"))
-    assert line == "model.path: 'a/b/c' is no file or folder here, and no hub id; check the name"
+    assert line == "model.path: 'a/b/c' is not a file or folder here, nor a hub id; check the name"
 
 
 @pytest.mark.slow
@@ -123,7 +124,10 @@ def test_data_from_a_hub_is_pinned(make_run: Make, model_folder: Path, data: Pat
             "errors.DatasetNotFoundError('Dataset is a gated dataset')",
             "data.path: 'org/name' is gated and this account",
         ),
-        ("errors.DatasetNotFoundError('no such set')", "data.path: 'org/name' is no file or folder here, and the hub"),
+        (
+            "errors.DatasetNotFoundError('no such set')",
+            "data.path: 'org/name' is not a file or folder here, and the hub",
+        ),
     ],
 )
 def test_a_data_set_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, error: str, line: str) -> None:

@@ -92,9 +92,9 @@ def test_a_model_that_looks_ahead_is_refused(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("florence2", "has an encoder for its text: it is no causal language model"),
+        ("florence2", "has an encoder for its text: it is not a causal language model"),
         ("pix2struct", "has an encoder for its text"),
-        ("blip-2", "does not run on text alone, as a small twin shows (TypeError: "),
+        ("blip-2", "does not run on text alone, as a tiny copy of it shows (TypeError: "),
         ("paligemma", "is bidirectional"),
     ],
 )

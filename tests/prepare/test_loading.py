@@ -166,7 +166,7 @@ def test_a_classifier_whose_head_is_its_embedding_is_refused(tmp_path: Path) -> 
     torch.manual_seed(0)
     config = AutoConfig.for_model("qwen2", **{**SIZES, "pad_token_id": 0}, tie_word_embeddings=True)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
-    assert "is no language model: its files hold score.weight" in refusal(tmp_path / "model")
+    assert "is not a language model: its files hold score.weight" in refusal(tmp_path / "model")
 
 
 def test_what_is_whole_passes_and_what_is_not_used_is_counted(
@@ -213,7 +213,7 @@ def test_buffers_count_as_weights(tmp_path: Path) -> None:
 FOLDERS = [
     ({"model.safetensors": "lfs", "tokenizer.json": "lfs"}, "holds git-LFS pointers", "run git lfs pull there"),
     ({"config.json": "lfs"}, "git-LFS pointers in the place of files: config.json", "run git lfs pull there"),
-    ({"adapter_config.json": "{}"}, "holds an adapter_config.json beside a whole model", "merge the adapter first"),
+    ({"adapter_config.json": "{}"}, "holds an adapter_config.json beside the model", "merge the adapter first"),
 ]
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5000000000\n"
 
@@ -266,7 +266,7 @@ def test_a_configuration_of_which_no_model_can_be_built(llama: Path, tmp_path: P
     line = refusal(changed(llama, tmp_path / "model", same, **config))
     assert line.startswith("model.path: transformers makes no ")
     assert named in line
-    assert line.endswith("give a text model whose config.json is whole")
+    assert line.endswith("give a text model whose config.json is complete")
 
 
 def test_an_architecture_without_the_shapes_of_a_text_model(tmp_path: Path) -> None:

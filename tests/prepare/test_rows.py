@@ -164,7 +164,7 @@ def test_arguments_are_given_as_the_template_writes_them(tokenizer: Any, writer:
             "{city: Oslo}",
             "messages[1].tool_calls[0].arguments is a string, but not of JSON: '{city: Oslo}'; write it as JSON",
         ),
-        ("[1]", "messages[1].tool_calls[0].arguments is no JSON object: '[1]'; write one, {} for none"),
+        ("[1]", "messages[1].tool_calls[0].arguments is not a JSON object: '[1]'; write one, {} for none"),
     ],
 )
 def test_arguments_that_are_no_object_are_refused(tokenizer: Any, given: str, expected: str) -> None:
@@ -252,7 +252,9 @@ def test_half_a_surrogate_pair_is_one_line(tokenizer: Any, tmp_path: Path) -> No
     template = study(tokenizer, CHATML)
     with pytest.raises(UserError) as caught:
         tokenize(tokenizer, [render_conversation(template, row) for _, row in read_jsonl(path, CHAT)])
-    expected = "holds \\ud83d, half of a surrogate pair, which is no character; remove it, or write the whole character"
+    expected = (
+        "holds \\ud83d, half of a surrogate pair, which is not a character; remove it, or write the whole character"
+    )
     assert str(caught.value) == f"{path}:2: {expected}"
 
 

@@ -184,7 +184,7 @@ def test_where_none_is_whole_the_run_refuses(made: Made, ranks: Ranks, tmp_path:
     before = sorted(path for path in (run.root / "checkpoints").rglob("*"))
     assert ranks.run("galley.train.train:main", [str(run.spec)], 2, run.root / "ranks.log") == [2, 2]
     message = str(run.attempt(1).errors()[0]["message"])
-    assert "no checkpoint is whole: step-000004: rank-00000.safetensors is not as it was written" in message
+    assert "no checkpoint is intact: step-000004: rank-00000.safetensors is not as it was written" in message
     assert "begin again from step 0" in message
     assert sorted(path for path in (run.root / "checkpoints").rglob("*")) == before, "nothing is lost"
 

@@ -233,7 +233,7 @@ def test_names_that_the_model_lacks_and_tied_matrices_are_refused(
     ("patterns", "message"),
     [
         (["model.embed_token.*"], "'model.embed_token.*' matches no weight; the nearest weight is 'model.embed_tokens"),
-        (["*"], "['*'] leaves nothing to learn; freeze less"),
+        (["*"], "['*'] leaves nothing to train; freeze less"),
     ],
 )
 def test_patterns_that_freeze_nothing_or_everything_are_refused(llama: Path, patterns: list[str], message: str) -> None:

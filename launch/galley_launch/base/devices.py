@@ -114,7 +114,7 @@ def _pick(present: list[Gpu], names: list[str], ranks: int | None) -> list[Gpu]:
 def on_cpu(ranks: int | None, gpus: list[str]) -> Devices:
     """CPU ranks, which have to be asked for."""
     if gpus:
-        raise UserError("gpus", f"given as {','.join(gpus)} with device=cpu", "take one of the two out")
+        raise UserError("gpus", f"given as {','.join(gpus)} with device=cpu", "remove one of the two")
     return Devices("cpu", ranks or 1, None)
 
 

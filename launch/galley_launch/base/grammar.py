@@ -124,7 +124,7 @@ def _check_count(verb: Verb, positionals: list[str]) -> None:
     if len(positionals) < least:
         raise UserError(verb.name, f"{expected[len(positionals)]} is missing", usage)
     if len(positionals) > len(expected) and not (expected and expected[-1].endswith("…]")):
-        what = f"{positionals[len(expected)]!r} is one word too many"
+        what = f"{positionals[len(expected)]!r} is an unexpected word"
         raise UserError(verb.name, what, f"{usage} [key=value …]")
 
 

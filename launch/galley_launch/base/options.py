@@ -124,7 +124,7 @@ def _files(text: str) -> bool:
 
 def _step(text: str) -> str:
     if text not in ("last", "best") and not text.isdecimal():
-        raise UserError("step", f"{text!r} is no step", "write step=last, step=best or step=N")
+        raise UserError("step", f"{text!r} is not a step", "write step=last, step=best or step=N")
     return text
 
 

@@ -125,7 +125,7 @@ def _numbered(here: str, problems: Sequence[Problem], claims: Sequence[Claim], m
             break
     kept = [text for number, text in enumerate(texts) if number == 0 or len(" ".join(texts[: number + 1])) <= room]
     left = len(texts) - len(kept)
-    todo = f"and {left} more, told once these are settled" if left else "then plan again"
+    todo = f"and {left} more, reported once these are fixed" if left else "then plan again"
     return UserError(here, f"{len(texts)} things: {' '.join(kept)}", todo)
 
 

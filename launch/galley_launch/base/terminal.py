@@ -41,7 +41,7 @@ MOST = 64 << 20
 
 @dataclass
 class Tail:
-    """Reads a growing file line by line; a file that is not there yet has no lines."""
+    """Reads a growing file line by line; a file that does not exist yet has no lines."""
 
     path: Path
     position: int = 0

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from galley_launch.cluster.profile import Cluster
 
 _WANDB_KEY = re.compile(r"[0-9a-f]{40}")
-_ENVIRONMENT = "take it out; give secrets in the environment (HF_TOKEN, WANDB_API_KEY, MLFLOW_TRACKING_TOKEN …)"
-_PROFILE = "take it out; list a variable under secrets in the cluster's profile, and set it where you submit"
+_ENVIRONMENT = "remove it; give secrets in the environment (HF_TOKEN, WANDB_API_KEY, MLFLOW_TRACKING_TOKEN …)"
+_PROFILE = "remove it; list a variable under secrets in the cluster's profile, and set it where you submit"
 
 
 def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

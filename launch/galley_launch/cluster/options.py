@@ -45,7 +45,7 @@ def line(value: str) -> str:
 def option(value: str) -> str:
     """A value that stands in an ``#SBATCH`` line: there a backslash takes the next character away, quoted or not."""
     if "\\" in value:
-        raise ValueError("holds a backslash, which sbatch would take out")
+        raise ValueError("holds a backslash, which sbatch would remove")
     return line(value)
 
 

@@ -56,7 +56,7 @@ def copy(name: str, to: str = "") -> int:
     source = path_of(name)
     word = to or source.stem
     if not _NAME.fullmatch(word):
-        raise UserError("copy", f"{word!r} is no cluster's name", "use letters, digits, '.', '_' and '-'")
+        raise UserError("copy", f"{word!r} is not a cluster's name", "use letters, digits, '.', '_' and '-'")
     target = own_folder() / f"{word}.yaml"
     try:
         text = source.read_text(encoding="utf-8")
@@ -64,11 +64,9 @@ def copy(name: str, to: str = "") -> int:
         with target.open("x", encoding="utf-8") as file:  # Never over a profile that is there.
             file.write(text)
     except FileExistsError:
-        raise UserError(
-            str(target), "is there already", f"give another name: galley copy cluster {name} NAME"
-        ) from None
+        raise UserError(str(target), "already exists", f"give another name: galley copy cluster {name} NAME") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(str(target), f"cannot be written ({error})", "make that directory writable") from None
-    print(f"{target} is yours to change{'; it comes before the shipped one' if word == source.stem else ''}")
+    print(f"{target} is yours to change{'; it is used instead of the shipped one' if word == source.stem else ''}")
     print(f"next: galley clusters {word}; galley plan RECIPE cluster={word}")
     return 0

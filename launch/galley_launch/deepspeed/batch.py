@@ -96,7 +96,7 @@ def clipping(config: Config, recipe: Recipe, findings: Findings) -> None:
         because = f"optimizer.clip {clip} makes it {clip}"
         findings.claims.append(Claim(path, given, because, (f"optimizer.clip={given}",)))
     if old is not None:
-        findings.notes.append("optimizer.params.max_grad_norm is passed over: DeepSpeed reads gradient_clipping")
+        findings.notes.append("optimizer.params.max_grad_norm is ignored: DeepSpeed reads gradient_clipping")
 
 
 def precision(config: Config, recipe: Recipe, stage: int, findings: Findings) -> None:
@@ -136,7 +136,7 @@ def _autocast(config: Config, recipe: Recipe, stage: int, findings: Findings) ->
         return True
     if on:
         because = f"under ZeRO-{stage} weights have the dtype that is computed in (model.dtype {dtype})"
-        todo = "take the block out (take=recipe), or use stage 0: model.dtype is the precision"
+        todo = "remove the block (take=recipe), or use stage 0: model.dtype is the precision"
         findings.claims.append(Claim("torch_autocast.enabled", True, because, (), todo))
     if on is False and stage == 0 and dtype == "bfloat16":
         findings.notes.append(
@@ -155,7 +155,7 @@ def _data_types(config: Config, recipe: Recipe, want: str, findings: Findings) -
     model = at(config, "data_types.param_dtype")
     if model is not None and dtype_of(model) != want:
         because = f"the weights are {want}"
-        findings.claims.append(Claim("data_types.param_dtype", model, because, (), "take it out, or add take=recipe"))
+        findings.claims.append(Claim("data_types.param_dtype", model, because, (), "remove it, or add take=recipe"))
     if at(config, "data_types.buffer_dtype") is not None:
         what = f"data_types.buffer_dtype {shown(at(config, 'data_types.buffer_dtype'))} would round rotary frequencies"
-        findings.problems.append(Problem(what, "take it out: buffers keep their own dtype"))
+        findings.problems.append(Problem(what, "remove it: buffers keep their own dtype"))

@@ -63,7 +63,7 @@ def _known_optimizer(kind: Any, same: str | None, findings: Findings) -> bool:
     near = closest(str(kind), names, cutoff=0.7)
     todo = f"did you mean { ({'adam': 'Adam', 'adamw': 'AdamW', 'lion': 'Lion'}.get(near, near))!r}?" if near else ""
     findings.problems.append(
-        Problem(f"optimizer.type {shown(kind)} is none of DeepSpeed's", todo or "use AdamW or Lion")
+        Problem(f"optimizer.type {shown(kind)} is not one of DeepSpeed's", todo or "use AdamW or Lion")
     )
     return False
 
@@ -84,14 +84,14 @@ def _another(params: Config, kind: Any, findings: Findings) -> None:
         if value in (None, "auto") or (value is same):
             continue
         if name == "adam_w_mode" and value is False and str(kind).lower() == "adamw":
-            findings.notes.append("optimizer.params.adam_w_mode is passed over, as DeepSpeed does for AdamW")
+            findings.notes.append("optimizer.params.adam_w_mode is ignored, as DeepSpeed does for AdamW")
             continue
         path = f"optimizer.params.{name}"
         if isinstance(value, bool):
-            todo = f"write {shown(same)} or take it out"
+            todo = f"write {shown(same)} or remove it"
             findings.problems.append(Problem(f"{path} {shown(value)} means another optimizer: {what}", todo))
         else:
-            findings.problems.append(Problem(f"{path} {shown(value)} is not true or false", "take it out"))
+            findings.problems.append(Problem(f"{path} {shown(value)} is not true or false", "remove it"))
 
 
 def _parameter(name: str, value: Any, config: Config, recipe: Recipe, findings: Findings) -> None:
@@ -108,7 +108,7 @@ def _parameter(name: str, value: Any, config: Config, recipe: Recipe, findings: 
         return
     if name not in _NUMBERS:
         near = closest(name, [*_NUMBERS, "betas"])
-        todo = f"did you mean {near!r}?" if near else "take it out"
+        todo = f"did you mean {near!r}?" if near else "remove it"
         findings.problems.append(Problem(f"optimizer: no parameter {clip(name)!r}", todo))
         return
     positive = name != "weight_decay"
@@ -150,8 +150,8 @@ def scheduler(config: Config, recipe: Recipe, findings: Findings) -> None:
     kind, kinds = at(block, "type"), table()["schedulers"]
     if kind is not None and kind not in kinds:
         near = closest(str(kind), kinds)
-        todo = f"did you mean {near!r}?" if near else f"DeepSpeed's are {', '.join(kinds)}; or take the block out"
-        findings.problems.append(Problem(f"scheduler.type {shown(kind)} is none of DeepSpeed's", todo))
+        todo = f"did you mean {near!r}?" if near else f"DeepSpeed's are {', '.join(kinds)}; or remove the block"
+        findings.problems.append(Problem(f"scheduler.type {shown(kind)} is not one of DeepSpeed's", todo))
         return
     curve = _CURVES.get(kind or "")
     if kind is not None and curve != recipe.schedule.kind:
@@ -176,7 +176,7 @@ def scheduler(config: Config, recipe: Recipe, findings: Findings) -> None:
 def _curve_parameters(params: Config, recipe: Recipe, findings: Findings) -> None:
     kind = params.pop("warmup_type", "linear")
     if kind not in ("log", "linear"):
-        what = f"scheduler.params.warmup_type {shown(kind)} is none of log, linear"
+        what = f"scheduler.params.warmup_type {shown(kind)} is not one of log, linear"
         findings.problems.append(Problem(what, "choose linear: warm-up is a line here"))
     elif kind == "log":
         findings.notes.append("scheduler.params.warmup_type log is not used: the warm-up is a line here")
@@ -208,7 +208,7 @@ def _rates(params: Config, recipe: Recipe, findings: Findings) -> None:
             findings.notes.append(f"{path}.{name} {shown(first)} is not used: the warm-up begins at 0 here")
         elif first:
             because = "the warm-up begins at 0 here"
-            todo = "set schedule.warmup=0 and take it out, or add take=recipe"
+            todo = "set schedule.warmup=0 and remove it, or add take=recipe"
             findings.claims.append(Claim(f"{path}.{name}", first, because, (), todo))
 
 
@@ -221,7 +221,7 @@ def _lengths(params: Config, recipe: Recipe, findings: Findings) -> None:
             findings.problems.append(Problem(f"{path}.{name} {shown(value)} is not a whole number", "write one"))
             return
     if total == 0:
-        findings.problems.append(Problem(f"{path}.total_num_steps 0 is no run", 'write the steps, or "auto"'))
+        findings.problems.append(Problem(f"{path}.total_num_steps 0 is too few", 'write the steps, or "auto"'))
         return
     if total not in (None, steps):
         because = f"the recipe runs for {_duration(recipe)}"
@@ -239,7 +239,7 @@ def _warm_up(warm: int, total: int, share: float, findings: Findings) -> None:
         findings.claims.append(Claim(path, warm, because, (f"schedule.warmup={_share(warm, total)}",)))
         return
     because = f"schedule.warmup {share:g} is a share of the run's {total or 'steps, whose number is not known yet'}"
-    todo = "set schedule.warmup in the recipe and take it out, set duration.steps too, or add take=recipe"
+    todo = "set schedule.warmup in the recipe and remove it, set duration.steps too, or add take=recipe"
     findings.claims.append(Claim(path, warm, because, (), todo, minor=not total))
 
 

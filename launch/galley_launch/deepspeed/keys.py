@@ -54,7 +54,7 @@ def read_keys(config: Config) -> Read:
     _take_out_removed(read)
     _take_out_comments(read.config, table()["keys"], read)
     if read.comments:
-        read.notes.append(f"passed over as comments: {', '.join(read.comments[:_MANY])}")
+        read.notes.append(f"ignored as comments: {', '.join(read.comments[:_MANY])}")
     _rename(read)
     for name in [name for name, value in read.config.items() if value is None or (name in _WHOLE and value == "auto")]:
         del read.config[name]
@@ -80,9 +80,9 @@ def _take_out_removed(read: Read) -> None:
             sentence = sentence.rpartition(". ")[0]
         what = f"{path}: {sentence} (refused since DeepSpeed {since})"
         if is_on(value):
-            read.problems.append(Problem(what, "take it out", brief=f"{path} was removed from DeepSpeed: take it out"))
+            read.problems.append(Problem(what, "remove it", brief=f"{path} was removed from DeepSpeed: remove it"))
         else:
-            todo = "it is off here: take it out, or add take=recipe or take=deepspeed"
+            todo = "it is off here: remove it, or add take=recipe or take=deepspeed"
             brief = f"{path} was removed from DeepSpeed; {todo}"
             read.off[path] = Problem(what, todo, brief=brief)
 
@@ -129,7 +129,7 @@ def _offload(zero: Config, old: str, value: Any, new: str, read: Read) -> None:
     if value not in (True, False, None, "auto"):
         read.problems.append(Problem(f"{path} {shown(value)} is not true or false", f"write {new} instead"))
     elif old.endswith("use_pin_memory"):
-        read.notes.append(f"{path} is passed over, as DeepSpeed does; write pin_memory in {' or '.join(_OFFLOADS)}")
+        read.notes.append(f"{path} is ignored, as DeepSpeed does; write pin_memory in {' or '.join(_OFFLOADS)}")
     elif value is True and zero.get(new) not in (None, "auto"):
         read.problems.append(Problem(f"{path} and {new} say the same thing twice", f"keep {new}"))
     elif value is True:
@@ -149,7 +149,9 @@ def _block(block: Config, allowed: dict[str, Any], prefix: str, read: Read) -> C
         if isinstance(spec, dict) and isinstance(value, dict):
             kept[key] = _block(value, spec, f"{path}.", read)
         elif value == "auto" and path in (_ZERO, f"{_ZERO}.stage"):
-            read.problems.append(Problem(f'{path} "auto" is no stage: DeepSpeed takes it for 0', "choose 0, 1, 2 or 3"))
+            read.problems.append(
+                Problem(f'{path} "auto" is not a stage: DeepSpeed takes it for 0', "choose 0, 1, 2 or 3")
+            )
         elif value == "auto" or (isinstance(spec, dict) and value is None) or _is_never(path, value):
             kept |= {key: value} if value == "auto" else {}
         elif isinstance(spec, dict):
@@ -197,7 +199,7 @@ def _unknown(key: str, prefix: str, allowed: dict[str, Any]) -> Problem:
         return Problem(what, f"did you mean {near!r}?")
     far = closest(key, [path.rpartition(".")[2] for path in _paths(table()["keys"])], cutoff=0.85)
     home = next((path for path in _paths(table()["keys"]) if path.rpartition(".")[2] == far), "")
-    return Problem(what, f"did you mean {home}?" if home else "take it out; it would be passed over in silence")
+    return Problem(what, f"did you mean {home}?" if home else "remove it; it would be silently ignored")
 
 
 def _paths(keys: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -21,7 +21,7 @@ class Fate:
 
     what: Literal["recipe", "kept", "left out", "refused"]
     reason: str = ""
-    todo: str = "take it out"
+    todo: str = "remove it"
     on: Callable[[Any], bool] = is_on
     """Whether a value switches the key on."""
     quiet: bool = True
@@ -81,7 +81,7 @@ FATES: dict[str, Fate] = {
     "vocabulary_size": Fate("left out", on=_never),  # DeepSpeed warns of it, and does no more
     "activation_checkpointing": Fate(
         "left out",
-        "only models that call DeepSpeed's own checkpointing heed it; activation_checkpointing=true recomputes here",
+        "only models that call DeepSpeed's own checkpointing use it; activation_checkpointing=true recomputes here",
     ),
     "autotuning": Fate("refused", "no tuner drives this loop"),
     "checkpoint": Fate(
@@ -93,7 +93,7 @@ FATES: dict[str, Fate] = {
     "compile": Fate(
         "refused",
         "DeepCompile is not driven by this loop",
-        "take it out; compile=true compiles each layer",
+        "remove it; compile=true compiles each layer",
         on=_unlike(
             double_buffer=True,
             keep_int_input_tensors=True,
@@ -114,7 +114,7 @@ FATES: dict[str, Fate] = {
     "gradient_allreduce_op": Fate(
         "refused",
         "the loss is scaled for gradients that are averaged over the ranks",
-        'take it out, or write "mean"',
+        'remove it, or write "mean"',
         on=lambda value: str(value or "mean").lower() not in ("mean", "auto"),
     ),
     "hybrid_engine": Fate("refused", "generation between steps is not driven by this loop"),
@@ -144,7 +144,7 @@ FATES: dict[str, Fate] = {
     "weight_quantization": Fate(
         "refused",
         "DeepSpeed's compression is not driven by this loop",
-        "take it out; method.kind=qlora trains on quantised weights",
+        "remove it; method.kind=qlora trains on quantised weights",
         on=lambda value: isinstance(value, dict) and value.get("enabled") is not False,
     ),
 }

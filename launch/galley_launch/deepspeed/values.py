@@ -76,7 +76,7 @@ def _one_of(path: str, value: Any, limits: dict[str, Any]) -> tuple[Any, Problem
     names = [str(name) for name in known]
     near = closest(value.strip(), ["auto", *names]) if isinstance(value, str) else None
     todo = f"did you mean {shown(near)}?" if near else f"choose one of {', '.join(names)}"
-    return value, Problem(f"{path} {shown(value)} is none of {', '.join(names)}", todo)
+    return value, Problem(f"{path} {shown(value)} is not one of {', '.join(names)}", todo)
 
 
 def _wrong(path: str, value: Any, spec: Spec) -> Problem:

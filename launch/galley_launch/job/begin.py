@@ -129,7 +129,7 @@ def _check_nodes(run: RunDir, here: Allocation, limit_s: int) -> None:
     except slurm.SlurmError as error:
         print(f"galley: {', '.join(bad)} should be avoided, but without it: {error}", flush=True)
         return
-    raise NothingToDo(f"{', '.join(bad)} is to be avoided ({chain.excluded(run)[bad[0]]}); job {job} takes over")
+    raise NothingToDo(f"{', '.join(bad)} is excluded ({chain.excluded(run)[bad[0]]}); job {job} takes over")
 
 
 def begin_training(run: RunDir) -> Path:
@@ -189,7 +189,7 @@ def _check_trained(attempt: Attempt) -> None:
     """Raise NothingToDo where the last job of a chain, which exports, has nothing to export."""
     end = read_exit(attempt.exit) or ExitRecord()
     if end.verdict != "done":
-        state = end.message or end.reason or "it left no word"
+        state = end.message or end.reason or "it left no record"
         raise NothingToDo(f"the run is not done, so nothing is exported: attempt {attempt.number}: {state}")
     if end.exported:
         raise NothingToDo("the run is exported")
@@ -205,7 +205,7 @@ def missing_secrets(run: RunDir) -> str:
     if not lost:
         return ""
     path = str(chain.cluster(run).get("secrets_file", ""))
-    why = "cannot be read" if os.path.exists(path) else "is not there"  # noqa: PTH110 - False where it may not look
+    why = "cannot be read" if os.path.exists(path) else "does not exist"  # noqa: PTH110 - False where it may not look
     return (
         f"galley: secrets: {', '.join(lost)} of galley submit did not reach the job: {path} {why} on this node; set "
         "XDG_CONFIG_HOME to a private folder that nodes can read, and submit again"

@@ -62,4 +62,4 @@ def _message(attempt: Attempt, stage: str, errors: Sequence[dict[str, Any]]) -> 
 
 
 def _last_line(log: Path) -> str:
-    return next((line.strip() for line in reversed(tail(log).split("\n")) if line.strip()), "it left no word")
+    return next((line.strip() for line in reversed(tail(log).split("\n")) if line.strip()), "it left no record")

@@ -62,7 +62,7 @@ def drop_successor(run: RunDir, job: str) -> None:
 
 
 def export(run: RunDir, attempt: Attempt) -> None:
-    """Submit the job that exports, unless one is there already."""
+    """Submit the job that exports, unless one already exists."""
     if chain.live(run, stages.EXPORT.name):
         return
     job = chain.submit(run, stages.EXPORT.name)

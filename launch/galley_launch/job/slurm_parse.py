@@ -288,7 +288,7 @@ def _range(text: str, whole: str) -> list[str]:
         raise SlurmError(f"cannot read the node list {whole}")
     numbers = range(int(first), int(last or first) + 1)
     if not 0 < len(numbers) <= 1 << 17:
-        raise SlurmError(f"cannot read the node list {whole}: {text} is no range")
+        raise SlurmError(f"cannot read the node list {whole}: {text} is not a range")
     return [str(number).zfill(len(first)) for number in numbers]
 
 

@@ -101,7 +101,7 @@ def advise(attempt: Attempt, why: str) -> None:
     line = f"galley: chain: no job can be queued from {node} ({why}): nothing follows this attempt by itself; submit"
     line += " again when it has ended"
     if not chain.is_beforehand(RunDir(attempt.root.parent.parent)):
-        line += ", or submit with cluster.chain=login, which queues a chain of jobs beforehand"
+        line += ", or submit with cluster.chain=login, which queues a chain of jobs in advance"
     print(line, flush=True)
     with contextlib.suppress(OSError), attempt.log("job").open("a", encoding="utf-8") as log:
         log.write(f"{line}\n")

@@ -119,7 +119,9 @@ def _extended(path: Path, name: Any, chain: tuple[Path, ...]) -> Path:
     """
     where = f"{path}: extends"
     if not isinstance(name, str) or not name:
-        raise UserError(where, f"{name!r} is no recipe", "write a name (see galley recipes) or a path to a .yaml file")
+        raise UserError(
+            where, f"{name!r} is not a recipe", "write a name (see galley recipes) or a path to a .yaml file"
+        )
     if is_path(name):
         places = [path.parent / os.path.expanduser(name)]  # noqa: PTH111 - Path.expanduser raises for unknown users
     else:
@@ -132,7 +134,7 @@ def _extended(path: Path, name: Any, chain: tuple[Path, ...]) -> Path:
     free = next((place for place in there if place.resolve() not in passed), None)
     if free is None:
         circle = ", which extends ".join(map(str, [*chain[passed.index(there[0].resolve()) :], there[0]]))
-        raise UserError(where, f"goes round in a circle: {circle}", "take one extends out")
+        raise UserError(where, f"goes round in a circle: {circle}", "remove one extends")
     return free
 
 
@@ -191,21 +193,21 @@ def listing(words: Sequence[str]) -> int:
 
 
 def copy(name: str, to: str = "") -> int:
-    """Write a copy of a recipe that is the user's to change. Raises ``UserError`` where something is there already."""
+    """Write a copy of a recipe that is the user's to change. Raises ``UserError`` where something already exists."""
     source = find(name)
     target = _target(source, to)
     word = target.stem if target.parent == Path("recipes") else str(target)
     text = _moved(source, target.parent)
     text = "".join(_renamed(line, source.stem, word, target.stem) for line in text.splitlines(keepends=True))
     if target.exists():
-        raise UserError(str(target), "is there already", f"give another name: galley copy {name} NAME")
+        raise UserError(str(target), "already exists", f"give another name: galley copy {name} NAME")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8") as file:  # Should another process be quicker, its file stays.
             file.write(text)
     except OSError as error:
         raise UserError(str(target), f"cannot be written ({error.strerror})", "give another place") from None
-    print(f"{target} is yours to change{'; it comes before the shipped one' if word == source.stem else ''}")
+    print(f"{target} is yours to change{'; it is used instead of the shipped one' if word == source.stem else ''}")
     print(f"next: galley show {word}; galley plan {word}")
     return 0
 
@@ -216,7 +218,7 @@ def _target(source: Source, to: str) -> Path:
     if not is_path(to):
         return Path("recipes") / f"{to or source.stem}.yaml"
     if not to.endswith(_SUFFIXES):
-        raise UserError("copy", f"{to!r} is no recipe's file", "write a name, or a path that ends in .yaml")
+        raise UserError("copy", f"{to!r} is not a recipe's file", "write a name, or a path that ends in .yaml")
     return Path(to)
 
 

@@ -32,18 +32,18 @@ RULES = (
         "deepspeed fp16",
         lambda case: bool(case.block("fp16").get("fp16_master_weights_and_grads")),
         "fp16 master weights lose small updates; optimizer state is always float32 here",
-        "take fp16_master_weights_and_grads out",
+        "remove fp16_master_weights_and_grads",
     ),
     Rule(
         "deepspeed fp16",
         lambda case: case.block("fp16").get("loss_scale") not in (None, 0, "auto"),
         "with a fixed loss_scale every overflow would be the run's end",
-        "take loss_scale out: it adapts",
+        "remove loss_scale: it adapts",
     ),
     Rule(
         "optimizer.grad_dtype",
         lambda case: case.recipe.optimizer.grad_dtype == "bfloat16" and case.recipe.model.dtype == "float32",
-        "bfloat16 gradients of a float32 model lose what float32 is there for",
+        "bfloat16 gradients of a float32 model lose the precision that float32 is used for",
         "use optimizer.grad_dtype=float32, or model.dtype=bfloat16",
     ),
     Rule(
@@ -56,20 +56,20 @@ RULES = (
         "deepspeed bf16",
         lambda case: bool(case.block("bf16").get("bf16_master_weights_and_grads")),
         "bf16 master weights lose small updates; optimizer state is always float32 here",
-        "take bf16_master_weights_and_grads out",
+        "remove bf16_master_weights_and_grads",
     ),
     # ZeRO and offload
     Rule(
         "deepspeed offload_param",
         lambda case: case.offload("param") != "none" and case.stage != 3,
         "parameters can only be offloaded where they are sharded: in ZeRO-3",
-        "set zero_optimization.stage 3, or take offload_param out",
+        "set zero_optimization.stage 3, or remove offload_param",
     ),
     Rule(
         "deepspeed offload_optimizer",
         lambda case: case.offload("optimizer") != "none" and case.stage == 0,
         "optimizer state can only be offloaded where it is sharded: in ZeRO-1, 2 or 3",
-        "set zero_optimization.stage 2, or take offload_optimizer out",
+        "set zero_optimization.stage 2, or remove offload_optimizer",
     ),
     Rule(
         "deepspeed offload_param",
@@ -98,7 +98,7 @@ RULES = (
             for way in ("read", "write")
         ),
         "pipelined swapping gives no access to state that a checkpoint needs",
-        "take pipeline_read and pipeline_write out",
+        "remove pipeline_read and pipeline_write",
     ),
     Rule(
         "deepspeed zero_quantized",
@@ -107,7 +107,7 @@ RULES = (
             and any(case.zero(f"zero_quantized_{what}") for what in ("weights", "gradients", "nontrainable_weights"))
         ),
         "ZeRO++ quantisation is not implemented for the CPU",
-        "take zero_quantized_* out, or train on GPUs",
+        "remove zero_quantized_*, or train on GPUs",
     ),
     Rule(
         "method.kind qlora",
@@ -116,43 +116,43 @@ RULES = (
             and any(case.zero(f"zero_quantized_{what}") for what in ("weights", "nontrainable_weights"))
         ),
         "the base is NF4 already, and ZeRO++ would quantise its packed bytes as if they were numbers",
-        "take zero_quantized_weights out, or use method.kind=lora",
+        "remove zero_quantized_weights, or use method.kind=lora",
     ),
     Rule(
         "deepspeed zero_hpz_partition_size",
         lambda case: case.zero("zero_hpz_partition_size") not in (None, 0, 1) and case.stage != 3,
         "there is a second partition inside each node (ZeRO++ hpZ) only where weights are sharded: in ZeRO-3",
-        "set zero_optimization.stage 3, or take zero_hpz_partition_size out",
+        "set zero_optimization.stage 3, or remove zero_hpz_partition_size",
     ),
     Rule(
         "deepspeed offload_optimizer",
         lambda case: case.option("offload_optimizer", "ratio") not in (None, 1, "auto"),
         "with a ratio below 1 DeepSpeed makes a second optimizer, whose state no checkpoint would hold",
-        "take ratio out",
+        "remove ratio",
     ),
     Rule(
         "deepspeed zenflow",
         lambda case: case.zero("zenflow") is not None,
         "ZenFlow steps most parameters with old gradients, and keeps state that no checkpoint would hold",
-        "take the zenflow block out",
+        "remove the zenflow block",
     ),
     Rule(
         "deepspeed compute_grad_norm",
         lambda case: case.zero("compute_grad_norm") not in (None, True, "auto"),
         "without the norm of the gradients nothing is clipped, and none is logged",
-        "take compute_grad_norm out",
+        "remove compute_grad_norm",
     ),
     Rule(
         "deepspeed super_offload",
         lambda case: case.option("offload_optimizer", "super_offload") is True,
         "SuperOffload keeps its state in another process, out of a checkpoint's reach",
-        "take super_offload out",
+        "remove super_offload",
     ),
     Rule(
         "deepspeed legacy_stage1",
         lambda case: case.zero("legacy_stage1") is True,
         "DeepSpeed has had no such stage since 0.5.9",
-        "take legacy_stage1 out",
+        "remove legacy_stage1",
     ),
     # What ranks would stop at: assertions of runtime/zero/stage_1_and_2.py and stage3.py.
     Rule(
@@ -163,25 +163,25 @@ RULES = (
             and (case.deepspeed.get("prescale_gradients") is True or case.predivides)
         ),
         "gradients are not scaled before they are reduced where ZeRO-2 and 3 scatter them",
-        "take prescale_gradients and gradient_predivide_factor out, or set zero_optimization.reduce_scatter false",
+        "remove prescale_gradients and gradient_predivide_factor, or set zero_optimization.reduce_scatter false",
     ),
     Rule(
         "deepspeed zero_quantized_gradients",
         lambda case: bool(case.zero("zero_quantized_gradients")) and case.zero("reduce_scatter") is False,
         "quantised gradients are only reduced by scattering them",
-        "take reduce_scatter out",
+        "remove reduce_scatter",
     ),
     Rule(
         "deepspeed communication_data_type",
         lambda case: case.deepspeed.get("communication_data_type") == "fp16" and case.recipe.model.dtype != "float16",
         "gradients that fp16 cannot hold would be reduced as infinities",
-        "write fp32 or bf16, or take communication_data_type out",
+        "write fp32 or bf16, or remove communication_data_type",
     ),
     Rule(
         "deepspeed aio",
         lambda case: case.block("aio").get("use_gds") is True and case.device == "cpu",
         "GPUDirect Storage is between a disk and a GPU",
-        "take use_gds out",
+        "remove use_gds",
     ),
     *RECIPE_RULES,
 )

@@ -96,7 +96,7 @@ def _template(name: str | None, search: Search) -> str | None:
     found = search.find(name, "chat_template")
     if found is None or not found.is_file():
         known = ", ".join(TEMPLATES)
-        raise UserError("model.chat_template", f"{name!r} is no file and no shipped template", f"known: {known}")
+        raise UserError("model.chat_template", f"{name!r} is neither a file nor a shipped template", f"known: {known}")
     return str(found)
 
 

@@ -20,7 +20,7 @@ RECIPE_RULES = (
         "optimizer.name",
         lambda case: case.recipe.optimizer.name != "adamw" and case.offload("optimizer") != "none",
         "DeepSpeed steps offloaded state with AdamW only",
-        "use optimizer.name=adamw, or take offload_optimizer out",
+        "use optimizer.name=adamw, or remove offload_optimizer",
     ),
     Rule(
         "optimizer.name",
@@ -38,7 +38,7 @@ RECIPE_RULES = (
     Rule(
         "method.kind lora_int8",
         lambda case: case.recipe.method.kind == "lora_int8" and case.stage == 3,
-        "ZeRO-3 shards int8 weights without their scales, and training goes on to nonsense in silence",
+        "ZeRO-3 shards int8 weights without their scales, and training silently goes wrong",
         "use deepspeed=zero2, or method.kind=qlora",
     ),
     Rule(
@@ -69,19 +69,19 @@ RECIPE_RULES = (
         "method.freeze",
         lambda case: bool(case.recipe.method.freeze) and case.recipe.method.kind != "full",
         "an adapter's base is frozen already",
-        "take method.freeze out, or use method.kind=full",
+        "remove method.freeze, or use method.kind=full",
     ),
     Rule(
         "method.full_modules",
         lambda case: bool(case.recipe.method.full_modules) and case.recipe.method.kind == "full",
         "with method.kind=full every module is trained in full",
-        "take method.full_modules out",
+        "remove method.full_modules",
     ),
     Rule(
         "method.kind full",
         lambda case: case.recipe.method.kind == "full" and (case.recipe.method.rslora or case.recipe.method.dora),
         "has no adapter for rslora or dora to change",
-        "take them out, or use method.kind=lora",
+        "remove them, or use method.kind=lora",
     ),
     Rule(
         "compile",
@@ -106,7 +106,7 @@ RECIPE_RULES = (
         "model.chat_template",
         lambda case: case.recipe.data.format == "text" and case.recipe.model.chat_template is not None,
         "plain text goes through no template",
-        "take it out, or use data.format=chat",
+        "remove it, or use data.format=chat",
     ),
     Rule(
         "model.attention",
@@ -161,12 +161,12 @@ RECIPE_RULES = (
         "model.revision",
         lambda case: case.recipe.model.revision is not None and _is_local(case.recipe.model.path),
         "a revision is for hub models, and model.path is a local one",
-        "take it out",
+        "remove it",
     ),
     Rule(
         "data.revision",
         lambda case: case.recipe.data.revision is not None and _is_local(case.recipe.data.path),
         "a revision is for hub data sets, and data.path is a local file",
-        "take it out",
+        "remove it",
     ),
 )

@@ -26,7 +26,7 @@ from galley_launch.base.yaml_text import ONE_OF, Tree, read_value
 _LONG = 200  # A longer list of known keys helps nobody.
 _TYPO = 0.85  # As alike (difflib's ratio) as a word and its misspelling; what others call something is less.
 
-_EXTENDS = "A recipe's name, or a path to a .yaml file: this recipe is that one, with what is said here put over it."
+_EXTENDS = "A recipe's name, or a path to a .yaml file: this recipe is that one, with the settings here on top."
 """What ``extends:`` means. It is settled as files are read (``catalogue.py``), so it is no field of a recipe."""
 
 
@@ -160,7 +160,7 @@ def override(tree: Tree, settings: Sequence[Setting]) -> Tree:
 def _check_names(tree: Tree, where: str, wrote: Mapping[str, str]) -> None:
     for key, value in tree.items():
         if key in RESERVED - set(Recipe.model_fields):
-            todo = f"take it out and write {key}=…"
+            todo = f"remove it and write {key}=…"
             raise UserError(_writer(key, where, wrote), f"{key!r} belongs on the command line", todo)
         if key not in Recipe.model_fields:
             raise _unknown(_writer(key, where, wrote), key, [*Recipe.model_fields, "extends"])

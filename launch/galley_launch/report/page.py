@@ -160,7 +160,7 @@ def _facts(split: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
     left = {
         "left out, too long": "dropped_overlong",
         "cut, too long": "truncated",
-        "left out, nothing to learn": "dropped_unsupervised",
+        "left out, nothing to train on": "dropped_unsupervised",
         "turns not trained on": "turns_masked",
     }
     return found | {name: _whole(split, key) if split.get(key) else "" for name, key in left.items()}

@@ -168,7 +168,7 @@ def first_logs(run: RunDir, rank: int | None, number: int | None) -> int:
     attempt = run.attempt(number) if number is not None else attempts[-1]
     if not attempt.root.is_dir():
         there = ", ".join(str(each.number) for each in attempts)
-        raise UserError("attempt", f"{number} is not there", f"choose from {there}")
+        raise UserError("attempt", f"{number} does not exist", f"choose from {there}")
     if rank is not None and not attempt.log(f"rank-{rank}").is_file():
         found = sorted(path.stem.removeprefix("rank-") for path in attempt.logs.glob("rank-*.log"))
         todo = f"choose from {', '.join(found)}" if found else "the ranks have not started"

@@ -99,7 +99,7 @@ def _where(fall: _Fall, attempts: int) -> str:
 
 def _no_failure(state: runs.State) -> str:
     if state.state == "unknown":
-        return "has not failed as far as is known: Slurm does not say whether it still runs"
+        return "is not known to have failed: Slurm does not say whether it still runs"
     return f"did not fail: it is {_ending(state)}"
 
 

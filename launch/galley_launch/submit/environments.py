@@ -102,7 +102,7 @@ def _check_host_python(cluster: Cluster) -> list[str]:
         done = subprocess.run([python, "-c", ask], timeout=_SECONDS, capture_output=True, text=True, check=False)
         version = tuple(int(part) for part in done.stdout.strip().rpartition("\n")[2].split("."))
     except (OSError, subprocess.TimeoutExpired, ValueError):
-        return [f"{python} could not be asked for its version; nodes need 3.9 or newer: {_OLD}"]
+        return [f"{python} did not report its version; nodes need 3.9 or newer: {_OLD}"]
     if version >= (3, 9):
         return []
     what = f"{name} is Python {'.'.join(map(str, version))} here, older than the 3.9 that jobs need"

@@ -122,7 +122,7 @@ def ended_before(run: RunDir, queue: Queue) -> str:
         return ""
     lines = last_words(run)
     told = [line for line in lines if line.startswith("galley: ")] or lines
-    return told[-1] if told else "its jobs are gone from the queue and left no word (sacct says how they ended)"
+    return told[-1] if told else "its jobs are gone from the queue and left no record (sacct says how they ended)"
 
 
 def details(queue: Queue) -> list[str]:
@@ -181,7 +181,7 @@ class Watch:
             return False
         if not problem.endswith("no such command here") and time.monotonic() < self._answered + _SILENCE_S:
             return True
-        show(f"-- {problem}: it cannot be told whether the run goes on; ask again later, or look at: galley status")
+        show(f"-- {problem}: it is not known whether the run goes on; ask again later, or look at: galley status")
         return False
 
 

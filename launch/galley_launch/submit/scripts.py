@@ -53,7 +53,7 @@ def quote(value: object) -> str:
         parts = text.split("\0")  # text, name, text, name, ..., text
         return "".join(f'"${{{part}}}"' if number % 2 else part and quote(part) for number, part in enumerate(parts))
     if any(ord(letter) < 32 or letter in "\x7f\x85\u2028\u2029" for letter in text):
-        raise UserError("job script", f"{text!r} holds a newline or another control character", "take it out")
+        raise UserError("job script", f"{text!r} holds a newline or another control character", "remove it")
     if not is_text(text):
         raise UserError("job script", f"{text!r} is not UTF-8", "choose another name")
     return shlex.quote(text)

@@ -77,7 +77,7 @@ class Writer:
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def stands(self, step: int) -> bool:
-        """Whether the checkpoint of ``step`` is there already (collective: rank 0 looks)."""
+        """Whether the checkpoint of ``step`` already exists (collective: rank 0 looks)."""
         return self.world.any(self.world.is_first and self.run.checkpoint(step).verifies())
 
     def begin(self, state: State, probes: dict[str, torch.Tensor]) -> None:

@@ -112,7 +112,7 @@ def newest(run: RunDir, world: World) -> Checkpoint | None:
             return checkpoint
         problems.append(f"{checkpoint.root.name}: {problem}")
     if problems:
-        what = f"no checkpoint is whole: {'; '.join(problems[:3])}"
+        what = f"no checkpoint is intact: {'; '.join(problems[:3])}"
         todo = f"restore one, or remove {run.root / 'checkpoints'} to begin again from step 0"
         raise UserError(str(run.root / "checkpoints"), what, todo)
     return None
@@ -144,6 +144,6 @@ def last(run: RunDir) -> Checkpoint:
             return checkpoint
         problems.append(f"{checkpoint.root.name}: {problem}")
     if problems:
-        what = f"no checkpoint is whole: {'; '.join(problems[:3])}"
+        what = f"no checkpoint is intact: {'; '.join(problems[:3])}"
         raise UserError(str(run.root / "checkpoints"), what, "restore one, or train again in a new run: name=…")
     raise UserError(str(run.root), "has no checkpoint to export", "train first: galley run")

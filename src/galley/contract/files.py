@@ -18,7 +18,7 @@ LARGEST = 64 << 20
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open ``path`` for reading. Raises ``OSError`` where it is no regular file (a FIFO waits for ever)."""
+    """Open ``path`` for reading. Raises ``OSError`` where it is not a regular file (a FIFO waits for ever)."""
     if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that alone can make a device act
         raise OSError(errno.EINVAL, _kind(path), str(path))
     # If it became a FIFO meanwhile, opening it does not wait.
@@ -30,7 +30,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def _kind(path: Path) -> str:
-    return "Is a directory" if path.is_dir() else "Is no regular file"
+    return "Is a directory" if path.is_dir() else "Is not a regular file"
 
 
 def read_bytes(path: Path, limit: int = LARGEST) -> bytes:

@@ -45,7 +45,7 @@ def read_safetensors(path: Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"a header of {length >> 20} MB")
         header = parse_json(file.read(length).decode("utf-8"))
     if not isinstance(header, dict):
-        raise ValueError("the header is no JSON object")
+        raise ValueError("the header is not a JSON object")
     header.pop("__metadata__", None)
     end = max((_end(name, tensor) for name, tensor in header.items()), default=0)
     if size != LENGTH_BYTES + length + end:
@@ -57,7 +57,7 @@ def _end(name: str, tensor: Any) -> int:
     """Where a tensor's bytes end."""
     shown = repr(name[:80])
     if not isinstance(tensor, dict) or not isinstance(tensor.get("dtype"), str):
-        raise ValueError(f"its header says nothing of use about {shown}")
+        raise ValueError(f"its header says nothing usable about {shown}")
     shape, offsets = tensor.get("shape"), tensor.get("data_offsets")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ValueError(f"its header has no shape and place for {shown}")

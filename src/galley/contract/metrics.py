@@ -1,7 +1,7 @@
 """The rows of ``metrics.jsonl``: written and read here alone. Part of the contract; the standard library only.
 
 Rows are read as far as they are sound: a line that a kill tore is left out, and a field is None where a row has
-something else there than a number. Keys that this version does not know are passed over.
+something else there than a number. Keys that this version does not know are ignored.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def row_line(row: MetricsRow) -> str:
 
 
 def parse_row(line: str | bytes) -> MetricsRow | None:
-    """The row in a line of ``metrics.jsonl``; None for one that a kill tore, or that is no JSON object."""
+    """The row in a line of ``metrics.jsonl``; None for one that a kill tore, or that is not a JSON object."""
     try:
         body = parse_json(line.decode("utf-8", "replace") if isinstance(line, bytes) else line)
     except ValueError:
@@ -147,7 +147,7 @@ def drop_after(path: Path, step: int) -> None:
 
 @dataclass
 class Follower:
-    """Reads the rows of a ``metrics.jsonl`` as they are appended; a file that is not there yet has none."""
+    """Reads the rows of a ``metrics.jsonl`` as they are appended; a file that does not exist yet has none."""
 
     path: Path
     position: int = 0

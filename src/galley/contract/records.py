@@ -4,7 +4,7 @@ Each is a frozen dataclass, written and read here alone. Part of the contract; t
 grammar of Python 3.9, since jobs read them with a node's own interpreter.
 
 A field is None where the file does not have it, or has something else there than the field can hold: damaged and half
-copied runs are read as far as they are sound. Keys that this version does not know are passed over, and kept where a
+copied runs are read as far as they are sound. Keys that this version does not know are ignored, and kept where a
 record is written again.
 """
 

@@ -55,10 +55,10 @@ class Cadence(Part):
 
 
 class Wandb(Part):
-    """Weights & Biases. Its key comes from ``WANDB_API_KEY``, and ``WANDB_MODE=offline`` is heeded."""
+    """Weights & Biases. Its key comes from ``WANDB_API_KEY``, and ``WANDB_MODE=offline`` is respected."""
 
     project: str
-    """W&B project; made where there is none."""
+    """W&B project; created if it does not exist."""
     entity: str | None = None
     """W&B team or user. None: the key's own."""
     group: str | None = None
@@ -69,7 +69,7 @@ class Mlflow(Part):
     """MLflow. Who may write comes from ``MLFLOW_TRACKING_TOKEN``, or ``…_USERNAME`` and ``…_PASSWORD``."""
 
     experiment: str
-    """MLflow experiment; made where there is none."""
+    """MLflow experiment; created if it does not exist."""
     uri: str | None = None
     """Tracking server (``https://…``) or folder (``file:/…``). None: ``MLFLOW_TRACKING_URI``, else MLflow's own."""
 
@@ -86,9 +86,9 @@ class Tracking(Part):
     """Experiment trackers beside TensorBoard. May change between attempts without changing the result."""
 
     wandb: Wandb | None = None
-    """Weights & Biases: its project, and if you like entity and group. None: not used."""
+    """Weights & Biases: its project, and optionally entity and group. None: not used."""
     mlflow: Mlflow | None = None
-    """MLflow: its experiment, and if you like the server's uri. None: not used."""
+    """MLflow: its experiment, and optionally the server's uri. None: not used."""
 
     @property
     def names(self) -> list[str]:
@@ -97,7 +97,7 @@ class Tracking(Part):
 
 
 class Paths(Part):
-    """Absolute places on this machine; they may differ on the next."""
+    """Absolute paths on this machine; they may differ on the next."""
 
     run: str
     """The run directory."""

@@ -29,7 +29,7 @@ class Model(Part):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of weights and activations in forward and backward; optimizer state is always fp32.
 
-    ``float16`` is for GPUs without bfloat16: losses are scaled, and a step whose gradients overflow is left out.
+    ``float16`` is for GPUs without bfloat16: losses are scaled, and a step whose gradients overflow is skipped.
     """
     attention: Literal["sdpa", "varlen", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
     """Attention implementation that transformers uses. ``varlen``: sdpa, and packed documents by torch's kernel for
@@ -93,7 +93,7 @@ class Method(Part):
     rslora: bool = False
     """Scale the adapter's output by ``alpha / sqrt(rank)`` instead (Kalajdzievski, 2023)."""
     dora: bool = False
-    """Learn the magnitude of each adapted weight apart from its direction (Liu et al., 2024)."""
+    """Train the magnitude of each adapted weight separately from its direction (Liu et al., 2024)."""
     full_modules: list[str] = Field(default_factory=list)
     """Modules trained in full beside the adapter, by the endings of their names, such as ``lm_head``."""
     neftune: Annotated[float, Field(ge=0)] = 0.0
@@ -118,7 +118,7 @@ class Optimizer(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Each layer learns at this factor of the rate of the one above it, embeddings below the lowest; 1: all alike."""
+    """Each layer's rate is this factor times that of the one above it, embeddings below the lowest; 1: all alike."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     grad_dtype: Literal["float32", "bfloat16"] = "float32"

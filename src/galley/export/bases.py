@@ -41,7 +41,7 @@ def name_base(spec: RunSpec, manifest: Manifest, run: RunDir) -> Base:
     converted = Path(manifest.model.path)
     made = f"The base model is `{place}`, converted to safetensors in bfloat16"
     if _linked(converted, run.base):
-        return Base(str(run.base.absolute()), None, f"{made}: `{run.base.absolute()}`. Take that folder along.")
+        return Base(str(run.base.absolute()), None, f"{made}: `{run.base.absolute()}`. Copy that folder, too.")
     return Base(str(converted), None, f"{made}: `{converted}`, in a cache. Copy it before the cache is cleared.")
 
 

@@ -53,7 +53,7 @@ def choose(run: RunDir, which: str) -> Checkpoint:
         steps = ", ".join(str(each.step) for each in standing)
         raise UserError("step", f"no checkpoint is {which!r}", f"use last, or one of {steps}")
     if problem := whole.damage(found):
-        raise UserError(str(found.root), f"is damaged: {problem}", "use step=last, which takes the newest whole one")
+        raise UserError(str(found.root), f"is damaged: {problem}", "use step=last, which takes the newest intact one")
     return found
 
 

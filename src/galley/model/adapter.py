@@ -201,4 +201,4 @@ def freeze(model: Any, patterns: list[str]) -> None:
         for parameter in hit:
             parameter.requires_grad_(False)
     if patterns and not any(each.requires_grad for _, each in named):
-        raise UserError("method.freeze", f"{patterns} leaves nothing to learn", "freeze less")
+        raise UserError("method.freeze", f"{patterns} leaves nothing to train", "freeze less")

@@ -105,7 +105,7 @@ def _read_config(folder: Path, trust: bool) -> tuple[Any, Any]:
     except Exception as error:  # its own validators, or modelling code, may raise anything
         kind = getattr(config, "model_type", "model")
         what = f"transformers makes no {kind} of '{folder}/config.json' ({_line(error)})"
-        raise UserError("model.path", what, "give a text model whose config.json is whole") from None
+        raise UserError("model.path", what, "give a text model whose config.json is complete") from None
 
 
 def load_dry(config: Any, kind: Any, headers: dict[str, Header]) -> Report:
@@ -168,7 +168,7 @@ def _check_task(folder: Path, report: Report) -> None:
     if head or _OTHER_TASK.search(str(named[0])):
         holds = f"its files hold {head}" if head else f"its config.json says {named[0]}"
         raise UserError(
-            "model.path", f"'{folder}' is no language model: {holds}", "give the model that it was made from"
+            "model.path", f"'{folder}' is not a language model: {holds}", "give the model that it was made from"
         )
     if any(part in name for name in report.unexpected for part in _ADAPTERS):
         what = f"'{folder}' holds an adapter that is not merged ({shorten(report.unexpected, 1)})"
@@ -191,8 +191,8 @@ def _check_missing(folder: Path, report: Report) -> None:
     if report.unexpected:
         what += f" (and holds {len(report.unexpected)} that the model does not know: {shorten(report.unexpected)})"
     alone = lacking == 1 and report.missing[0].endswith("lm_head.weight")
-    hint = "give the whole model, or set tie_word_embeddings to true where its head is its embedding"
-    raise UserError("model.path", what, hint if alone else "give the whole model: what is missing would be random")
+    hint = "give the complete model, or set tie_word_embeddings to true where its head is its embedding"
+    raise UserError("model.path", what, hint if alone else "give the complete model: what is missing would be random")
 
 
 def _prefix(report: Report) -> str | None:
@@ -260,4 +260,4 @@ def refuse_missing(folder: str, info: dict[str, Any]) -> None:
     """Raise ``UserError`` where transformers' ``output_loading_info`` names weights that were made at random."""
     if missing := sorted(info["missing_keys"]):
         what = f"'{folder}' lacks {len(missing)} tensors of the model: {shorten(missing)}"
-        raise UserError("model.path", what, "give the whole model: what is missing would be random")
+        raise UserError("model.path", what, "give the complete model: what is missing would be random")

@@ -179,7 +179,7 @@ def _attends_by_document(spec: RunSpec, manifest: Manifest) -> bool:
     """Where that is quicker: on a CPU, and on a GPU where torch's kernel was asked for."""
     asked = spec.task.model.attention == "varlen"
     if asked and manifest.packed and not manifest.model.attends_by_document:
-        what = f"varlen is not what {manifest.model.source!r} computes, as a small twin of it shows"
+        what = f"varlen is not what {manifest.model.source!r} computes, as a tiny copy of it shows"
         raise UserError("model.attention", what, "use model.attention=sdpa")
     sdpa_on_cpu = spec.task.model.attention == "sdpa" and spec.placement.device == "cpu"
     return manifest.packed and manifest.model.attends_by_document and (asked or sdpa_on_cpu)

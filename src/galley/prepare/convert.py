@@ -33,7 +33,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
         read_gguf(path)
     except (OSError, ValueError) as error:
         raise UserError(
-            "model.path", f"'{path}' is not a whole GGUF file: {reason(error)}", "download it again"
+            "model.path", f"'{path}' is not a complete GGUF file: {reason(error)}", "download it again"
         ) from None
     key = digest(["gguf", GGUF_VERSION, file_fingerprint(path)])
     notice = f"model: converting {path.name} to bfloat16 safetensors (once)"

@@ -129,9 +129,9 @@ def ask_hub(where: str, name: str, revision: str | None, question: Callable[[], 
     except errors.RepositoryNotFoundError:
         raise _missing(where, name) from None
     except errors.HFValidationError:
-        raise UserError(where, f"'{name}' is no file or folder here, and no hub id", "check the name") from None
+        raise UserError(where, f"'{name}' is not a file or folder here, nor a hub id", "check the name") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError) as error:
-        what = f"the hub cannot be reached and '{name}'{at} is not whole in its cache here"
+        what = f"the hub cannot be reached and '{name}'{at} is not complete in its cache here"
         raise UserError(where, what, "fetch it once where there is a network, or give a folder") from error
     except errors.HfHubHTTPError as error:
         what = f"the hub refuses '{name}'{at}: {str(error).splitlines()[0]}"
@@ -144,7 +144,7 @@ def _gated(where: str, name: str) -> UserError:
 
 
 def _missing(where: str, name: str) -> UserError:
-    what = f"'{name}' is no file or folder here, and the hub has none of that name for this account"
+    what = f"'{name}' is not a file or folder here, and the hub has nothing of that name for this account"
     return UserError(where, what, f"check the name; if it is private, {LOGIN}")
 
 
@@ -168,7 +168,7 @@ def check_architecture(folder: Path, trust: bool) -> None:
     if kind not in CONFIG_MAPPING_NAMES:
         raise UserError("model.path", f"transformers does not know the model type {kind!r}", "update transformers")
     if kind not in writers:
-        raise UserError("model.path", f"a {kind} model is no causal language model", "give one that writes text")
+        raise UserError("model.path", f"a {kind} model is not a causal language model", "give one that writes text")
 
 
 def pin_data(name: str, revision: str | None) -> str | None:
@@ -210,7 +210,7 @@ def _unloadable(name: str, split: str, error: Exception) -> UserError:
     if isinstance(error, DatasetNotFoundError):
         return _gated("data.path", name) if "gated" in str(error) else _missing("data.path", name)
     if isinstance(error, ConnectionError):
-        what = f"the hub cannot be reached and '{name}' is not whole in its cache here"
+        what = f"the hub cannot be reached and '{name}' is not complete in its cache here"
         return UserError("data.path", what, "fetch it once where there is a network, or give a file")
     if isinstance(error, EmptyDatasetError | DataFilesNotFoundError):
         what = f"'{name}' on the hub has no data files that can be read"

@@ -84,7 +84,7 @@ def _verdict(config: Any, attention: str, packed: str, trust: bool) -> dict[str,
     from galley.model.towers import sees
 
     if sees(config.model_type) and getattr(config.get_text_config(decoder=True), "is_encoder_decoder", False):
-        what = f"a {config.model_type} model has an encoder for its text: it is no causal language model"
+        what = f"a {config.model_type} model has an encoder for its text: it is not a causal language model"
         raise UserError("model.path", what, "give a model that writes text")
     reason = ""
     for narrow in (True, False):
@@ -103,9 +103,8 @@ def _verdict(config: Any, attention: str, packed: str, trust: bool) -> dict[str,
                 raise UserError("model.attention", what, "use model.attention=eager") from None
             reason = f"its architecture could not be checked ({_line(failure)})"
             if sees(config.model_type) and not isinstance(failure, TooLarge):
-                what = (
-                    f"a {config.model_type} model does not run on text alone, as a small twin shows ({_line(failure)})"
-                )
+                shown = f"as a tiny copy of it shows ({_line(failure)})"
+                what = f"a {config.model_type} model does not run on text alone, {shown}"
                 raise UserError("model.path", what, "give a model that writes text") from None
             continue
         reason = f"packed and separate documents differ by {error:.0e} in a {config.model_type} model"
@@ -235,7 +234,7 @@ def measure(config: Any, attention: str, trust: bool, together: str | None = Non
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in build().parameters())
     if size > LARGEST:
-        raise TooLarge(f"its shrunken twin still has {size:,} parameters")
+        raise TooLarge(f"its tiny copy still has {size:,} parameters")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = build().eval()

@@ -87,7 +87,7 @@ def _load(folder: Path, trust: bool) -> Any:
         what = f"'{folder}' has no tokenizer that loads ({reason[0][:200]})"
         raise UserError("model.path", what, "put the tokenizer's files beside the weights") from error
     if not getattr(tokenizer, "is_fast", False):
-        what = f"{type(tokenizer).__name__} is no fast tokenizer, which tells where in the text a token stands"
+        what = f"{type(tokenizer).__name__} is not a fast tokenizer, which tells where in the text a token stands"
         raise UserError("model.path", what, "add its tokenizer.json")
     return tokenizer
 

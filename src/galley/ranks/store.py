@@ -23,7 +23,7 @@ def private(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or stat.S_IMODE(facts.st_mode) & 0o077:
-        raise PermissionError(f"{folder} must be a directory that is yours alone (mode 700): ranks meet in it")
+        raise PermissionError(f"{folder} must be a directory that only you can open (mode 700): ranks meet in it")
     return folder
 
 

@@ -54,7 +54,7 @@ def _check_config(where: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         what = "is an adapter, not a model" if adapter else "has no config.json"
-        raise UserError(where, f"'{folder}' {what}", "give the folder of a whole model")
+        raise UserError(where, f"'{folder}' {what}", "give the folder of a complete model")
     config = read_json(folder / "config.json")
     if config is None:
         raise UserError(where, f"'{folder}/config.json' is not a JSON object", "download the model again")
@@ -65,9 +65,7 @@ def _check_config(where: str, folder: Path) -> None:
         what = f"'{folder}' is already quantised{f' ({method})' if method else ''}"
         raise UserError(where, what, "take the unquantised model (method.kind=qlora quantises it itself)")
     if (folder / "adapter_config.json").is_file():
-        what = (
-            f"'{folder}' holds an adapter_config.json beside a whole model, and transformers loads that adapter's base"
-        )
+        what = f"'{folder}' holds an adapter_config.json beside the model, and transformers loads that adapter's base"
         raise UserError(
             where, what, "move adapter_config.json away; merge the adapter first where it is meant to count"
         )
@@ -79,7 +77,7 @@ def _check_files(where: str, folder: Path) -> None:
         if path.is_dir():
             continue
         if not path.exists():
-            raise UserError(where, f"'{path}' is a link to a file that is not there", "download the model again")
+            raise UserError(where, f"'{path}' is a link to a file that does not exist", "download the model again")
         if not path.is_file():
             raise UserError(where, f"'{path}' is neither a file nor a folder", "download the model again")
         most = TEXTS.get(path.suffix)

@@ -50,7 +50,7 @@ def check_installed(spec: RunSpec) -> None:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:  # a folder of that name, such as W&B itself makes, is no library
             what = f"the Python package {name} is not installed here"
-            raise UserError(f"tracking.{name}", what, f"pip install {PACKAGES[name]}, or take tracking.{name} out")
+            raise UserError(f"tracking.{name}", what, f"pip install {PACKAGES[name]}, or remove tracking.{name}")
 
 
 def identity(run: RunDir) -> str:

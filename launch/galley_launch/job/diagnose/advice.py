@@ -9,7 +9,7 @@ WORDS = {
     "gloo": "the network between ranks (gloo) failed",
     "port": "the ranks could not find one another",
     "disk": "a disk is full",
-    "hub": "the hub did not give what was asked for",
+    "hub": "the hub did not return what was requested",
     "node": "a node is broken",
     "hang": "the ranks hung",
     "configuration": "a setting or the environment is wrong",
@@ -24,7 +24,7 @@ UNVERIFIED = (
     "galley export makes and checks it again; if it does well on data that you know, please report the difference."
 )
 REPLACE = "Have this node looked at; Galley avoids it from now on (excluded.json), elsewhere set gpus=… without it."
-DRIVER = "The node's NVIDIA driver or its GPUs are not usable: have it looked at, or take a torch built for its driver."
+DRIVER = "The node's NVIDIA driver or its GPUs are not usable: have it checked, or use a torch built for its driver."
 LESS = (
     "Halve micro_batch= (the global batch stays the same), keep activation_checkpointing=true, shorten "
     "data.max_length=, or shard more: deepspeed=zero3 or deepspeed=zero3_offload_cpu."
@@ -44,7 +44,7 @@ INSTALL = (
     "Install what is missing where the run trains: pip install '.[train]' in a checkout of Galley, into an environment "
     "that on a cluster every compute node sees."
 )
-EXPORT = "Take --export out of cluster.srun, and unset what the site sets for srun (SRUN_EXPORT_ENV) in cluster.setup."
+EXPORT = "Remove --export from cluster.srun, and unset what the site sets for srun (SRUN_EXPORT_ENV) in cluster.setup."
 MODULES = (
     "Correct cluster.modules, cluster.setup or cluster.conda in the cluster's profile; try them on a compute node."
 )

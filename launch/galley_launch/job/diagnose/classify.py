@@ -169,7 +169,7 @@ def _killed(number: int, who: str, case: Case) -> Failure:
 
 
 def _silent(case: Case) -> Failure | None:
-    """A rank ended by itself, the first on its node, and left no word."""
+    """A rank ended by itself, the first on its node, and left no record."""
     silent = [
         v for v in case.sources if v.first and (v.code or 0) > 0 and not v.words and not first_match(SECONDARY, v)
     ]

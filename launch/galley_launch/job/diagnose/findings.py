@@ -88,7 +88,7 @@ def cut(line: str) -> str:
 
 
 def _search(rules: Sequence[Rule], source: LogSource, text: str) -> Finding | None:
-    """The first rule in the table that fits anywhere in ``text``, but for what is passed over."""
+    """The first rule in the table that fits anywhere in ``text``, but for what is ignored."""
     for order, rule in enumerate(rules):
         for match in rule.pattern.finditer(text):
             begin = text.rfind("\n", 0, match.start()) + 1

@@ -135,7 +135,9 @@ CAUSES = (
     _rule("hub", r"\b(?:Read|Connect|Pool)Timeout\b|Max retries exceeded with url", LATER, retry=True),
     _rule("hub", r"RemoteProtocolError|without sending complete message body|IncompleteRead\(", LATER, retry=True),
     _rule("hub", r"is gated and this account|GatedRepoError|Cannot access gated repo", ACCESS),
-    _rule("hub", r"the hub has none of that name|has no revision '|(?:Repository|Revision|Entry)NotFoundError", ACCESS),
+    _rule(
+        "hub", r"the hub has nothing of that name|has no revision '|(?:Repository|Revision|Entry)NotFoundError", ACCESS
+    ),
     _rule("hub", r"\b40[134] Client Error|Client error '40[134]|\b40[13] (?:Forbidden|Unauthorized)", ACCESS),
     _rule("hub", r"the hub refuses '", ACCESS),
     _rule("hub", r"the hub cannot be reached|OfflineModeIsEnabled|LocalEntryNotFoundError", OFFLINE),
@@ -234,7 +236,7 @@ ENDINGS = (
     _rule(
         "killed",
         r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+ (?:DUE to SIGNAL \w+ )?\*\*\*",
-        "Somebody cancelled the job.",
+        "Someone cancelled the job.",
         retry=False,
     ),
 )
@@ -280,7 +282,7 @@ STATES = {
     "TIMEOUT": ("killed", True, "Time ran out: it goes on from the last checkpoint; cadence.save_every= loses less."),
     "PREEMPTED": ("killed", True, "The job was preempted: it goes on from the last checkpoint."),
     "DEADLINE": ("killed", False, "The job's deadline passed: submit it again without one, or with a later one."),
-    "CANCELLED": ("killed", False, "Somebody cancelled the job: start the run again to go on."),
+    "CANCELLED": ("killed", False, "Someone cancelled the job: start the run again to go on."),
 }
 """States of a job that are themselves the reason: kind, whether to try again (None: as for the kind), advice."""
 
@@ -288,7 +290,10 @@ SIGNALS = {
     4: ("code", "A program ran an instruction that this processor does not have: install builds for it."),
     7: ("host_oom", SHM),
     8: ("code", "A program divided by zero outside Python: look at the rank's log."),
-    9: ("killed", "Look whether the kernel wanted memory (dmesg, or the job's MaxRSS): then ask for more host memory."),
+    9: (
+        "killed",
+        "Check whether the kernel ran out of memory (dmesg, or the job's MaxRSS): then ask for more host memory.",
+    ),
     11: ("code", "A library crashed: PYTHONFAULTHANDLER: 1 among cluster.variables shows where."),
 }
 """Signals that a rank died of by itself; 15 and 6 are what torchrun and its peers' libraries do to the others."""

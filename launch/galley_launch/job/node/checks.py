@@ -87,7 +87,7 @@ class _Gpu(NamedTuple):
         if self.ecc.isdigit() and int(self.ecc):
             return f"GPU {self.slot} ({self.uuid}) has {self.ecc} uncorrected memory errors"
         if self.used.isdigit() and int(self.used) > 2048:
-            return f"GPU {self.slot} ({self.uuid}): {self.used} of {self.total} MiB are taken by another process"
+            return f"GPU {self.slot} ({self.uuid}): {self.used} of {self.total} MiB are in use by another process"
         return ""
 
 

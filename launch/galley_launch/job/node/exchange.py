@@ -39,7 +39,7 @@ def _receive(connection: socket.socket, node: Node, seconds: float) -> dict[str,
     with connection.makefile("rb") as lines:
         said = json.loads(lines.readline(_LONGEST))
     if not isinstance(said, dict) or said.get("token") != token(node):
-        raise ValueError("somebody else answers there")
+        raise ValueError("another program answers there")
     return said
 
 

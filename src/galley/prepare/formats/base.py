@@ -106,7 +106,7 @@ def _check_characters(where: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
-        what = f"holds {half}, half of a surrogate pair, which is no character"
+        what = f"holds {half}, half of a surrogate pair, which is not a character"
         raise UserError(where, what, "remove it, or write the whole character") from None
 
 

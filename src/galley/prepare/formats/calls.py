@@ -124,6 +124,6 @@ def _arguments(where: str, name: str, value: object, form: str) -> object:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise UserError(where, f"{name} is no JSON object: {str(value)[:60]!r}", "write one, {} for none")
+        raise UserError(where, f"{name} is not a JSON object: {str(value)[:60]!r}", "write one, {} for none")
     without_nulls(where, name, value)  # for its depth only
     return value

@@ -87,7 +87,7 @@ def _joined(where: str, name: str, parts: list[Any]) -> str:
     for part in parts:
         if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
             shown = part.get("type") if isinstance(part, Mapping) else kind(part)
-            what = f"{name} has content with a part that is no text: {repr(shown)[:60]}"
+            what = f"{name} has content with a part that is not text: {repr(shown)[:60]}"
             raise _not_a_conversation(where, what, "give text only, such as " + SAMPLE)
     return "".join(part["text"] for part in parts)
 
@@ -117,7 +117,7 @@ def _weight(where: str, name: str, value: Mapping[str, Any]) -> int | None:
     for key, weight in given.items():
         if not isinstance(weight, bool | int | float) or weight not in (0, 1):
             what = f"{name} has {key} {repr(weight)[:60]}, which is not understood"
-            raise UserError(where, what, "give 1 or true to train on the message, 0 or false not to")
+            raise UserError(where, what, "use 1 or true to train on the message, 0 or false not to")
     if len({int(weight) for weight in given.values()}) > 1:
         shown = ", ".join(f"{key} {weight!r}" for key, weight in given.items())
         raise UserError(where, f"{name} has {shown}, which contradict each other", "give one of them")
