@@ -52,15 +52,15 @@ SMALL = (
 )  # fmt: skip
 """What differs from each recipe, beside ranks and the preset."""
 NUMBERS = ("loss", "grad_norm", "held_out_loss")
-FIRST_ORDER = 1
-"""The order of samples in runs whose task does not name one; the new checkout is asked for it where it has a choice."""
+FIRST_SEEDING = 1
+"""How seeds become the order of samples in runs that do not say; a checkout that has a choice is asked for this one."""
 MAKE_MODELS = """
 import sys
 from pathlib import Path
-from galley_launch.plan import compose
+import yaml
 from recipes import twins
-hub = Path(sys.argv[1])
-for model in {compose.resolve(name, [])[1].model.path for name in sys.argv[2:]}:
+hub, *recipes = map(Path, sys.argv[1:])
+for model in {yaml.safe_load(recipe.read_text())["model"]["path"] for recipe in recipes}:
     if not twins.snapshot(hub, model).exists():
         twins.make(hub, model)
 """
@@ -80,7 +80,8 @@ def write_inputs(folder: Path) -> None:
     (folder / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": answer}) + "\n" for answer in answers))
     path = ":".join(str(ROOT / part) for part in ("tests", "launch", "src"))
-    command = [sys.executable, "-c", MAKE_MODELS, str(folder / "hub"), *sorted({case.recipe for case in CASES})]
+    recipes = {str(ROOT / "recipes" / f"{case.recipe}.yaml") for case in CASES}
+    command = [sys.executable, "-c", MAKE_MODELS, str(folder / "hub"), *sorted(recipes)]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, cwd=folder, check=True)
 
 
@@ -106,8 +107,8 @@ def train(checkout: Path, home: Path, hub: Path, case: Case) -> list[Row]:
     run = home / "runs" / case.name
     if not (run / "done").exists():
         spec, commands = planned(checkout, home, env, case)
-        if "order" in spec["task"]:
-            spec["task"]["order"] = FIRST_ORDER
+        if "seeding" in spec["task"]:
+            spec["task"]["seeding"] = FIRST_SEEDING
         (run / "attempts" / "0001").mkdir(parents=True, exist_ok=True)
         (run / "run.json").write_text(json.dumps(spec, indent=2))
         for command in commands:

@@ -63,7 +63,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "model.path: HERE/bare has no weights; put its *.safetensors",
         ),
         (["my.yaml", "model.path=chats.jsonl", *ON_CPU], "model.path: HERE/chats.jsonl is not a model; give a folder"),
-        (["my.yaml", "chat_template=chatmll", *ON_CPU], "model.chat_template: 'chatmll' is no file and no shipped"),
+        (
+            ["my.yaml", "chat_template=chatmll", *ON_CPU],
+            "model.chat_template: 'chatmll' is neither a file nor a shipped",
+        ),
         (["my.yaml", "deepspeed=zreo2", *ON_CPU], "deepspeed: no preset 'zreo2'; did you mean 'zero2'?"),
         (["my.yaml", "deepspeed=no.json", *ON_CPU], "deepspeed: no file no.json; give a path to a JSON file"),
         (["my.yaml", "deepspeed=typo.json", *ON_CPU], "deepspeed typo.json: DeepSpeed has no key 'gradient_cliping'"),

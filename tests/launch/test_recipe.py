@@ -214,7 +214,7 @@ def _faults(body: Tree) -> list[Any]:
 def test_show_prints_the_manual_and_every_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.show("smollm2-135m-lora", read(["lr=3e-3"])) == 0
     out = capsys.readouterr().out
-    assert out.startswith("SmolLM2-135M-Instruct learns")
+    assert out.startswith("SmolLM2-135M-Instruct trained")
     shown = build(read_yaml(out[out.index("model:") :], "show"), "show")
     assert shown.optimizer.lr == 3e-3
     assert shown.model_fields_set == set(Recipe.model_fields)

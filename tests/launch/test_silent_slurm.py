@@ -43,7 +43,7 @@ def test_a_slurm_that_is_silent_for_long(run: RunDir, monkeypatch: pytest.Monkey
 
 def test_a_machine_without_slurm(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = follow(run, monkeypatch, "squeue: no such command here", silence=1e9)
-    assert "cannot be told whether the run goes on" in " ".join(shown)
+    assert "is not known whether the run goes on" in " ".join(shown)
 
 
 @pytest.mark.parametrize("end", [{"verdict": "failed", "again": False}, {"verdict": "done", "exported": True}])

@@ -158,7 +158,7 @@ def test_a_real_users_json_is_completed() -> None:
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage 4 is not one of 0, 1, 2, 3"),
         ({"zero_optimization": True}, "zero_optimization true is not an object; its keys: stage, "),
         ({"fp16": {"enabled": True}}, "fp16.enabled true, but model.dtype bfloat16 makes it false"),
-        ({"fp16": {"loss_scale": 128}}, "with a fixed loss_scale every overflow would be the run's end; take"),
+        ({"fp16": {"loss_scale": 128}}, "with a fixed loss_scale every overflow would be the run's end; remove"),
         ({"amp": {"enabled": True}}, "NVIDIA Apex AMP integration has been removed"),
         ({"elasticity": {"enabled": True}}, "Elastic training has been removed"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "in ZeRO-3; set zero_optimization"),
@@ -167,7 +167,7 @@ def test_a_real_users_json_is_completed() -> None:
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, "to NVMe in ZeRO-3; use deep"),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "pipeline_read": True}}},
-            "no access to state that a checkpoint needs; take pipeline_read",
+            "no access to state that a checkpoint needs; remove pipeline_read",
         ),
         ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "not implemented for the CPU"),
         ({"tensor_parallel": {"autotp_size": 2}}, "tensor parallelism is not supported yet"),
@@ -176,8 +176,8 @@ def test_a_real_users_json_is_completed() -> None:
         ({"bfloat16": {"enabled": False}}, "bf16.enabled false, but model.dtype bfloat16 makes it true"),
         ({"bf16": {"enabled": "auto"}, "bfloat16": {"enabled": True}}, "are two names of one block; keep bf16"),
         ({"bfloat16": {"bf16_master_weights_and_grads": True}}, "bf16 master weights lose small updates"),
-        ({"gradient_allreduce_op": "SUM"}, "scaled for gradients that are averaged over the ranks; take"),
-        ({"managed_gradient_accumulation": False}, "where a step's last micro-batch is; take"),
+        ({"gradient_allreduce_op": "SUM"}, "scaled for gradients that are averaged over the ranks; remove"),
+        ({"managed_gradient_accumulation": False}, "where a step's last micro-batch is; remove"),
         ({"zero_optimization": {"stage": 2, "zero_hpz_partition_size": 2}}, "hpZ) only where weights are sharded"),
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}, "partition_size 3 does not divide 2 ranks"),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "second optimizer"),
@@ -248,7 +248,7 @@ def test_flash_attention_takes_packed_documents_one_row_at_a_time_in_bfloat16(ki
             ["freeze=[lm_head.*]"],
             "an adapter's base is frozen already; remove method.freeze",
         ),
-        (["method.kind=full", "full_modules=[lm_head]"], "every module is trained in full; take method.full_modules"),
+        (["method.kind=full", "full_modules=[lm_head]"], "every module is trained in full; remove method.full_modules"),
         (["method.kind=full", "dora=true"], "has no adapter for rslora or dora to change"),
         (["targets=all-linear+experts", "dropout=0.1"], "peft knows neither DoRA nor dropout; use method.dora=false"),
         (
@@ -311,7 +311,7 @@ def test_optimizers_are_refused_where_they_do_not_work() -> None:
 
 def test_int8_weights_are_refused_under_zero_3() -> None:
     words = ["method.kind=lora_int8"]
-    assert "nonsense in silence; use deepspeed=zero2, or method.kind=qlora" in refusal(preset("zero3"), *words)
+    assert "training silently goes wrong; use deepspeed=zero2, or method.kind=qlora" in refusal(preset("zero3"), *words)
     assert "loses the scales of int8 weights" in refusal(preset("zero2"), *words, "dora=true")
     assert finish(preset("zero2"), *words)
 

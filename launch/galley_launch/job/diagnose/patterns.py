@@ -136,7 +136,9 @@ CAUSES = (
     _rule("hub", r"RemoteProtocolError|without sending complete message body|IncompleteRead\(", LATER, retry=True),
     _rule("hub", r"is gated and this account|GatedRepoError|Cannot access gated repo", ACCESS),
     _rule(
-        "hub", r"the hub has nothing of that name|has no revision '|(?:Repository|Revision|Entry)NotFoundError", ACCESS
+        "hub",
+        r"the hub has (?:none|nothing) of that name|has no revision '|(?:Repository|Revision|Entry)NotFoundError",
+        ACCESS,
     ),
     _rule("hub", r"\b40[134] Client Error|Client error '40[134]|\b40[13] (?:Forbidden|Unauthorized)", ACCESS),
     _rule("hub", r"the hub refuses '", ACCESS),

@@ -70,6 +70,9 @@ def outcome(ok: bool, detail: str, **more: Any) -> Outcome:
     return {"ok": ok, "detail": detail, **more}
 
 
+_IN_USE = "are in use by another process"
+
+
 class _Gpu(NamedTuple):
     slot: str
     uuid: str
@@ -87,7 +90,7 @@ class _Gpu(NamedTuple):
         if self.ecc.isdigit() and int(self.ecc):
             return f"GPU {self.slot} ({self.uuid}) has {self.ecc} uncorrected memory errors"
         if self.used.isdigit() and int(self.used) > 2048:
-            return f"GPU {self.slot} ({self.uuid}): {self.used} of {self.total} MiB are in use by another process"
+            return f"GPU {self.slot} ({self.uuid}): {self.used} of {self.total} MiB {_IN_USE}"
         return ""
 
 
@@ -134,7 +137,7 @@ def devices(node: Node) -> Outcome:
         gpus = _visible(listed)[: node.gpus]
         faults = [fault for fault in (gpu.fault() for gpu in gpus) if fault]
         # Processes of the job before may still be on their way out.
-        if not any("are taken" in fault for fault in faults) or time.monotonic() > patience:
+        if not any(_IN_USE in fault for fault in faults) or time.monotonic() > patience:
             break
         time.sleep(0.5)
     if len(gpus) < node.gpus:
