@@ -64,7 +64,7 @@ def test_a_new_verb_is_completed(capsys: pytest.CaptureFixture[str]) -> None:
         (["compare"], "compare: RUN is missing; write: galley compare RUN"),
         (
             ["compare", "mine", "x"],
-            "compare: 'x' is one word too many; write: galley compare RUN [key=value …]",
+            "compare: 'x' is an unexpected word; write: galley compare RUN [key=value …]",
         ),
         (["compare", "mine", "step=3"], "compare: takes no key 'step'; known: rank, runs"),
         (["compare", "mine", "rank=x"], "rank: 'x' is not a whole number from 0; write rank=0, rank=1 …"),
