@@ -79,15 +79,34 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
     except Superseded as notice:
         print(notice, flush=True)
     except UserError as error:
-        print(f"galley: {one_line(str(error))}", file=sys.stderr, flush=True)
-        record_error(attempt, who, 2, one_line(str(error)))
-        return 2
+        return _refuse(attempt, who, error)
     except Unverified as notice:
         print(f"galley: {one_line(str(notice))}", file=sys.stderr, flush=True)
         record_error(attempt, who, UNVERIFIED, one_line(str(notice)))
         return UNVERIFIED
     except Exception as error:
         traceback.print_exc()
+        if refusal := _of_the_model(error):
+            return _refuse(attempt, who, refusal)
         record_error(attempt, who, 1, one_line(f"{type(error).__name__}: {error}".splitlines()[0]))
         return 1
     return 0
+
+
+def _refuse(attempt: Attempt, who: str, error: UserError) -> int:
+    print(f"galley: {one_line(str(error))}", file=sys.stderr, flush=True)
+    record_error(attempt, who, 2, one_line(str(error)))
+    return 2
+
+
+def _of_the_model(error: Exception) -> UserError | None:
+    """The refusal that a ValueError of transformers' own modelling code is: some architectures want samples of certain
+    lengths, or arguments that no trainer gives (Reformer, X-MOD). Trying again would end in the same.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not isinstance(error, ValueError) or not frames or "/transformers/models/" not in frames[-1].filename:
+        return None
+    file, said = Path(frames[-1].filename).name, (str(error).strip().splitlines() or [""])[0][:250]
+    return UserError(
+        "model.path", f"the model refuses its input ({file}: {said})", "use another model or data.max_length"
+    )
