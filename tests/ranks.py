@@ -22,7 +22,7 @@ from typing import Any
 
 PRELOAD = (
     "torch", "numpy", "safetensors.torch", "transformers", "peft", "deepspeed",
-    "transformers.models.llama.modeling_llama", "torch.utils.tensorboard", "galley.train", "galley.export",
+    "transformers.models.llama.modeling_llama", "torch.utils.tensorboard", "galley.train.train", "galley.export.export",
 )  # fmt: skip
 GRACE = 20.0
 

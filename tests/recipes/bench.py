@@ -101,7 +101,7 @@ class Bench:
         """One stage of the plan in its own environment; processes are forked that torchrun would start."""
         *_, module, file = stage.argv
         world = int(stage.argv[stage.argv.index("--nproc-per-node") + 1]) if stage.name == "train" else 1
-        call = f"{module}:main" if stage.name != "prepare" else "recipes.bench:prepare"
+        call = f"{module}.{stage.name}:main" if stage.name != "prepare" else "recipes.bench:prepare"
         try:
             self.fork(call, [file], world, stage.env)
         except AssertionError as error:

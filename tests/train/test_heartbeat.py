@@ -90,7 +90,7 @@ def test_a_rank_that_hangs_in_a_collective_says_where_on_sigusr2(tmp_path: Path,
 
 def test_the_first_beat_comes_before_the_libraries(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit(3)\n")
-    source = Path(heartbeat.__file__).parents[1]
+    source = Path(heartbeat.__file__).parents[2]
     env = os.environ | {"PYTHONPATH": f"{tmp_path}:{source}", "GALLEY_HEARTBEATS": str(tmp_path), "RANK": "5"}
     assert subprocess.run([sys.executable, "-m", "galley.train"], env=env).returncode == 3
     assert (read_json(tmp_path / "rank-5.json") or {})["phase"] == "start"
