@@ -48,7 +48,7 @@ def test_a_sound_folder_is_taken(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "length", "message"),
     [
-        ([], None, "no JSON object"),
+        ([], None, "not a JSON object"),
         (b"[" * 3000, None, "nests too deep"),
         (b'{"a":' * 100_000, None, "nests too deep"),
         (b"\xff{}", None, "utf-8"),

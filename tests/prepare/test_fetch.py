@@ -178,4 +178,4 @@ def test_hub_data_sets_that_are_empty_or_broken_are_one_line(tmp_path: Path) -> 
             (folder / name).write_bytes(content)
         with serve(Hub(folder, kind="datasets")) as hub:
             assert ask(hub.url, f"hf{number}").startswith(expected)
-    assert ask("http://127.0.0.1:9", "none").startswith("the hub cannot be reached and 'org/name' is not whole")
+    assert ask("http://127.0.0.1:9", "none").startswith("the hub cannot be reached and 'org/name' is not complete")

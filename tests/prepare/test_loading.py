@@ -125,11 +125,11 @@ LACKING = [
     (
         same,
         {"architectures": ["LlamaForSequenceClassification"]},
-        "no language model",
+        "not a language model",
         "LlamaForSequenceClassification",
     ),
-    (with_tensor("score.weight", 2, 32), {}, "no language model", "its files hold score.weight"),
-    (with_tensor("v_head.summary.weight", 1, 32), {}, "no language model", "its files hold v_head.summary.weight"),
+    (with_tensor("score.weight", 2, 32), {}, "not a language model", "its files hold score.weight"),
+    (with_tensor("v_head.summary.weight", 1, 32), {}, "not a language model", "its files hold v_head.summary.weight"),
     (with_tensor("model.layers.0.mlp.up_proj.lora_A.default.weight", 4, 32), {}, "not merged", "merge_and_unload"),
 ]
 

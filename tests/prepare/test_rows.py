@@ -80,7 +80,7 @@ def test_an_answer_of_weight_0_is_not_trained_on(tokenizer: Any, template: str, 
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({"weight": 0.5}, "messages[1] has weight 0.5, which is not understood; give 1 or true"),
+        ({"weight": 0.5}, "messages[1] has weight 0.5, which is not understood; use 1 or true"),
         ({"weight": 2}, "messages[1] has weight 2, which"),
         ({"train": "false"}, "messages[1] has train 'false', which"),
         ({"loss": [0]}, "messages[1] has loss [0], which"),

@@ -30,6 +30,7 @@ def plain_losses(
     import torch
 
     from galley.data import batches
+from galley.data.seeding import step_seed
     from galley.data.prepared import read_manifest
     from galley.model import model
     from galley.train.schedule import learning_rate
@@ -79,7 +80,7 @@ def noise(spec: RunSpec, samples: Samples, ids: list[int], step: int, ranks: int
     width, found = net.get_input_embeddings().weight.shape[1], {}
     accumulation = len(ids) // (micro * ranks)
     for rank in range(ranks):
-        torch.manual_seed(hash((spec.task.seed, step, rank)) % 2**63)
+        torch.manual_seed(step_seed(spec.task.seed, step, rank, spec.task.seeding))
         for here in batches.share(ids, lambda index: len(samples[index][0][0]) ** 2, micro, accumulation, rank, ranks):
             longest = max(len(samples[index][0][0]) for index in here)
             drawn = torch.rand(len(here), longest, width) * 2 - 1
