@@ -30,7 +30,6 @@ def plain_losses(
     import torch
 
     from galley.data import batches
-from galley.data.seeding import step_seed
     from galley.data.prepared import read_manifest
     from galley.model import model
     from galley.train.schedule import learning_rate
