@@ -74,6 +74,7 @@ def noise(spec: RunSpec, samples: Samples, ids: list[int], step: int, ranks: int
     import torch
 
     from galley.data import batches
+    from galley.data.seeding import step_seed
 
     method, micro = spec.task.method, spec.placement.micro_batch
     width, found = net.get_input_embeddings().weight.shape[1], {}
