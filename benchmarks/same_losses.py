@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return "-".join([self.recipe, str(self.ranks), self.zero, *self.words.split()])
+        return re.sub(r"[^\w.-]+", "-", "-".join([self.recipe, str(self.ranks), self.zero, *self.words.split()]))
 
 
 LORA, FULL, QLORA = "llama3.2-1b-lora", "gemma3-270m-full", "llama3.2-3b-qlora"
