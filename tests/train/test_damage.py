@@ -20,6 +20,8 @@ from galley.contract.rundir import Checkpoint, RunDir, read_json
 from galley.contract.spec import RunSpec
 from galley.data import prepared as data
 from galley.export.export import choose
+from galley.storage import sums
+from galley.storage.sums import SEAL
 
 pytestmark = pytest.mark.slow
 
@@ -189,12 +191,18 @@ def test_where_none_is_whole_the_run_refuses(made: Made, ranks: Ranks, tmp_path:
     assert sorted(path for path in (run.root / "checkpoints").rglob("*")) == before, "nothing is lost"
 
 
-def test_manifests_of_earlier_versions_still_load(made: Made, train: Train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sealed", [True, False])
+def test_manifests_of_earlier_versions_still_load(made: Made, train: Train, tmp_path: Path, sealed: bool) -> None:
+    """They held the step of the best held-out loss; the first ones held no checksums."""
     run = made.copy(tmp_path / "run")
     for step in (2, 4):
         manifest = json.loads(run.checkpoint(step).manifest.read_text())
-        del manifest["crc32"], manifest["checksums"]
-        run.checkpoint(step).manifest.write_text(json.dumps(manifest))
+        del manifest["crc32"]
+        manifest["state"]["best_step"] = 2
+        if not sealed:
+            del manifest["checksums"]
+        seal = {SEAL: sums.seal(manifest)} if sealed else {}
+        run.checkpoint(step).manifest.write_text(json.dumps(manifest | seal))
     train(run, made.spec)
     assert "resuming after step 4" in run.attempt(1).log("rank-0").read_text()
     assert metrics(run) == made.losses

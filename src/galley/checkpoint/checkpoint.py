@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class State:
     bad_evaluations: int = 0
     held_out_loss: float | None = None
     held_out_step: int | None = None
+
+
+FORMER = frozenset({"best_step"})
+"""What a state had in manifests of earlier versions, and nothing reads."""
 
 
 def best_checkpoint(run: RunDir) -> Checkpoint | None:
@@ -115,8 +119,7 @@ def load(checkpoint: Checkpoint, engine: Engine) -> State:
         odd = sorted(set(reader.names()) ^ set(parameters))[0]
         raise UserError(str(checkpoint.root), f"is of another model or method ({odd!r})", "use a new run: name=…")
     written = json.loads(checkpoint.manifest.read_text(encoding="utf-8"))["state"]
-    known = {each.name for each in fields(State)}  # manifests of before have fields that nothing reads any more
-    state = State(**{name: value for name, value in written.items() if name in known})
+    state = State(**{name: value for name, value in written.items() if name not in FORMER})
     refresh_gathered(engine, before=True)
     for name, parameter in parameters.items():
         set_weight(parameter, reader.whole(name))

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from galley.checkpoint.checkpoint import State
+from galley.checkpoint.checkpoint import FORMER, State
 from galley.contract.errors import UserError
 from galley.contract.rundir import Checkpoint, RunDir, fsync_path, read_json
 from galley.ranks.world import World
@@ -78,7 +78,7 @@ def _manifest_damage(manifest: dict[str, Any], step: int) -> str | None:
     state, files = manifest.get("state"), manifest.get("files")
     if not isinstance(state, dict) or not isinstance(files, dict) or not {"world", "zero_stage"} <= set(manifest):
         return "manifest.json lacks what a checkpoint's has"
-    if not set(state) <= {field.name for field in fields(State)} or state.get("step") != step:
+    if not set(state) - FORMER <= {field.name for field in fields(State)} or state.get("step") != step:
         return f"manifest.json has no state of step {step}"
     if not any(name.startswith("rank-") for name in files) or not all(_plain(*item) for item in files.items()):
         return "manifest.json does not list the ranks' files"
