@@ -47,7 +47,7 @@ def test_text_is_trained_and_the_tower_is_exported_as_it_was(
     write_tokenizer(run.data / "tokenizer")
     train(run, spec)
     losses = metrics(run)
-    assert losses[-1] < losses[0]
+    assert sum(losses[2:]) < sum(losses[:2]), "the second epoch's, of the same documents"
     log = run.attempt(1).log("rank-0").read_text()
     assert "not trained, for text does not pass through them: " in log
     assert ", ".join(TOWERS[kind]) in log
