@@ -1,5 +1,6 @@
 """Attention by document: what it computes, against a dense mask; and a training run with it, against one without."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -11,27 +12,33 @@ from hypothesis import strategies as st
 from toy import Train, make_documents, make_spec, metrics, write_data
 
 from galley.contract.rundir import RunDir
-from galley.data.batches import document_lengths
+from galley.data.batches import Segment, segments_of
 from galley.data.prepared import read_manifest
 from galley.model import attention, model
 
 
-def documents_of(lengths: tuple[int, ...]) -> torch.Tensor:
+def padding(length: int) -> Segment:
+    return Segment(length, single_tokens=True)
+
+
+def documents_of(segments: tuple[Segment, ...]) -> torch.Tensor:
     """Which document each token is of."""
-    sizes = [size for length in lengths for size in ([length] if length > 0 else [1] * -length)]
+    sizes = [size for length, single in segments for size in ([1] * length if single else [length])]
     return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=3))
-def test_lengths_say_which_tokens_belong_together(rows: list[list[int]]) -> None:
+def test_segments_say_which_tokens_belong_together(rows: list[list[int]]) -> None:
     width = max(sum(row) for row in rows)
     positions = np.zeros((len(rows), width), dtype=np.int64)
     for row, lengths in zip(positions, rows, strict=True):
         row[: sum(lengths)] = np.concatenate([np.arange(length) for length in lengths])
-    found = document_lengths(positions)
-    assert sum(map(abs, found)) == positions.size
-    assert torch.equal(documents_of(found), torch.from_numpy(np.cumsum(positions.reshape(-1) == 0) - 1))
+    segments = segments_of(positions)
+    assert sum(segment.length for segment in segments) == positions.size
+    assert all(segment.single_tokens for segment in segments if segment.length == 1)
+    assert not any(one.single_tokens and other.single_tokens for one, other in itertools.pairwise(segments))
+    assert torch.equal(documents_of(segments), torch.from_numpy(np.cumsum(positions.reshape(-1) == 0) - 1))
 
 
 @pytest.mark.parametrize("window", [None, 7, 150])
@@ -40,14 +47,14 @@ def test_attention_and_its_gradients_are_those_of_a_dense_mask(
     dtype: torch.dtype, tolerance: float, window: int | None
 ) -> None:
     torch.manual_seed(0)
-    lengths, heads, groups, size = (5, -3, 300, -1, 40), 4, 2, 16
-    count = sum(map(abs, lengths))
+    segments = (Segment(5), padding(3), Segment(300), padding(1), Segment(40))
+    heads, groups, size, count = 4, 2, 16, 349
     mine = [torch.randn(count, number, size, dtype=dtype, requires_grad=True) for number in (heads, groups, groups)]
     plain = [each.detach().float().requires_grad_() for each in mine]
     slope = torch.randn(count, heads, size)
-    out = attention._ByDocument.apply(*mine, lengths, size**-0.5, window)
+    out = attention._ByDocument.apply(*mine, segments, size**-0.5, window)
     out.backward(slope.to(dtype))
-    document = documents_of(lengths)
+    document = documents_of(segments)
     ago = torch.arange(count)[:, None] - torch.arange(count)
     mask = (document[:, None] == document) & (ago >= 0) & (ago < (window or count))
     parts = [each if each.shape[1] == heads else each.repeat_interleave(2, 1) for each in plain]
@@ -111,10 +118,11 @@ def test_what_the_kernel_of_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch, 
     """The call, against what the CPU computes. The kernel itself is torch's."""
     monkeypatch.setattr(attention, "varlen_attn", documented_kernel)
     torch.manual_seed(0)
-    lengths = (5, -3, 40, -1, 23)
-    flat = [torch.randn(sum(map(abs, lengths)), number, 16) for number in (4, 2, 2)]
-    there, here = (compute(*flat, lengths, 0.2, window) for compute in (attention._varlen, attention._ByDocument.apply))
-    real = torch.repeat_interleave(
-        torch.tensor([size > 0 for size in lengths]), torch.tensor([abs(s) for s in lengths])
+    segments = (Segment(5), padding(3), Segment(40), padding(1), Segment(23))
+    flat = [torch.randn(72, number, 16) for number in (4, 2, 2)]
+    on_gpu, on_cpu = (
+        compute(*flat, segments, 0.2, window) for compute in (attention._varlen, attention._ByDocument.apply)
     )
-    assert torch.allclose(there[real], here[real], atol=1e-5)
+    lengths, padded = (torch.tensor(column) for column in zip(*segments, strict=True))
+    real = torch.repeat_interleave(~padded, lengths)
+    assert torch.allclose(on_gpu[real], on_cpu[real], atol=1e-5)

@@ -46,6 +46,15 @@ class State:
     held_out_loss: float | None = None
     held_out_step: int | None = None
 
+    def evaluated(self, loss: float) -> bool:
+        """Keep the held-out loss after this step; returns whether it is the best yet."""
+        self.held_out_loss, self.held_out_step = loss, self.step
+        is_best = self.best_loss is None or loss < self.best_loss
+        if is_best:
+            self.best_loss = loss
+        self.bad_evaluations = 0 if is_best else self.bad_evaluations + 1
+        return is_best
+
 
 FORMER = frozenset({"best_step"})
 """What a state had in manifests of earlier versions, and nothing reads."""

@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -58,6 +58,17 @@ class Pending:
     """Seconds that training stood still for it."""
 
 
+class SaveProgress(NamedTuple):
+    """How far this rank is with the save that is under way, as numbers that ranks add up; all 0 where none is."""
+
+    written: float
+    """1: its file is on the disk, or could not be written."""
+    failed: float
+    """1: it could not be written."""
+    published: float
+    """1, on rank 0 only: the checkpoint stands, or could not be published."""
+
+
 @dataclass
 class Writer:
     """Saves and prunes the checkpoints of one run, until a later attempt begins.
@@ -95,16 +106,19 @@ class Writer:
         self._agreed(checkpoint, _problem(self._start, pending))
         self.pending = pending
 
-    def news(self) -> tuple[float, float, float]:
-        """What ``hear`` needs the sums of, over all ranks."""
-        each = self.pending
-        if each is None:
-            return 0.0, 0.0, 0.0
-        published = self.world.is_first and each.published.is_set()
-        return float(each.written.is_set()), float(each.problem is not None), float(published)
+    def save_progress(self) -> SaveProgress:
+        """How far this rank is; ``advance`` needs the sums over all ranks."""
+        pending = self.pending
+        if pending is None:
+            return SaveProgress(0.0, 0.0, 0.0)
+        return SaveProgress(
+            written=float(pending.written.is_set()),
+            failed=float(pending.problem is not None),
+            published=float(self.world.is_first and pending.published.is_set()),
+        )
 
-    def hear(self, written: float, failed: float, published: float) -> Pending | None:
-        """Go on with a save by the sums of all ranks' ``news`` (collective); returns it when it has come to its end.
+    def advance(self, written: float, failed: float, published: float) -> Pending | None:
+        """Go on with a save by the sums of all ranks' progress (collective); returns it when it has come to its end.
 
         Raises as ``begin`` does.
         """

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +43,8 @@ class Order:
     def batch(self, step: int) -> list[int]:
         """Sample ids of step ``step`` (counted from 1); the last may be shorter than ``per_step``."""
         first = (step - 1) * self.per_step
-        places = range(first, min(first + self.per_step, self.total))
-        return [int(self._epoch(place // self.samples)[place % self.samples]) for place in places]
+        drawn = range(first, min(first + self.per_step, self.total))  # counted over all epochs
+        return [int(self._epoch(index // self.samples)[index % self.samples]) for index in drawn]
 
     def _epoch(self, epoch: int) -> np.ndarray:
         return _sample_order(self.seed, epoch, self.samples, self.seeding)
@@ -68,9 +69,18 @@ def share(
     """
     missing = micro * ranks * accumulation - len(ids)
     dealt = sorted(ids, key=work, reverse=True) + [NOBODY] * missing
-    rounds = [dealt[start : start + ranks] for start in range(0, len(dealt), ranks)]
-    mine = [one[rank if number % 2 == 0 else -1 - rank] for number, one in enumerate(rounds)]
+    rounds = [dealt[start : start + ranks] for start in range(0, len(dealt), ranks)]  # each rank gets one of each
+    mine = [taken[rank if number % 2 == 0 else -1 - rank] for number, taken in enumerate(rounds)]
     return [mine[start : start + micro] for start in range(0, len(mine), micro)]
+
+
+class Segment(NamedTuple):
+    """Neighbouring tokens of a flattened micro-batch: one document, or a run of documents of one token each."""
+
+    length: int
+    """In tokens."""
+    single_tokens: bool = False
+    """Each token is a document of its own, which attends to itself only. Padding is such."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,8 @@ class Batch:
     positions: torch.Tensor
     targets: torch.Tensor
     token_count: int
-    documents: tuple[int, ...] | None = None
-    """Lengths of packed documents (:func:`document_lengths`); None: each sample is one."""
+    documents: tuple[Segment, ...] | None = None
+    """Packed documents, in order over the flattened tokens [samples x length]; None: each sample is one."""
     rows: tuple[int, ...] = ()
     """Tokens of each sample, without padding."""
 
@@ -104,37 +114,39 @@ def collate(split: Split, ids: list[int], packed: bool, device: torch.device) ->
     right, where causal attention never looks from.
     """
     samples = [split.sample(i) if i != NOBODY else None for i in ids]
-    length = max([len(each.tokens) for each in samples if each is not None], default=1)
+    length = max([len(sample) for sample in samples if sample is not None], default=1)
     tokens = np.zeros((len(ids), length), dtype=np.int64)
     targets = np.full((len(ids), length), IGNORED, dtype=np.int64)
     positions = np.zeros_like(tokens) if packed else np.broadcast_to(np.arange(length), tokens.shape)
     for row, sample in enumerate(samples):
         if sample is None:
             continue
-        size = len(sample.tokens)
+        size = len(sample)
         tokens[row, :size] = sample.tokens
+        # Shifted here, so that no model shifts: the target of token t is label t + 1, and the last token has none. Nor
+        # does the last of a packed document: the first label of the next is IGNORED (data.columns).
         targets[row, : size - 1] = sample.labels[1:]
         if packed:
             positions[row, :size] = sample.positions
-    rows = tuple(0 if each is None else len(each.tokens) for each in samples)
-    made = [torch.from_numpy(np.array(each, order="C")).to(device) for each in (tokens, positions, targets)]
-    return Batch(ids, made[0], made[1], made[2], sum(rows), document_lengths(positions) if packed else None, rows)
+    rows = tuple(0 if sample is None else len(sample) for sample in samples)
+    segments = segments_of(positions) if packed else None
+
+    def on_device(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(array, order="C")).to(device)
+
+    return Batch(ids, on_device(tokens), on_device(positions), on_device(targets), sum(rows), segments, rows)
 
 
-def document_lengths(positions: np.ndarray) -> tuple[int, ...]:
-    """Lengths of the documents in ``positions`` [samples, length], which restart at 0 in each. They sum to its size.
-
-    Documents of one token in a row (padding is such) are one negative length: each of them sees itself only.
-    """
+def segments_of(positions: np.ndarray) -> tuple[Segment, ...]:
+    """The segments that cover ``positions`` [samples, length], flattened: positions restart at 0 in each document."""
     flat = positions.reshape(-1)
     starts = np.flatnonzero(flat == 0)
-    lengths = np.diff(np.append(starts, flat.size))
-    found: list[int] = []
-    for length in lengths.tolist():
+    segments: list[Segment] = []
+    for length in np.diff(np.append(starts, flat.size)).tolist():
         if length > 1:
-            found.append(length)
-        elif found and found[-1] < 0:
-            found[-1] -= 1
+            segments.append(Segment(length))
+        elif segments and segments[-1].single_tokens:  # padding of thousands of tokens stays one segment
+            segments[-1] = Segment(segments[-1].length + 1, single_tokens=True)
         else:
-            found.append(-1)
-    return tuple(found)
+            segments.append(Segment(1, single_tokens=True))
+    return tuple(segments)

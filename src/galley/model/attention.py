@@ -17,6 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from galley.data.batches import Segment
+
 BY_DOCUMENT = "sdpa_by_document"
 # What some architectures add to the scores; sdpa cannot.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
@@ -30,27 +32,35 @@ class _Current:
     Not a ``ContextVar``: autograd recomputes checkpointed layers in threads of its own on a GPU, which see no context.
     """
 
-    lengths: Sequence[int] | None = None
+    segments: Sequence[Segment] | None = None
 
 
 @contextmanager
-def documents(lengths: Sequence[int] | None) -> Iterator[None]:
-    """Meanwhile attention is computed by these documents' lengths, in order over the flattened micro-batch
-    [samples x length]; None: none are packed.
+def documents(segments: Sequence[Segment] | None) -> Iterator[None]:
+    """Meanwhile attention stays inside these documents, which cover the flattened micro-batch [samples x length] in
+    order; None: none are packed.
 
     Lasts from a micro-batch's forward pass to the end of its backward pass, which may recompute layers. The mask is
     made outside of what is passed to layers, so that lengths cannot travel as an argument alone.
     """
-    before, _Current.lengths = _Current.lengths, lengths
+    before, _Current.segments = _Current.segments, segments
     try:
         yield
     finally:
-        _Current.lengths = before
+        _Current.segments = before
 
 
 def _mask(*arguments: Any, **more: Any) -> torch.Tensor | None:
     """No mask where documents are set: they are kept apart by being computed apart."""
-    return None if _Current.lengths is not None else sdpa_mask(*arguments, **more)
+    return None if _Current.segments is not None else sdpa_mask(*arguments, **more)
+
+
+def _slices(segments: Sequence[Segment]) -> Iterator[tuple[slice, Segment]]:
+    """Each segment with the tokens of the flattened micro-batch that it is."""
+    start = 0
+    for segment in segments:
+        yield slice(start, start + segment.length), segment
+        start += segment.length
 
 
 def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
@@ -62,106 +72,132 @@ def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
         yield slice(start, end), slice(max(0, start - window + 1) if window else 0, end)
 
 
-def _only_seen(chances: torch.Tensor, rows: slice, keys: slice, window: int | None) -> torch.Tensor:
-    """``chances`` [..., rows, keys], zeroed in place where a query does not see a key: it sees itself and what came
+def _only_seen(values: torch.Tensor, rows: slice, keys: slice, window: int | None) -> torch.Tensor:
+    """``values`` [..., rows, keys], zeroed in place where a query does not see a key: it sees itself and what came
     before, in a window the ``window - 1`` before.
     """
+    # Row i is query rows.start + i, column j is key keys.start + j. The query's own key is on the diagonal
+    # j - i = ahead; causality keeps what lies on or left of it, a window what lies at most window - 1 left of it.
     ahead = rows.start - keys.start
-    chances.tril_(ahead)
-    return chances.triu_(ahead - window + 1) if window else chances
+    values.tril_(ahead)
+    return values.triu_(ahead - window + 1) if window else values
 
 
-def _heads_first(flat: torch.Tensor, heads: int) -> torch.Tensor:
-    """[length, some heads, size] as [heads, length, size]; each key head serves several of the query's."""
-    parts = flat.transpose(0, 1)
-    return parts if parts.shape[0] == heads else parts.repeat_interleave(heads // parts.shape[0], 0)
+def _heads_first(part: torch.Tensor, heads: int) -> torch.Tensor:
+    """[length, some heads, size] as [heads, length, size]; each key head is repeated for the queries that it serves."""
+    part = part.transpose(0, 1)
+    return part if part.shape[0] == heads else part.repeat_interleave(heads // part.shape[0], 0)
+
+
+def _grouped(gradient: torch.Tensor, key_heads: int) -> torch.Tensor:
+    """[heads, length, size] as [key heads, length, size]: what a head that was repeated gets is the sum over its
+    copies, which ``repeat_interleave`` laid side by side.
+    """
+    heads = gradient.shape[0]
+    if key_heads == heads:
+        return gradient
+    return gradient.view(key_heads, heads // key_heads, *gradient.shape[1:]).sum(1)
 
 
 class _ByDocument(torch.autograd.Function):
-    """Causal attention of [tokens, heads, size] inside each document.
+    """Causal attention inside each document of a flattened micro-batch.
 
-    Forward is torch's flash kernel; backward is matrix products, because that kernel's own backward is several times
-    slower on a CPU for documents of ordinary length (Dao et al., 2022, algorithm 4, without its tiles).
+    ``query`` is [tokens, heads, size], ``key`` and ``value`` are [tokens, key heads, size] (grouped queries: heads are
+    a multiple of key heads), the output is as ``query``. ``segments`` cover the tokens in order. For a document of L
+    tokens:
+
+    - its rows of query, key and value, as [heads, L, size], which is what kernels take (a batch of heads);
+    - forward: out = softmax(scale · q kᵀ + mask) v by torch's flash kernel, which never holds [heads, L, L] and also
+      returns log(sum of exponentials) of each row, [heads, L];
+    - backward: from these logarithms the probabilities of 128 rows at a time are computed again, [heads, 128, L].
+
+    A token that is a document of its own attends to itself with a probability of 1: its output is its value, the
+    gradient of the output is its value's, and query and key get none. So a run of them costs a copy.
+
+    The backward pass is matrix products, because the flash kernel's own is several times slower on a CPU for documents
+    of ordinary length (Dao et al., 2022, algorithm 4, without its tiles).
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, lengths: Sequence[int], scale: float, window: Any) -> Any:
-        heads, out, start = query.shape[1], torch.empty_like(query), 0
-        sums = []
-        for size in lengths:
-            here = slice(start, start + abs(size))
-            q, k, v = (_heads_first(each[here], heads) for each in (query, key, value))
-            if size < 0:
-                out[here] = v.transpose(0, 1)
+    def forward(
+        ctx: Any, query: Any, key: Any, value: Any, segments: Sequence[Segment], scale: float, window: Any
+    ) -> Any:
+        heads, out = query.shape[1], torch.empty_like(query)
+        log_sums = []  # of documents only, in their order
+        for tokens, segment in _slices(segments):
+            q, k, v = (_heads_first(tensor[tokens], heads) for tensor in (query, key, value))
+            if segment.single_tokens:
+                out[tokens] = v.transpose(0, 1)
             else:
-                seen, total = _flash(q, k, v, scale, window)
-                out[here] = seen.transpose(0, 1)
-                sums.append(total)
-            start += abs(size)
-        ctx.save_for_backward(query, key, value, out, *sums)
-        ctx.facts = (lengths, scale, window)
+                attended, log_sum = _flash(q, k, v, scale, window)
+                out[tokens] = attended.transpose(0, 1)
+                log_sums.append(log_sum)
+        ctx.save_for_backward(query, key, value, out, *log_sums)
+        ctx.settings = (segments, scale, window)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        query, key, value, out, *sums = ctx.saved_tensors
-        lengths, scale, window = ctx.facts
-        grads = [torch.empty_like(each) for each in (query, key, value)]
-        start, totals, heads = 0, iter(sums), query.shape[1]
-        for size in lengths:
-            here = slice(start, start + abs(size))
-            grad = gradients[0][here].transpose(0, 1)
-            if size < 0:
-                found = (torch.zeros_like(grad), torch.zeros_like(grad), grad)
+        query, key, value, out, *log_sums = ctx.saved_tensors
+        segments, scale, window = ctx.settings
+        inputs, remaining, heads = (query, key, value), iter(log_sums), query.shape[1]
+        of_inputs = [torch.empty_like(tensor) for tensor in inputs]
+        for tokens, segment in _slices(segments):
+            gradient = gradients[0][tokens].transpose(0, 1)
+            if segment.single_tokens:
+                parts = (torch.zeros_like(gradient), torch.zeros_like(gradient), gradient)
             else:
-                q, k, v = (_heads_first(each[here], heads) for each in (query, key, value))
-                found = _gradients(q, k, v, out[here].transpose(0, 1), next(totals), grad, scale, window)
-            for whole, part in zip(grads, found, strict=True):
-                fewer = whole.shape[1]
-                summed = part if fewer == heads else part.view(fewer, heads // fewer, *part.shape[1:]).sum(1)
-                whole[here] = summed.transpose(0, 1)
-            start += abs(size)
-        return (*grads, None, None, None)
+                q, k, v = (_heads_first(tensor[tokens], heads) for tensor in inputs)
+                attended = out[tokens].transpose(0, 1)
+                parts = _gradients(q, k, v, attended, next(remaining), gradient, scale, window)
+            for whole, part in zip(of_inputs, parts, strict=True):
+                whole[tokens] = _grouped(part, whole.shape[1]).transpose(0, 1)
+        return (*of_inputs, None, None, None)
 
 
 def _flash(q: Any, k: Any, v: Any, scale: float, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Output [heads, length, size] and log of the softmax's sums [heads, length], of one document."""
     length = q.shape[1]
-    if window is None or length <= window:
+    if window is None or length <= window:  # torch's kernel knows no window, and a short document does not fill it
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, total = kernel(q[None], k[None], v[None], 0.0, True, scale=scale)
-        return out[0], total[0]
-    out, total = torch.empty_like(q), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        out, log_sum = kernel(q[None], k[None], v[None], 0.0, True, scale=scale)
+        return out[0], log_sum[0]
+    out, log_sum = torch.empty_like(q), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     for rows, keys in _blocks(length, window):
         scores = torch.matmul(q[:, rows].float(), k[:, keys].float().transpose(1, 2)).mul_(scale)
         seen = _only_seen(torch.ones_like(scores[0], dtype=torch.bool), rows, keys, window)
         scores.masked_fill_(~seen, float("-inf"))
         out[:, rows] = torch.matmul(scores.softmax(-1), v[:, keys].float()).to(q.dtype)
-        total[:, rows] = scores.logsumexp(-1)
-    return out, total
+        log_sum[:, rows] = scores.logsumexp(-1)
+    return out, log_sum
 
 
 def _gradients(
-    q: Any, k: Any, v: Any, out: Any, total: Any, grad: Any, scale: float, window: int | None
+    q: Any, k: Any, v: Any, out: Any, log_sum: Any, gradient: Any, scale: float, window: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of one document's query, key and value, [heads, length, size] each; the softmax's in fp32."""
+    """Gradients of one document's query, key and value, [heads, length, size] each; the softmax's in fp32.
+
+    With S the scaled scores, P = exp(S - log_sum) the probabilities and dO the gradient of the output (Dao et al.,
+    2022, appendix B): dV = Pᵀ dO, dP = dO Vᵀ, dS = P · (dP - delta) with delta = rowsum(dO · O), and dQ = scale · dS K,
+    dK = scale · dSᵀ Q.
+    """
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-    delta = (grad.float() * out.float()).sum(-1, keepdim=True)
-    for rows, keys in _blocks(q.shape[1], window):
-        few, keyed = q[:, rows], k[:, keys]
-        scores = torch.matmul(few.float(), keyed.float().transpose(1, 2)).mul_(scale).sub_(total[:, rows, None])
-        chances = _only_seen(scores.exp_(), rows, keys, window)
-        slopes = torch.matmul(grad[:, rows], v[:, keys].transpose(1, 2)).float().sub_(delta[:, rows])
-        slopes = slopes.mul_(chances).mul_(scale).to(q.dtype)
-        dq[:, rows] = torch.matmul(slopes, keyed)
-        dk[:, keys] += torch.matmul(slopes.transpose(1, 2), few)
-        dv[:, keys] += torch.matmul(chances.to(q.dtype).transpose(1, 2), grad[:, rows])
+    delta = (gradient.float() * out.float()).sum(-1, keepdim=True)  # [heads, length, 1]
+    for rows, keys in _blocks(q.shape[1], window):  # a key is seen from several blocks of rows: dk and dv add up
+        q_rows, k_seen = q[:, rows], k[:, keys]
+        scores = torch.matmul(q_rows.float(), k_seen.float().transpose(1, 2)).mul_(scale).sub_(log_sum[:, rows, None])
+        probabilities = _only_seen(scores.exp_(), rows, keys, window)  # [heads, rows, keys], as what follows
+        of_scores = torch.matmul(gradient[:, rows], v[:, keys].transpose(1, 2)).float().sub_(delta[:, rows])
+        of_scores = of_scores.mul_(probabilities).mul_(scale).to(q.dtype)
+        dq[:, rows] = torch.matmul(of_scores, k_seen)
+        dk[:, keys] += torch.matmul(of_scores.transpose(1, 2), q_rows)
+        dv[:, keys] += torch.matmul(probabilities.to(q.dtype).transpose(1, 2), gradient[:, rows])
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _varlen(query: Any, key: Any, value: Any, lengths: Sequence[int], scale: float, window: int | None) -> Any:
-    """The same on a GPU. A run of padding is one more document: nobody looks at it."""
-    sizes = torch.tensor([0, *(abs(size) for size in lengths)], dtype=torch.int32)
+def _varlen(query: Any, key: Any, value: Any, segments: Sequence[Segment], scale: float, window: int | None) -> Any:
+    """The same on a GPU. A run of padding is one more document there: nobody reads its output."""
+    sizes = torch.tensor([0, *(segment.length for segment in segments)], dtype=torch.int32)
     ends = sizes.cumsum(0, dtype=torch.int32).to(query.device)
     longest, back = int(sizes.max()), -1 if window is None else window - 1
     settings: dict[str, Any] = {"scale": scale, "window_size": (back, 0), "enable_gqa": True}
@@ -176,17 +212,18 @@ def _forward(
     """Attention [samples, length, heads, size] of ``query`` [samples, heads, length, size] and fewer key heads."""
     if any(more.get(name) is not None for name in _UNSUPPORTED) or dropout:
         raise ValueError(f"attention by document does not support dropout, {', '.join(_UNSUPPORTED)}")
-    lengths = _Current.lengths
-    if lengths is None or attention_mask is not None:
-        seen, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
-        return seen, None
+    segments = _Current.segments
+    if segments is None or attention_mask is not None:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
+        return out, None
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary angles made them fp32
     samples, heads, length, size = query.shape
-    flat = [each.transpose(1, 2).reshape(samples * length, -1, size) for each in (query, key, value)]
+    # [samples, heads, length, size] to [samples x length, heads, size]: documents follow one another, as segments do.
+    flat = [tensor.transpose(1, 2).reshape(samples * length, -1, size) for tensor in (query, key, value)]
     scale = size**-0.5 if scaling is None else scaling
     compute: Any = _varlen if query.is_cuda else _ByDocument.apply
-    out: torch.Tensor = compute(*flat, lengths, scale, sliding_window)
-    return out.view(samples, length, heads, size), None
+    attended: torch.Tensor = compute(*flat, segments, scale, sliding_window)
+    return attended.view(samples, length, heads, size), None
 
 
 AttentionInterface.register(BY_DOCUMENT, _forward)

@@ -11,7 +11,7 @@ import torch
 from galley.data.batches import Batch
 
 ALPHA = "neftune_alpha"
-"""Attribute of a model that learns so."""
+"""Attribute of a model whose embeddings get noise: its alpha."""
 
 
 def document_sizes(batch: Batch) -> torch.Tensor:
@@ -19,8 +19,8 @@ def document_sizes(batch: Batch) -> torch.Tensor:
     if batch.documents is None:
         rows = torch.tensor(batch.rows or [batch.tokens.shape[1]] * len(batch.tokens)).clamp_min(1)
         return rows.unsqueeze(1).expand(batch.tokens.shape).to(batch.tokens.device)
-    lengths = torch.tensor([abs(each) for each in batch.documents])
-    sizes = torch.tensor([max(each, 1) for each in batch.documents])  # a negative one: so many of one token
+    lengths = torch.tensor([segment.length for segment in batch.documents])
+    sizes = torch.tensor([1 if segment.single_tokens else segment.length for segment in batch.documents])
     return sizes.repeat_interleave(lengths).view(batch.tokens.shape).to(batch.tokens.device)
 
 

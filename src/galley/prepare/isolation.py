@@ -272,11 +272,11 @@ def _check_causal(model: Any) -> None:
 
 
 def _by_document(model: Any, attention: str, tokens: Any, positions: Any) -> Any:
-    from galley.data.batches import document_lengths
+    from galley.data.batches import segments_of
     from galley.model.attention import documents
 
     model.set_attn_implementation(attention)
-    with documents(document_lengths(positions.numpy())):
+    with documents(segments_of(positions.numpy())):
         _logits(model.train(), tokens, positions)  # where attention drops out, it raises only now
         return _logits(model.eval(), tokens, positions)
 

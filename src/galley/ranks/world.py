@@ -52,6 +52,11 @@ class World:
         """Rank 0 writes what is written once."""
         return self.rank == 0
 
+    def print_once(self, line: str) -> None:
+        """Print a line on rank 0, whose log is the one that people read."""
+        if self.is_first:
+            print(line, flush=True)
+
     def sum(self, *values: float) -> list[float]:
         """Sum each value over all ranks (collective), in float64 so that counts stay exact."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)

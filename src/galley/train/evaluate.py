@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +13,14 @@ from galley.model import attention
 from galley.objective.base import Objective
 from galley.ranks.mesh import Mesh
 from galley.ranks.world import World
+
+
+class Measured(NamedTuple):
+    """What an evaluation measured."""
+
+    loss: float
+    """Mean over the units of the whole split."""
+    units: int
 
 
 @torch.no_grad()
@@ -25,19 +33,21 @@ def held_out_loss(
     world: World,
     mesh: Mesh,
     stopping: Callable[[], bool],
-) -> tuple[float, int] | None:
-    """Mean loss over every unit (a supervised token, say) of ``split``, and their number (collective).
+) -> Measured | None:
+    """Mean loss over every unit (a supervised token, say) of ``split`` (collective).
 
     None where a stop was asked for meanwhile: measuring can take long, so it has boundaries like training's.
     """
-    whole = micro * mesh.size
+    stride = micro * mesh.size  # samples that all ranks take together, a micro-batch each
     total, count = 0.0, 0
     engine.eval()
     try:
-        for start in range(0, len(split), whole):
+        for start in range(0, len(split), stride):
             if stopping():
                 return None
             first = start + mesh.rank * micro
+            # The last ranks may have no sample left: they take part with batches of nobody, since every forward pass
+            # of a ZeRO-3 model is collective.
             ids = list(range(first, min(first + micro, len(split))))
             batch = collate(split, ids + [NOBODY] * (micro - len(ids)), packed, world.device)
             with attention.documents(batch.documents):
@@ -45,5 +55,5 @@ def held_out_loss(
             count += objective.units(batch)
     finally:
         engine.train()
-    total, count_all = world.sum(total, count)
-    return total / max(count_all, 1.0), int(count_all)
+    total, units = world.sum(total, count)
+    return Measured(total / max(units, 1.0), int(units))

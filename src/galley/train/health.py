@@ -9,6 +9,7 @@ import torch
 
 from galley.contract.errors import UserError
 from galley.contract.spec import RunSpec
+from galley.engine.engine import LEAST_SCALE
 
 _STILL = 5
 """Steps in a row with a gradient norm of exactly 0 after which nothing is expected of the next."""
@@ -33,6 +34,24 @@ class Health:
         """What helps against training that diverges; names the rate, the commonest reason."""
         rate = self.spec.task.optimizer.lr
         return f"optimizer.lr is {rate:g}: try a lower one, or a longer schedule.warmup, in a new run (name=…)"
+
+    def loss_is_not_finite(self, step: int, samples: list[int], rows: list[int]) -> UserError:
+        """The error of a step whose loss is not finite in micro-batches of ``samples``, from data ``rows`` (from 1)."""
+        found = f"in micro-batches of samples {samples[:8]}, data rows {rows[:8]}"
+        return UserError(
+            "train", f"the loss of step {step} is not finite {found}", f"look at those rows; {self.advice}"
+        )
+
+    def overflow(self, step: int, scale: dict[str, float] | None) -> str:
+        """What to print of a step that fp16 gradients overflowed in, so that DeepSpeed left it out.
+
+        Raises ``UserError`` where the loss is scaled by the least that there is: lower scales have been tried by then.
+        """
+        factor = scale["cur_scale"] if scale else 0.0
+        if factor <= LEAST_SCALE:
+            what = f"the gradients of step {step} are not finite in fp16, whatever the loss is scaled by"
+            raise UserError("train", what, self.advice)
+        return f"step {step} changes nothing: its gradients overflow fp16; losses are scaled by {factor:g} now"
 
     def step(self, step: int, loss: float, norm: float) -> None:
         """Raise ``UserError`` where a step's gradient norm is not finite, or has been exactly 0 for several steps.

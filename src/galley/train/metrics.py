@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import time
 from collections import deque
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
@@ -65,30 +65,88 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-class Recorder:
-    """Writes what rank 0 is told. Other ranks have none."""
+@dataclass(frozen=True)
+class Utilisation:
+    """What the speed of training is held against."""
 
-    def __init__(self, spec: RunSpec, run: RunDir, attempt: Attempt, step: int, steps: int) -> None:
+    peak_flops: float | None
+    """Of one rank, see :func:`peak_flops`."""
+    flops_per_token: float
+    ranks: int
+
+    def of(self, tokens_per_s: float) -> float | None:
+        """Model FLOPs utilisation (0 to 1) at a speed of all ranks together; None where the peak is not known."""
+        if not self.peak_flops:
+            return None
+        return round(tokens_per_s * self.flops_per_token / (self.peak_flops * self.ranks), 4)
+
+
+class TakenStep(NamedTuple):
+    """An optimizer step that was taken, over the global batch of all ranks."""
+
+    step: int
+    epoch: float
+    loss: float
+    rate: float
+    norm: float
+    """Of the gradient before clipping; 0 where fp16 overflowed and nothing changed."""
+    supervised: int
+    """Units that the loss is the mean of."""
+    tokens: int
+    """Without padding."""
+    seconds: float
+
+
+class Recorder:
+    """Writes what happens to the log, ``metrics.jsonl``, TensorBoard and trackers. Rank 0 has one, others do not."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        run: RunDir,
+        attempt: Attempt,
+        utilisation: Utilisation,
+        device: torch.device,
+        step: int,
+        steps: int,
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         drop_after(run.metrics, step)
         self.file = run.metrics.open("a", encoding="utf-8", buffering=1)
         self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
         self.trackers = trackers.start(spec, run, attempt, at=run.metrics.stat().st_size)
+        self.utilisation, self.device = utilisation, device
         self.steps, self.log_every = steps, spec.cadence.log_every
         self.recent: deque[float] = deque(maxlen=20)
         self.stall = (0, 0.0)  # the step after which training stood still, and for how long
 
-    def step(self, step: int, seconds: float, row: MetricsRow) -> None:
-        """Record optimizer step ``step``, which took ``seconds``; the time left follows from the last twenty."""
-        self.recent.append(round(seconds, 4))
-        left = (self.steps - step) * sum(self.recent) / len(self.recent)
-        self._write(replace(row, step=step, steps=self.steps, step_s=round(seconds, 4), left_s=round(left, 1)))
-        if step % self.log_every == 0 or step in (1, self.steps):
+    def step(self, taken: TakenStep) -> None:
+        """Record an optimizer step; the time left follows from the last twenty."""
+        self.recent.append(round(taken.seconds, 4))
+        left = (self.steps - taken.step) * sum(self.recent) / len(self.recent)
+        speed, memory = taken.tokens / taken.seconds, peak_memory_gb(self.device)
+        mfu = self.utilisation.of(speed)
+        row = MetricsRow(
+            step=taken.step,
+            steps=self.steps,
+            epoch=round(taken.epoch, 4),
+            loss=taken.loss,
+            lr=taken.rate,
+            grad_norm=taken.norm,
+            supervised_tokens=taken.supervised,
+            tokens=taken.tokens,
+            tokens_per_s=round(speed, 1),
+            mfu=mfu,
+            peak_memory_gb=round(memory, 3),
+            step_s=round(taken.seconds, 4),
+            left_s=round(left, 1),
+        )
+        self._write(row)
+        if taken.step % self.log_every == 0 or taken.step in (1, self.steps):
             print(
-                f"step {step}/{self.steps}  loss {row.loss:.4f}  lr {row.lr:.2e}  "
-                f"grad norm {row.grad_norm:.3f}  {row.tokens_per_s:.0f} tokens/s  {_share(row.mfu)}"
-                f"{row.peak_memory_gb:.1f} GB  {_clock(left)} left",
+                f"step {taken.step}/{self.steps}  loss {taken.loss:.4f}  lr {taken.rate:.2e}  "
+                f"grad norm {taken.norm:.3f}  {speed:.0f} tokens/s  {_share(mfu)}{memory:.1f} GB  {_clock(left)} left",
                 flush=True,
             )
 

@@ -22,7 +22,7 @@ from galley.ranks.progress import Progress
 from galley.ranks.stage import current_attempt, run_stage
 from galley.ranks.store import LAUNCHER
 from galley.ranks.world import World, hold_run, join, redirect_output
-from galley.train.loop import Loop
+from galley.train.begin import begin
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -38,14 +38,12 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     heartbeat.beat("load")
     manifest = _checked_data(run, world)
     progress = Progress(world.is_first)
-    if world.is_first:
-        print(f"loading {spec.task.model.path} on {_ranks(world.size)}", flush=True)
+    world.print_once(f"loading {spec.task.model.path} on {_ranks(world.size)}")
     progress.at("loading")
     torch.manual_seed(spec.task.seed)
-    made = engine.build(model.load(spec, manifest, world.device), spec)
-    loop = Loop(spec, run, attempt, world, manifest, made, progress=progress)
-    loop.introduce()
-    verdict, reason = loop.run_to_end()
+    built = engine.build(model.load(spec, manifest, world.device), spec)
+    loop = begin(spec, run, attempt, world, manifest, built, progress)
+    verdict, reason = loop.train()
     world.fence(attempt)
     if world.is_first and (read_exit(attempt.exit) or ExitRecord()).ended is None:  # else its job has judged it already
         record = ExitRecord(verdict, reason, loop.state.step, loop.order.steps, message="", status=0)
@@ -77,7 +75,7 @@ def _checked_data(run: RunDir, world: World) -> Manifest:
     except ValueError:
         raise UserError(str(run.data_manifest), "is damaged, or from another version", todo) from None
     problems = world.gather(damage(run, manifest, slice(world.rank, None, world.size)))
-    if problem := next((each for each in problems if each), None):
+    if problem := next(filter(None, problems), None):
         raise UserError(str(run.data), problem, todo)
     return manifest
 
