@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from galley.contract.errors import UserError
 from galley.contract.files import open_regular, parse_json, read_bytes, reason, write_atomic
@@ -115,10 +116,10 @@ def last_rows(path: Path) -> list[MetricsRow]:
 
 def newest(rows: Iterable[MetricsRow], before: MetricsRow | None = None) -> MetricsRow:
     """The newest of each number: rows of evaluations and saves do not hide those of steps."""
-    found = MetricsRow()
+    values: dict[str, Any] = {}
     for row in (before, *rows) if before else rows:
-        found.__dict__.update({key: value for key, value in row.__dict__.items() if _is_finite(value)})
-    return found
+        values |= {key: value for key, value in vars(row).items() if _is_finite(value)}
+    return MetricsRow(**values)
 
 
 def _is_finite(value: object) -> bool:

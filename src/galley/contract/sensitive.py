@@ -6,7 +6,6 @@ headers, and the forms of tokens that services mark so that scanners find them.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping
 
@@ -108,6 +107,8 @@ def masked(text: str, hidden: str) -> str:
 
 def masked_page(page: str, environment: Mapping[str, str], hidden: str) -> str:
     """HTML without what looks like a secret, or is the value of a variable in ``environment`` whose name does."""
+    import html  # only pages need it, and everybody imports this module as a command starts
+
     for name, value in environment.items():
         if len(value) >= 8 and is_secret_name(name):
             page = page.replace(html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"), hidden)

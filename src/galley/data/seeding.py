@@ -8,7 +8,6 @@ here. Version 1 is what earlier runs began with; they keep it.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from galley.data.columns import I64
 
@@ -18,13 +17,14 @@ _MASK = (1 << 64) - 1
 
 
 def random_ranks(count: int, *entropy: int) -> I64:
-    """A permutation of 0 … count - 1 that depends on ``entropy`` only, [count]: the ranks of raw 64-bit draws."""
+    """Where each of ``count`` things stands in :func:`random_order`, [count]: its inverse permutation."""
     ranks = np.empty(count, np.int64)
-    ranks[_order(count, entropy)] = np.arange(count)
+    ranks[random_order(count, *entropy)] = np.arange(count)
     return ranks
 
 
-def _order(count: int, entropy: tuple[int, ...]) -> npt.NDArray[np.int64]:
+def random_order(count: int, *entropy: int) -> I64:
+    """A permutation of 0 … count - 1 that depends on ``entropy`` only, [count]: raw 64-bit draws, sorted."""
     draws = np.random.PCG64(list(entropy)).random_raw(count)
     return np.argsort(draws, kind="stable")
 
@@ -33,7 +33,7 @@ def sample_order(seed: int, epoch: int, samples: int, version: int) -> I64:
     """The samples of one epoch (from 0) in the order in which training takes them, [samples]."""
     if version == 1:
         return np.random.default_rng((seed, epoch)).permutation(samples)
-    return _order(samples, (seed, EPOCH, epoch))
+    return random_order(samples, seed, EPOCH, epoch)
 
 
 def step_seed(seed: int, step: int, rank: int, version: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from galley.data.columns import I64
-from galley.data.seeding import random_ranks
+from galley.data.seeding import random_order, random_ranks
 
 SPLIT, DOCUMENTS, SAMPLES = 1, 2, 3
 
@@ -64,5 +64,4 @@ def separate(count: int, seed: int) -> list[list[int]]:
 
 def shuffle(samples: list[list[int]], seed: int) -> list[list[int]]:
     """The samples in the seed's order, so that long documents are not all at the beginning."""
-    order = np.argsort(random_ranks(len(samples), seed, SAMPLES))
-    return [samples[index] for index in order.tolist()]
+    return [samples[index] for index in random_order(len(samples), seed, SAMPLES).tolist()]

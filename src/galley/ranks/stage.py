@@ -19,6 +19,8 @@ from galley.contract.sensitive import masked
 from galley.contract.spec import RunSpec
 from galley.contract.text import one_line
 
+REFUSED = 2
+"""Exit status of what is the user's to fix."""
 Work = Callable[[RunSpec, RunDir, Attempt], None]
 
 
@@ -65,7 +67,7 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
     """
     if len(argv) != 1:
         print(f"galley: usage: python -m galley.{who} RUN/run.json", file=sys.stderr)
-        return 2
+        return REFUSED
     path = Path(argv[0]).absolute()
     try:
         spec, run = RunSpec.read(path), RunDir(path.parent)
@@ -79,24 +81,24 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
     except Superseded as notice:
         print(notice, flush=True)
     except UserError as error:
-        return _refuse(attempt, who, error)
+        return _fail(attempt, who, REFUSED, str(error))
     except Unverified as notice:
-        print(f"galley: {one_line(str(notice))}", file=sys.stderr, flush=True)
-        record_error(attempt, who, UNVERIFIED, one_line(str(notice)))
-        return UNVERIFIED
+        return _fail(attempt, who, UNVERIFIED, str(notice))
     except Exception as error:
         traceback.print_exc()
         if refusal := _of_the_model(error):
-            return _refuse(attempt, who, refusal)
+            return _fail(attempt, who, REFUSED, str(refusal))
         record_error(attempt, who, 1, one_line(f"{type(error).__name__}: {error}".splitlines()[0]))
         return 1
     return 0
 
 
-def _refuse(attempt: Attempt, who: str, error: UserError) -> int:
-    print(f"galley: {one_line(str(error))}", file=sys.stderr, flush=True)
-    record_error(attempt, who, 2, one_line(str(error)))
-    return 2
+def _fail(attempt: Attempt, who: str, status: int, message: str) -> int:
+    """Tell the user in one line, and leave it for the launcher; returns the exit status."""
+    line = one_line(message)
+    print(f"galley: {line}", file=sys.stderr, flush=True)
+    record_error(attempt, who, status, line)
+    return status
 
 
 def _of_the_model(error: Exception) -> UserError | None:
@@ -106,7 +108,6 @@ def _of_the_model(error: Exception) -> UserError | None:
     frames = traceback.extract_tb(error.__traceback__)
     if not isinstance(error, ValueError) or not frames or "/transformers/models/" not in frames[-1].filename:
         return None
-    file, said = Path(frames[-1].filename).name, (str(error).strip().splitlines() or [""])[0][:250]
-    return UserError(
-        "model.path", f"the model refuses its input ({file}: {said})", "use another model or data.max_length"
-    )
+    file, lines = Path(frames[-1].filename).name, str(error).strip().splitlines()
+    what = f"the model refuses its input ({file}: {lines[0][:250] if lines else ''})"
+    return UserError("model.path", what, "use another model or data.max_length")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from galley.contract.errors import UserError
 from galley.data.columns import IGNORED
 from galley.prepare.formats.base import Document, Encoder, Format, Limits, encode_batch, keys_of
 from galley.prepare.formats.calls import kind
-from galley.prepare.formats.template import Template
+
+if TYPE_CHECKING:
+    from galley.prepare.formats.template import Template
 
 SAMPLE = '{"text": "…"}'
 
