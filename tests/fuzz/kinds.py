@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from functools import partial
@@ -98,9 +99,9 @@ def rundir(rng: random.Random, here: Path) -> tuple[str, Calls]:
                "checkpoints/step-" + "1" * 200, "attempts/-1", "checkpoints/step-000009/manifest.json")  # fmt: skip
         path = root / rng.choice(odd)
         done = f"{done}; made {path.name}"
-        path.mkdir(parents=True, exist_ok=True) if rng.random() < 0.5 or path.exists() else (
-            path.parent.mkdir(parents=True, exist_ok=True), path.write_text("[]"),
-        )  # fmt: skip
+        with contextlib.suppress(OSError):  # what it would lie in may be a file by now
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(exist_ok=True) if rng.random() < 0.5 else path.write_text("[]")
     lines = ["status", f"status {name}", f"why {name}", f"report {name}", f"stop {name}", f"export {name} step=7",
              f"plan runs/{name} device=cpu ranks=1"]  # fmt: skip
     lines += [f"logs {name}", f"logs {name} rank=1 attempt=1"] if name == "box" else [f"plan runs/{name} cluster=site"]
@@ -109,7 +110,6 @@ def rundir(rng: random.Random, here: Path) -> tuple[str, Calls]:
 
 def _table(here: Path) -> str:
     """The table has a row for the sound run, whatever became of the others."""
-    import contextlib
     import io
 
     from galley_launch import cli
