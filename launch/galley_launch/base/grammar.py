@@ -124,8 +124,11 @@ def _check_count(verb: Verb, positionals: list[str]) -> None:
     if len(positionals) < least:
         raise UserError(verb.name, f"{expected[len(positionals)]} is missing", usage)
     if len(positionals) > len(expected) and not (expected and expected[-1].endswith("…]")):
-        what = f"{positionals[len(expected)]!r} is an unexpected word"
-        raise UserError(verb.name, what, f"{usage} [key=value …]")
+        word = positionals[len(expected)]
+        key = foreign.file_key(word) if verb.overrides else ""
+        raise UserError(
+            verb.name, f"{word!r} is an unexpected word", f"write {key}={word}" if key else f"{usage} [key=value …]"
+        )
 
 
 def _check_keys(verb: Verb, settings: list[str]) -> None:

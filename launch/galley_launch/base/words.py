@@ -167,3 +167,10 @@ def verb(word: str) -> str:
 def verb_answer(word: str) -> str:
     """What to use instead of the verb ``word``; empty where nothing is known of it."""
     return _table().verb_answers.get(word, "")
+
+
+def file_key(word: str) -> str:
+    """The key that a file of rows or of a model, by the suffix of ``word``, is a value of; else empty."""
+    if word.endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")):
+        return "data.path"
+    return "model.path" if word.endswith((".gguf", ".safetensors")) else ""

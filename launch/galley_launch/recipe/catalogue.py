@@ -19,7 +19,7 @@ import yaml
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
 from galley.contract.text import one_line
-from galley_launch.base import assets
+from galley_launch.base import assets, words
 from galley_launch.base.grammar import nearest
 from galley_launch.base.yaml_text import Tree, merged, read_source, read_yaml
 from galley_launch.recipe import needs
@@ -82,6 +82,9 @@ def recipes() -> dict[str, Path]:
 
 def find(name: str) -> Source:
     """The recipe that ``name`` means: a path, a name in ``./recipes``, a shipped name. Raises ``UserError``."""
+    if key := words.file_key(name):
+        todo = f"write {key}={name} after the name of a recipe (see galley recipes)"
+        raise UserError("recipe", f"{name} is not a recipe, which is a .yaml file", todo)
     if is_path(name):
         if not Path(name).is_file():
             raise UserError("recipe", f"no file {name}", "give a path to a .yaml file, or a name (see galley recipes)")
