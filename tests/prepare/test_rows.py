@@ -16,7 +16,7 @@ from galley.contract.data_files import check_file
 from galley.contract.errors import UserError
 from galley.data.columns import IGNORED
 from galley.prepare.formats.chat import CHAT
-from galley.prepare.formats.conversations import NULLS, Conversation
+from galley.prepare.formats.conversations import EMPTY, NULLS, Conversation
 from galley.prepare.formats.coverage import Coverage, check_coverage
 from galley.prepare.formats.rendering import render_conversation, tokenize
 from galley.prepare.formats.rows import read_jsonl, rows_of
@@ -355,3 +355,40 @@ def test_marks_that_leave_out_the_end_are_seen(tokenizer: Any) -> None:
         "message['content'] + '<|im_end|>' }}{% endgeneration %}", "message['content'] }}{% endgeneration %}<|im_end|>"
     )
     assert not study(tokenizer, short).end_is_marked
+
+
+@pytest.mark.parametrize("key", ["system", "functions", "chat_template_kwargs", "weight", "label"])
+def test_keys_beside_the_messages_are_named(key: str) -> None:
+    """Before, a system prompt of its own column was left out without a word."""
+    (row,) = read({"messages": [user("a"), assistant("b")], key: 0, "id": None})
+    assert row.notes == {f"rows have a key `{key}` beside `messages`, which is not read": 1}
+
+
+def test_answers_that_hold_nothing_are_counted() -> None:
+    (row,) = read({"messages": [user("a"), assistant(" \n"), user("a"), assistant("", weight=0)]})
+    assert row.notes == {EMPTY: 1}
+
+
+@pytest.mark.parametrize("value", [False, 1, [{"from": 0}]])
+def test_a_key_without_text_that_the_template_does_not_look_at_is_counted(tokenizer: Any, value: Any) -> None:
+    """``training: false``, as another trainer has it, was passed over, and the answer trained on."""
+    (row,) = read({"messages": [user("a"), assistant("b", training=value)]})
+    coverage = Coverage(study(tokenizer, CHATML))
+    check_coverage(coverage, row)
+    assert coverage.counts == {"`training` of assistant messages left out by the chat template": 1}
+    reads = CHATML.replace("message['content']", "message['content'] ~ (message.training or '')")
+    coverage = Coverage(study(tokenizer, reads))
+    check_coverage(coverage, row)
+    assert bool(coverage.counts) is (value is False)
+
+
+def test_a_call_without_arguments_has_none(tokenizer: Any) -> None:
+    bare = {"type": "function", "function": {"name": "wx", "arguments": None}}
+    (found,) = trained(tokenizer, QWEN25, {"messages": [user("w?"), assistant("", tool_calls=[bare])]})
+    assert '{"name": "wx", "arguments": {}}' in found
+
+
+def test_a_call_in_another_shape_is_refused_with_the_right_one(tokenizer: Any) -> None:
+    flat = {"name": "wx", "arguments": {"city": "Oslo"}}
+    with pytest.raises(UserError, match="as OpenAI's API has them"):
+        trained(tokenizer, QWEN25, {"messages": [user("w?"), assistant("", tool_calls=[flat])]})

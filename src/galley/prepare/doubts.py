@@ -13,6 +13,8 @@ from galley.data.prepared import SourceFacts, SplitFacts
 from galley.prepare.formats.encode import KEPT, Documents
 
 MASKED_SHARE = 0.2
+MOST_NOTES = 20
+"""Of one file, for any row may have keys of its own."""
 
 
 def count_overlap(train: Documents, chosen: I64, other: Documents, kept_out: I64) -> int:
@@ -44,7 +46,9 @@ def warnings(
     lines = []
     for use, of_it in found.items():
         name = next((Path(source.path).name for source in sources if source.what == use), use)
-        lines += [f"{name}: {count:,} {what}" for what, count in of_it["notes"].items()]
+        lines += [f"{name}: {count:,} {what}" for what, count in [*of_it["notes"].items()][:MOST_NOTES]]
+        if (more := len(of_it["notes"]) - MOST_NOTES) > 0:
+            lines.append(f"{name}: and {more:,} more kinds of such notes")
         if of_it["masked_rows"] and of_it["masked_rows"] >= MASKED_SHARE * of_it["rows"]:
             lines.append(_masked(name, of_it))
     data, other = paths.get("data"), paths.get("held_out")

@@ -199,6 +199,8 @@ def load_data(name: str, revision: str | None, split: str, form: Format[Any]) ->
         raise _unloadable(name, split, error) from error
     if not form.matches(records.column_names):  # all of them, for the error to name
         return iter(records)
+    if unread := [column for column in records.column_names if column not in form.columns]:
+        print(f"data: columns of {name} that are not read: {', '.join(unread)}", flush=True)
     return iter(records.select_columns([column for column in form.columns if column in records.column_names]))
 
 

@@ -106,11 +106,11 @@ def _fitted(where: str, name: str, calls: list[dict[str, Any]], form: str) -> li
     fitted = []
     for number, call in enumerate(calls):
         function = call.get("function", call)
-        if not isinstance(function, Mapping) or "arguments" not in function:
+        if not isinstance(function, Mapping) or "name" not in function:
             fitted.append(call)
             continue
         named = f"{name}.tool_calls[{number}].arguments"
-        arguments = _arguments(where, named, function["arguments"], form)
+        arguments = _arguments(where, named, function.get("arguments", {}), form)  # OpenAI's API always gives some
         changed = {**function, "arguments": arguments}
         fitted.append({**call, "function": changed} if "function" in call else changed)
     return fitted

@@ -15,6 +15,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 SAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
 NOT_TRAINED = "messages of others than the assistant have a weight, but only the assistant's are trained on"
 WEIGHTS = frozenset({"weight", "train", "loss"})
+EMPTY = "answers hold nothing, so the model is trained to end its turn at once"
+READ = frozenset({"messages", "tools"})
 NULLS = "nulls in tools and tool calls left out, for Arrow pads with them (give a JSON string to keep a null)"
 Message = dict[str, Any]
 
@@ -55,9 +57,17 @@ def parse(record: object, where: str) -> Conversation:
     nulls += sum(count for _, _, count in read)
     muted = frozenset(number for number, (_, weight, _) in enumerate(read) if weight == 0)
     others = sum(1 for message, weight, _ in read if weight and message["role"] != "assistant")
-    counts = {NULLS: nulls, NOT_TRAINED: others}
+    empty = sum(1 for message, weight, _ in read if weight != 0 and _is_empty(message))
+    counts = {NULLS: nulls, NOT_TRAINED: others, EMPTY: empty}
     notes = {what: count for what, count in counts.items() if count}
+    if len(record) > 1 and (unread := [key for key in record if key not in READ and record[key] is not None]):
+        notes |= {f"rows have a key `{key!s:.60}` beside `messages`, which is not read": 1 for key in unread}
     return Conversation(where, [message for message, _, _ in read], tools, muted, notes)
+
+
+def _is_empty(message: Message) -> bool:
+    """Whether it is an answer without a text, a tool call or anything else."""
+    return message["role"] == "assistant" and len(message) == 2 and not message["content"].strip()
 
 
 def _message(where: str, number: int, value: object) -> tuple[Message, int | None, int]:

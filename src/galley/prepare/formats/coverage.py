@@ -111,7 +111,29 @@ def _probe(template: Template, row: Conversation) -> dict[int, tuple[str, ...]]:
         if not any(number in places for number, _ in group):
             message = group[0][1].message
             lost[message] = (*lost.get(message, ()), name[1])
+    for index, key in _wordless(row.messages, messages):
+        less = [*messages]
+        less[index] = {other: value for other, value in messages[index].items() if other != key}
+        if _writes_the_same(template, replace(row, messages=less, tools=tools or None), rendered.text):
+            lost[index] = (*lost.get(index, ()), f"`{key}` of {messages[index]['role']} messages {LEFT_OUT}")
     return lost
+
+
+def _wordless(messages: list[Message], planted: list[Message]) -> list[tuple[int, str]]:
+    """Index and key of what holds no text to plant words in, such as numbers and truth values."""
+    return [
+        (index, key)
+        for index, message in enumerate(messages)
+        for key, value in message.items()
+        if key not in LINKS and key not in ("content", "tool_calls") and value != "" and planted[index][key] == value
+    ]
+
+
+def _writes_the_same(template: Template, row: Conversation, text: str) -> bool:
+    try:
+        return render_conversation(template, replace(row, muted=frozenset())).text == text
+    except UserError:
+        return False
 
 
 def _planted(index: int, message: Message, plants: list[Plant]) -> Message:

@@ -25,6 +25,8 @@ from galley.prepare.formats.calls import fit
 from galley.prepare.formats.conversations import Conversation
 from galley.prepare.formats.template import ANSWER, REFUSALS, Span, Template, first_line, render, render_marked, shared
 
+WRAPPED = '{"type": "function", "function": {"name": …}}'
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -62,6 +64,9 @@ def _refusal(template: Template, row: Conversation, error: BaseException) -> Use
     what, todo = f"the chat template refuses this conversation: {first_line(error)}", "change the row"
     if template.arguments is None and any(message.get("tool_calls") for message in row.messages):
         return UserError(row.where, f"{what} (and it writes no tool calls)", "use another model.chat_template")
+    calls = [call for message in row.messages for call in message.get("tool_calls", ())]
+    if any("function" not in call for call in [*calls, *(row.tools or [])]):
+        return UserError(row.where, what, f"write each tool and tool call as OpenAI's API has them: {WRAPPED}")
     others = [message for message in row.messages if message["role"] not in ("system", "developer")]
     if len(others) < len(row.messages):
         try:
