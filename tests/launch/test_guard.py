@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 from launch.submitting import RUN, galley, here, profile, submitted
+from pydantic import BaseModel
 from slurm.conftest import fakes as fakes
 from slurm.fakes.scenario import Scenario
 
@@ -15,6 +18,8 @@ from galley.contract import sensitive
 from galley.contract.rundir import RunDir
 from galley.contract.sensitive import masked_page
 from galley.ranks import stage
+from galley_launch.cluster.profile import Cluster
+from galley_launch.recipe.schema import Recipe
 
 __all__ = ["fakes", "here"]
 
@@ -92,13 +97,29 @@ def artefacts(root: Path, outside: Path) -> list[Path]:
     return [path for path in files if SENTINEL.encode() in path.read_bytes() and "secrets" not in path.parts]
 
 
+def text_fields(annotation: Any, path: str) -> Iterator[str]:
+    """``path={}`` of every setting below ``annotation``, a type of pydantic's, that takes a text."""
+    kind, inner = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        yield from text_fields(inner[0], path)
+    elif kind in (Union, UnionType):
+        for part in inner:
+            yield from text_fields(part, path)
+    elif kind is list:
+        yield from (f'{field[:-2]}["{{}}"]' for field in text_fields(inner[0], path))
+    elif kind is dict:
+        yield f"{path}.PLAIN={{}}"
+    elif annotation is str:
+        yield f"{path}={{}}"
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            yield from text_fields(field.annotation, f"{path}.{name}" if path else name)
+
+
 FIELDS = [
-    "model.path={}", "data.path={}", "data.held_out_path={}", "model.chat_template={}", "tracking.mlflow.uri={}",
-    "tracking.wandb.project={}", "tracking.wandb.entity={}", "tracking.wandb.group={}", "tracking.mlflow.experiment={}",
-    "cluster.account={}", "cluster.partition={}", "cluster.constraint={}", "cluster.variables.PLAIN={}",
-    "cluster.directives=[\"--comment={}\"]", "cluster.modules=[\"{}\"]", "cluster.interface={}", "cluster.conda={}",
-    "cluster.container.image={}",
+    *text_fields(Recipe, ""), *text_fields(Cluster, "cluster"), "name={}", "runs={}", "init_from={}", "deepspeed={}",
 ]  # fmt: skip
+"""Every setting of a recipe and a profile that takes a text, and the words that become names and paths."""
 
 
 @pytest.mark.parametrize("verb", ["plan", "submit"])
