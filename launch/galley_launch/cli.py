@@ -101,7 +101,7 @@ def _main(argv: list[str] | None) -> int:
         if words[:2] == ["completion", "words"]:  # What a shell asks at each press of Tab: the words as they stand.
             from galley_launch.completion import candidates
 
-            print("\n".join(candidates(words[2:])))
+            print("\n".join(candidates(words[2:], VERBS)))
             return 0
         command = parse(words, VERBS)
         if command.help:

@@ -6,7 +6,7 @@ The standard library only (and yaml nowhere): pydantic would take longer than a 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from galley.contract.errors import UserError
 from galley_launch.base import assets
 from galley_launch.base.grammar import Verb
 from galley_launch.base.options import RESERVED
-from galley_launch.verbs import VERBS
 
 _BASH = r"""# galley: complete verbs, recipes, runs, clusters and keys
 _galley() {
@@ -64,12 +63,15 @@ def show(shell: str) -> int:
     return 0
 
 
-def candidates(words: list[str]) -> list[str]:
-    """What the last of ``words`` (those after ``galley``; empty where a new one begins) may become, sorted."""
+def candidates(words: list[str], verbs: Mapping[str, Verb]) -> list[str]:
+    """What the last of ``words`` (those after ``galley``; empty where a new one begins) may become, sorted.
+
+    ``verbs``: the table of them, by name.
+    """
     *before, current = words or [""]
     if not before:
-        return _starting(current, [*VERBS, "--help", "--version"])
-    verb = VERBS.get(before[0])
+        return _starting(current, [*verbs, "--help", "--version"])
+    verb = verbs.get(before[0])
     if verb is None:
         return []
     dashes = "--" if current.startswith("--") else ""

@@ -32,38 +32,38 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_verb_comes_first() -> None:
-    assert set(candidates([""])) == {*VERBS, "--help", "--version"}
-    assert candidates(["st"]) == ["status", "stop"]
-    assert candidates(["nothing", ""]) == []
+    assert set(candidates([""], VERBS)) == {*VERBS, "--help", "--version"}
+    assert candidates(["st"], VERBS) == ["status", "stop"]
+    assert candidates(["nothing", ""], VERBS) == []
 
 
 @pytest.mark.parametrize("verb", ["plan", "run", "submit"])
 def test_recipes_and_runs_follow(verb: str) -> None:
-    assert set(candidates([verb, ""])) == {*catalogue.recipes(), "own", "mine", "other"}
-    assert candidates([verb, "smollm2-1.7"]) == ["smollm2-1.7b-full"]
+    assert set(candidates([verb, ""], VERBS)) == {*catalogue.recipes(), "own", "mine", "other"}
+    assert candidates([verb, "smollm2-1.7"], VERBS) == ["smollm2-1.7b-full"]
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "stop", "cancel", "why", "report", "export", "forget"])
 def test_runs_follow(verb: str) -> None:
-    assert candidates([verb, ""]) == ["mine", "other"]
+    assert candidates([verb, ""], VERBS) == ["mine", "other"]
 
 
 def test_further_places() -> None:
-    assert candidates(["forget", "mine", "o"]) == ["other"]
-    assert candidates(["status", "mine", "o"]) == []
-    assert {"venv", "hpc"} <= set(candidates(["clusters", ""]))
-    assert candidates(["copy", "cluster", "hp"]) == ["hpc"]
-    assert candidates(["completion", ""]) == sorted(SCRIPTS)
-    assert "own" in candidates(["show", ""])
-    assert "mine" not in candidates(["show", ""])
+    assert candidates(["forget", "mine", "o"], VERBS) == ["other"]
+    assert candidates(["status", "mine", "o"], VERBS) == []
+    assert {"venv", "hpc"} <= set(candidates(["clusters", ""], VERBS))
+    assert candidates(["copy", "cluster", "hp"], VERBS) == ["hpc"]
+    assert candidates(["completion", ""], VERBS) == sorted(SCRIPTS)
+    assert "own" in candidates(["show", ""], VERBS)
+    assert "mine" not in candidates(["show", ""], VERBS)
 
 
 def test_keys_follow_a_recipe() -> None:
-    found = candidates(["run", "own", ""])
+    found = candidates(["run", "own", ""], VERBS)
     assert {"lr=", "optimizer.lr=", "gpus=", "deepspeed=", "tracking.wandb.project="} <= set(found)
-    assert "lr=" not in candidates(["run", "own", "lr=1", ""])
-    assert candidates(["run", "own", "--optimizer.l"]) == ["--optimizer.layer_decay=", "--optimizer.lr="]
-    assert candidates(["status", "mine", "ru"]) == ["runs="]
+    assert "lr=" not in candidates(["run", "own", "lr=1", ""], VERBS)
+    assert candidates(["run", "own", "--optimizer.l"], VERBS) == ["--optimizer.layer_decay=", "--optimizer.lr="]
+    assert candidates(["status", "mine", "ru"], VERBS) == ["runs="]
 
 
 def test_every_key_of_a_recipe_is_offered() -> None:
@@ -85,11 +85,11 @@ def test_every_key_of_a_recipe_is_offered() -> None:
     ],
 )
 def test_values_follow_a_key(word: str, found: list[str]) -> None:
-    assert candidates(["plan", "own", word]) == found
+    assert candidates(["plan", "own", word], VERBS) == found
 
 
 def test_a_value_may_stand_apart() -> None:
-    assert candidates(["plan", "own", "--method.kind", "ql"]) == ["qlora"]
+    assert candidates(["plan", "own", "--method.kind", "ql"], VERBS) == ["qlora"]
 
 
 def test_an_unknown_shell_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,9 +52,9 @@ def test_a_new_verb_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_new_verb_is_completed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert candidates(["comp"]) == ["compare", "completion"]
-    assert candidates(["compare", ""]) == ["mine"]
-    assert {"rank=", "runs=", "lr="} <= set(candidates(["compare", "mine", ""]))
+    assert candidates(["comp"], VERBS) == ["compare", "completion"]
+    assert candidates(["compare", ""], VERBS) == ["mine"]
+    assert {"rank=", "runs=", "lr="} <= set(candidates(["compare", "mine", ""], VERBS))
     assert galley(capsys, "completion", "words", "compare", "mine", "ra") == (0, "rank=\n", "")
 
 

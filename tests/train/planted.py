@@ -242,8 +242,8 @@ class Exported:
         self.exporter.checks.clear()
         words = self.words[f"check_{part}"][1:]
         if part == "adapter":
-            quantised = self.case.method in model.QUANTISED
-            words = (self.exporter._quantised() if quantised else self.exporter._base(), *words[1:])
+            quantised, trained = self.case.method in model.QUANTISED, self.exporter.trained
+            words = (trained.quantised() if quantised else trained.base(), *words[1:])
         try:
             getattr(self.exporter, f"check_{part}")(folder, *words)
         except Exception as error:

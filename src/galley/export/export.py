@@ -20,10 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 from galley.checkpoint import checkpoint, whole
-from galley.checkpoint.checkpoint import Reader
 from galley.contract import stages
 from galley.contract.errors import UserError
-from galley.contract.rundir import Attempt, Checkpoint, RunDir, read_json
+from galley.contract.rundir import Attempt, Checkpoint, RunDir
 from galley.contract.spec import RunSpec
 from galley.data.prepared import Manifest, tokenizer_folder
 from galley.export import card, consolidate, lowrank, weightcheck
@@ -32,13 +31,13 @@ from galley.export.checks import Check, conclude, problem
 from galley.export.logitcheck import Agreement, agreement, in_float32, relative_differences
 from galley.export.merged import Merged
 from galley.export.publish import publish
+from galley.export.trained import Trained
 from galley.model import model, pissa
 from galley.model.generation import carry_over, save_model
 from galley.model.towers import auto_class
 from galley.objective import probes, table
 from galley.prepare import prepare
 from galley.ranks.stage import Superseded, Unverified, run_stage
-from galley.storage.weights import weight_files
 
 
 def choose(run: RunDir, which: str) -> Checkpoint:
@@ -57,15 +56,6 @@ def choose(run: RunDir, which: str) -> Checkpoint:
     return found
 
 
-def _device(spec: RunSpec, manifest: Manifest) -> str:
-    """A GPU where two copies of the unquantised model fit (the merged one is checked), else the CPU."""
-    if spec.placement.device == "cpu" or not torch.cuda.is_available():  # a job of its own may have no GPU
-        return "cpu"
-    width = 4 if spec.task.model.dtype == "float32" else 2
-    free, _ = torch.cuda.mem_get_info(0)
-    return "cuda:0" if 2.2 * width * manifest.model.parameters < free else "cpu"
-
-
 TRAINED = "the trained model"
 
 
@@ -80,12 +70,9 @@ class Exporter:
     out: Path
 
     def __post_init__(self) -> None:
-        self.reader = Reader(self.checkpoint)
-        self.probes = load_file(self.checkpoint.root / "probes.safetensors")
-        self.device = _device(self.spec, self.manifest)
-        self.dtype = model.DTYPES[self.spec.task.model.dtype]
+        self.trained = Trained(self.spec, self.run, self.manifest, self.checkpoint)
         self.folder = self.manifest.model.path
-        self.stage = int((read_json(self.checkpoint.manifest) or {})["zero_stage"])
+        self.probes = load_file(self.checkpoint.root / "probes.safetensors")
         self.base_name = name_base(self.spec, self.manifest, self.run)
         self.checks: dict[str, Check] = {}
         self.failures: dict[str, str] = {}
@@ -95,11 +82,12 @@ class Exporter:
         kind = self.spec.task.method.kind
         if kind == "full":
             target = self._target("model")
-            consolidate.write_full(self.folder, self.spec.task.model, self.reader, target)
+            consolidate.write_full(self.folder, self.spec.task.model, self.trained.reader, target)
             self._add_companions(target)
             self._try("model", lambda: self.check_model(target, {}, TRAINED, self.probes["logits"]))
             return
-        self._write_adapter(self._attach(self._quantised() if kind in model.QUANTISED else self._base()))
+        base = self.trained.quantised() if kind in model.QUANTISED else self.trained.base()
+        self._write_adapter(self.trained.attach(base))
         self._try("merged model", self._export_merged)
 
     def _try(self, what: str, work: Callable[[], None]) -> None:
@@ -114,31 +102,6 @@ class Exporter:
         (self.out / part).mkdir(parents=True)
         return self.out / part
 
-    def _quantised(self) -> Any:
-        task = self.spec.task
-        return model.load_quantised(self.folder, task.model, task.method.kind, torch.device(self.device))
-
-    def _base(self) -> Any:
-        """What the adapter is merged into: the base, dequantised where it was quantised."""
-        if self.spec.task.method.kind in model.QUANTISED:
-            return self._quantised().dequantize(dtype=self.dtype)
-        return model.load_plain(self.folder, self.spec.task.model, self.dtype, self.device)
-
-    def as_trained(self, name: str) -> torch.Tensor:
-        """A trained parameter, flattened, in the precision that the forward pass used.
-
-        Under ZeRO-0 peft's own layers compute in fp32; modules that are trained in full go through autocast.
-        """
-        rounded = self.stage > 0 or ".modules_to_save." in name
-        return self.reader.whole(name).to(self.dtype if rounded else torch.float32)
-
-    def _attach(self, base: Any) -> Any:
-        """The adapter with the checkpoint's weights, in the precision that the forward pass used."""
-        wrapped = model.begun_adapter(base, self.spec, self.manifest, self.run)
-        for name, parameter in model.trained(wrapped).items():
-            parameter.data = self.as_trained(name).view(parameter.shape).to(parameter.device)
-        return wrapped
-
     def _write_adapter(self, wrapped: Any) -> None:
         folder, method = self.out / "adapter", self.spec.task.method
         # peft would add whole embeddings where the base that it finds has fewer rows, and complain of one on a hub.
@@ -147,9 +110,9 @@ class Exporter:
         scales = {name: lowrank.scale(layer, method) for name, layer in lowrank.layers(wrapped).items()}
         base = wrapped.unload()
         if method.init == "pissa":
-            pissa.as_lora(folder, self.run.adapter_init, method, self.dtype)
-            want = pissa.doubled(want, self.run.adapter_init, self.dtype)
-            base = self._base()
+            pissa.as_lora(folder, self.run.adapter_init, method, self.trained.dtype)
+            want = pissa.doubled(want, self.run.adapter_init, self.trained.dtype)
+            base = self.trained.base()
         write_name(self.base_name, folder)
         self._try("adapter", lambda: self.check_adapter(folder, base, want, scales))
 
@@ -163,13 +126,13 @@ class Exporter:
         self.checks["adapter"] = conclude("adapter", TRAINED, weights, logits)
 
     def _export_merged(self) -> None:
-        against, theirs, layers = self._write_merged(self._base())
+        against, theirs, layers = self._write_merged(self.trained.base())
         self._add_companions(self.out / "model")
         self.check_model(self.out / "model", layers, against, theirs)
 
     def _write_merged(self, base: Any) -> tuple[str, torch.Tensor, dict[str, lowrank.Layer]]:
         """Returns what the merged model's logits are to be compared with, these, and the layers of the adapter."""
-        wrapped = self._attach(base)
+        wrapped = self.trained.attach(base)
         layers = lowrank.layers(wrapped)
         against, theirs = TRAINED, self.probes["logits"]
         if self.spec.task.method.kind in model.QUANTISED:
@@ -188,32 +151,23 @@ class Exporter:
 
         ``layers``: those of the adapter that was merged; none where all weights were trained. ``theirs``: logits.
         """
-        loaded = model.load_plain(str(target), self.spec.task.model, self.dtype, self.device)
-        weights = Merged(self, layers).compare(loaded)
+        loaded = model.load_plain(str(target), self.spec.task.model, self.trained.dtype, self.trained.device)
+        weights = Merged(self.trained, layers).compare(loaded)
         weights.wrong += weightcheck.compare_configuration(self.folder, target, self.spec.task.model)
         logits = self._agreement(loaded, theirs)
         what = "model" if self.spec.task.method.kind == "full" else "model (merged)"
         self.checks["model"] = conclude(what, against, weights, logits)
 
-    def base_tensors(self) -> tuple[lowrank.Tensors, list[str]]:
-        """Reads the base's tensors by name, one at a time where files have them so; and the names of its buffers."""
-        task = self.spec.task
-        if task.method.kind in model.QUANTISED or not model.stored_as_named(self.folder, task.model):
-            base = self._base()
-            held = dict(base.named_parameters()) | dict(base.named_buffers())
-            return lambda name: held[name].data, [name for name, _ in base.named_buffers()]
-        return weightcheck.tensors_of(self.folder), list(weight_files(self.folder))
-
     def _agreement(self, loaded: Any, theirs: torch.Tensor) -> Agreement:
         ours = self._logits(loaded)
-        if self.dtype == torch.float32:
+        if self.trained.dtype == torch.float32:
             return agreement(theirs, ours, ours, self.spec.task.model.dtype)
         with in_float32(loaded):
             exact = self._logits(loaded)
         return agreement(theirs, ours, exact, self.spec.task.model.dtype)
 
     def _logits(self, loaded: Any) -> torch.Tensor:
-        return probes.again(table.of(self.spec.task), loaded, self.probes, self.device)
+        return probes.again(table.of(self.spec.task), loaded, self.probes, self.trained.device)
 
     def write_cards(self) -> dict[str, bool]:
         """Give each part its tokenizer and its card. Returns which parts are verified, by their folders' names."""
@@ -249,8 +203,8 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     if attempt.is_superseded():
         raise Superseded(attempt)
     publish(building, run, verified, facts | {"failures": exporter.failures})
-    places = [run.export] * any(verified.values()) + [run.unverified] * (not all(verified.values()))
-    print(f"exported to {' and '.join(map(str, places))}", flush=True)
+    folders = ([run.export] if any(verified.values()) else []) + ([] if all(verified.values()) else [run.unverified])
+    print(f"exported to {' and '.join(map(str, folders))}", flush=True)
     wrong = problem(checks, exporter.failures)
     if wrong:
         where = f"; it is in {run.unverified}, whose README says how to use it" if run.unverified.exists() else ""

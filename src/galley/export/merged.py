@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from galley.export import lowrank
+from galley.export.trained import Trained
 from galley.export.weightcheck import Weights, compare_model, unlike
 from galley.model import model
-
-if TYPE_CHECKING:
-    from galley.export.export import Exporter
 
 _REPLACED = re.compile(r"^(.*)\.modules_to_save\.default\.(.*)$")
 _ROWS = re.compile(r"^(.*)\.token_adapter\.trainable_tokens_delta\.default$")
@@ -25,12 +23,12 @@ _ROWS = re.compile(r"^(.*)\.token_adapter\.trainable_tokens_delta\.default$")
 class Merged:
     """Compares an exported model with the base, the checkpoint and the adapter's layers (none: all weights)."""
 
-    exporter: Exporter
+    trained: Trained
     layers: dict[str, lowrank.Layer]
 
     def __post_init__(self) -> None:
-        names = self.exporter.reader.names()
-        method = self.exporter.spec.task.method
+        names = self.trained.reader.names()
+        method = self.trained.spec.task.method
         self.adapted = adapter = method.kind != "full"
         self.replaced = {} if adapter else {name: name for name in names}
         self.rows: dict[str, str] = {}
@@ -43,13 +41,12 @@ class Merged:
                 self.rows[f"{lowrank.inside(found[1])}.weight"] = name
             elif name not in known:
                 self.others.add(f"{lowrank.inside(name.partition('.lora_')[0])}.weight")
-        self.began = load_file(self.exporter.run.adapter_init) if method.init == "pissa" and adapter else {}
+        self.began = load_file(self.trained.run.adapter_init) if method.init == "pissa" and adapter else {}
 
     def compare(self, loaded: Any) -> Weights:
         """Every tensor of ``loaded``, as plain transformers has loaded it."""
-        exporter = self.exporter
-        self.base, buffers = exporter.base_tensors()
-        ties = model.parameter_names(exporter.folder, exporter.spec.task.model)
+        self.base, buffers = self.trained.base_tensors()
+        ties = model.parameter_names(self.trained.folder, self.trained.spec.task.model)
         if self.others:
             print(f"adapters on {len(self.others)} convolutions are compared by logits only", flush=True)
         return compare_model(loaded, ties, self._difference, self._most, buffers)
@@ -58,19 +55,19 @@ class Merged:
         return math.inf if name in self.others else lowrank.TOLERANCE if name in self.layers else 0.0
 
     def _difference(self, name: str, tensor: torch.Tensor) -> float:
-        trained = self.exporter.as_trained
+        trained = self.trained.as_trained
         if name in self.replaced:
-            want = trained(self.replaced[name]) if self.adapted else self.exporter.reader.whole(name)
+            want = trained(self.replaced[name]) if self.adapted else self.trained.reader.whole(name)
             return unlike(tensor, want.view(tensor.shape)) if want.numel() == tensor.numel() else math.inf
         if name in self.layers:
             layer = self.layers[name]
             base = self.base(name).to(tensor.device, tensor.dtype)
-            method = self.exporter.spec.task.method
+            method = self.trained.spec.task.method
             return lowrank.error(layer, lambda each: trained(each).float(), self._began(layer), method, base, tensor)
         base = self.base(name)
         if name in self.rows:
             base = base.to(tensor.dtype, copy=True)
-            ids = self.exporter.manifest.model.added_token_ids
+            ids = self.trained.manifest.model.added_token_ids
             base[ids] = trained(self.rows[name]).view(len(ids), -1).to(base.device, base.dtype)
         return unlike(tensor, base) if name not in self.others else 0.0
 
@@ -79,4 +76,4 @@ class Merged:
         if not self.began:
             return None
         path = layer.down.removesuffix(".lora_A.default.weight")
-        return lambda which: self.began[f"{path}.{which}"].to(self.exporter.dtype).float()
+        return lambda which: self.began[f"{path}.{which}"].to(self.trained.dtype).float()

@@ -10,6 +10,8 @@ from galley.contract.errors import UserError
 
 DEEPEST = 64
 SCALARS = (str, int, float, bool)
+Message = dict[str, Any]
+"""``role``, ``content`` and what else a chat template reads of a message."""
 
 
 def parsed(where: str, name: str, value: object) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from galley.contract.data_files import remedy
 from galley.contract.errors import UserError
 from galley.prepare.formats.base import keys_of
-from galley.prepare.formats.calls import kind, read_calls, read_tools, without_nulls
+from galley.prepare.formats.calls import Message, kind, read_calls, read_tools, without_nulls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
@@ -18,7 +18,6 @@ WEIGHTS = frozenset({"weight", "train", "loss"})
 EMPTY = "answers hold nothing, so the model is trained to end its turn at once"
 READ = frozenset({"messages", "tools"})
 NULLS = "nulls in tools and tool calls left out, for Arrow pads with them (give a JSON string to keep a null)"
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from galley.contract.errors import UserError
-from galley.prepare.formats.conversations import Conversation, Message
+from galley.prepare.formats.calls import Message
+from galley.prepare.formats.conversations import Conversation
 from galley.prepare.formats.rendering import Rendered, render_conversation
 from galley.prepare.formats.template import Template
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jinja2
 
 from galley.contract.errors import UserError
-from galley.prepare.formats.conversations import Message
+from galley.prepare.formats.calls import Message
 from galley.storage.limits import ends
 
 Tools = list[dict[str, Any]] | None
