@@ -1,5 +1,5 @@
 # make demo         fine-tune a small pretrained model, end to end
-# make test         every test, but for those that wait for Slurm's slow clocks
+# make test         every test that is quick enough: 25 minutes
 # make test-long    what takes too long for `make test`; CI runs it too
 # make test-sweeps  10,000 damaged inputs, 200 damaged runs, faults in exports of every family: an hour or more
 # make test-slurm   the tests of a real Slurm cluster on this machine, all of them: an hour; leaves a table of results
@@ -37,7 +37,7 @@ test-sweeps: $(STAMP)
 # The cluster's own tests, with those that wait for Slurm's slow clocks.
 test-slurm: $(STAMP)
 	PYTHONPATH=tests GALLEY_SLURM_SLOW=1 GALLEY_SLURM_RESULT=benchmarks/results/slurm-$(shell date +%F).md \
-	  $(BIN)/python -m pytest tests/slurm -p slurm.result
+	  $(BIN)/python -m pytest tests/slurm -m "not sweep" -p slurm.result
 
 # Every recipe: two steps, a checkpoint, two more from it, an export.
 test-recipes: $(STAMP)

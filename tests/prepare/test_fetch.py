@@ -156,6 +156,7 @@ BROKEN: list[tuple[dict[str, bytes], str]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_hub_data_sets_that_are_empty_or_broken_are_one_line(tmp_path: Path) -> None:
     code = (

@@ -43,6 +43,7 @@ def test_stop_saves_and_submitting_again_goes_on(kitchen: Kitchen) -> None:
     assert_sound(made, alone)
 
 
+@pytest.mark.long
 def test_scancel_by_hand(kitchen: Kitchen) -> None:
     made = kitchen.submit("long")
     made.wait_step(10)

@@ -21,6 +21,7 @@ def completes(made: Submitted, alone: list[float], *endings: tuple[str, str, str
     assert_sound(made, alone)
 
 
+@pytest.mark.long
 def test_a_rank_killed(kitchen: Kitchen, alone: list[float]) -> None:
     made = kitchen.submit("long")
     made.wait_step(10)
@@ -34,6 +35,7 @@ def test_a_rank_killed(kitchen: Kitchen, alone: list[float]) -> None:
     assert made.resumed_from() == [0, 8]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "which", [0, pytest.param(1, marks=pytest.mark.cluster_slow)], ids=["the job script's", "another"]
 )
@@ -49,6 +51,7 @@ def test_a_node_that_slurm_holds_for_dead(kitchen: Kitchen, alone: list[float], 
     assert made.resumed_from()[1] > 8, "they saved where they were"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words",
     [("--signal=USR1", "--batch"), pytest.param(("--signal=TERM",), marks=pytest.mark.cluster_slow)],

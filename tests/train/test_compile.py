@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 SAMPLES = [[document] for document in make_documents(16)]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_compiled_layers(tmp_path: Path, llama: Path, train: Train, ranks: Ranks) -> None:
     plain, run = RunDir(tmp_path / "plain"), RunDir(tmp_path / "run")

@@ -60,6 +60,7 @@ def test_the_attack_works_on_torchruns_own_rendezvous(tmp_path: Path) -> None:
         supervise.end(process)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_live_run_listens_nowhere_that_others_reach(tmp_path: Path, llama: Path) -> None:
     run = RunDir(tmp_path / "run")

@@ -139,6 +139,7 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_servers_that_never_answer_are_left_behind(tmp_path: Path, llama: Path, ranks: Ranks, silent: str) -> None:
     plain = make_run(tmp_path / "plain", llama, {})
