@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from galley.contract.errors import UserError
-from galley.contract.spec import RunSpec
 from galley.data.columns import I64
 from galley.data.prepared import FORMAT, HELD_OUT, TOKENIZER, TRAIN, SourceFacts, SplitFacts
 from galley.prepare.doubts import count_overlap, counts, warnings
-from galley.prepare.formats.base import Format, Limits
+from galley.prepare.formats.base import Limits
 from galley.prepare.formats.encode import KEPT, OVERLONG, Documents, encode, write_split
-from galley.prepare.formats.table import FORMATS
 from galley.prepare.packing import pack, pick_held_out, separate
-from galley.prepare.sources import FIELDS, check_sources, read_rows
+from galley.prepare.sources import FIELDS, Source, check_unchanged, read_rows
 from galley.prepare.tokens import Tokens
 from galley.storage import sums
 from galley.storage.cache import digest, entry
@@ -33,60 +31,67 @@ LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy")
 
 @dataclass(frozen=True)
 class Job:
-    """What the arrays are made from."""
+    """What the arrays are made from; :attr:`key` has all of it that changes them."""
 
-    spec: RunSpec
-    sources: list[SourceFacts]
+    sources: list[Source]
+    """Pinned; what is trained on first."""
+    fingerprints: list[SourceFacts]
+    """Of the sources, and of a chat template of the user's."""
+    limits: Limits
+    """What happens to long rows."""
+    held_out: float
+    """Share of the rows to keep out of training, where no source is held out."""
+    seed: int
     tokens: Tokens
     vocab: int
     """Rows of the model's embedding: no token may have a higher id."""
     packed: bool
 
     @property
-    def form(self) -> Format[Any]:
-        """How rows are written."""
-        return FORMATS[self.spec.task.data.format]
-
-    @property
-    def limits(self) -> Limits:
-        """What happens to long conversations."""
-        return Limits(self.spec.task.data.max_length, self.spec.task.data.overlong)
-
-    @property
     def key(self) -> str:
         """Names the cache entry."""
-        data = self.spec.task.data
-        contents = {source.what: source.sha256 for source in self.sources if source.what != "chat_template"}
-        choices = [data.max_length, data.overlong, data.held_out, self.packed, self.vocab, self.spec.task.seed]
+        contents = {fact.what: fact.sha256 for fact in self.fingerprints if fact.what != "chat_template"}
+        limits = [self.limits.max_length, self.limits.overlong]
+        choices = [*limits, self.held_out, self.packed, self.vocab, self.seed]
         rendering = [self.tokens.template_hash, self.tokens.fingerprint]
-        if self.form.tag is not None:
-            rendering.append(self.form.tag)
+        rendering += [source.form.tag for source in self.sources[:1] if source.form.tag is not None]
         return digest([CODE_VERSION, FORMAT, contents, choices, rendering])
 
 
-def versions() -> dict[str, str]:
+@dataclass(frozen=True)
+class Arrays:
+    """A whole cache entry."""
+
+    folder: Path
+    """With ``train``, ``held_out`` where asked for, ``tokenizer`` and ``facts.json``."""
+    train: SplitFacts
+    held_out: SplitFacts | None
+    checksums: dict[str, str]
+    """CRC-32 of each file, by its path in the folder; none in entries of earlier versions."""
+    warnings: list[str]
+    """What the user should know about the data, one line each."""
+    versions: dict[str, str]
     """Of the libraries that render and tokenise."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def prepare_arrays(job: Job, cache: Path) -> Path:
-    """The cache entry with ``train``, ``held_out`` where asked for, ``tokenizer`` and ``facts.json``."""
-    paths = job.spec.placement.paths
-    arguments = (cache, "data", job.key, lambda folder: _build(job, folder), f"data: preparing {paths.data}")
-    folder = entry(*arguments)
+def prepare_arrays(job: Job, cache: Path) -> Arrays:
+    """The cache entry for ``job``, made where it is not there yet or is damaged; prints its warnings."""
+    notice = f"data: preparing {job.sources[0].path}"
+    folder = entry(cache, "data", job.key, lambda folder: _build(job, folder), notice)
     if problem := _damage(folder):
         print(f"data: {folder}: {problem}; preparing again", flush=True)
         shutil.rmtree(folder)
-        folder = entry(*arguments)
-    for line in read_warnings(job, folder):
+        folder = entry(cache, "data", job.key, lambda folder: _build(job, folder), notice)
+    arrays = _read(job, folder)
+    for line in arrays.warnings:
         print(f"warning: {line}", flush=True)
-    return folder
+    return arrays
 
 
 def _damage(folder: Path) -> str | None:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        read_facts(folder)
+        _splits(facts)
         if sums.is_intact(facts):
             return sums.damage(folder, [(name, value, None) for name, value in facts.get("checksums", {}).items()])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -94,32 +99,27 @@ def _damage(folder: Path) -> str | None:
     return f"{FACTS} is not as it was written"
 
 
-def read_checksums(folder: Path) -> dict[str, str]:
-    """CRC-32 of each file of a cache entry, by its path in it; none in those of earlier versions."""
+def _read(job: Job, folder: Path) -> Arrays:
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    return {str(name): str(value) for name, value in facts.get("checksums", {}).items()}
+    train, held_out = _splits(facts)
+    checksums = {str(name): str(value) for name, value in facts.get("checksums", {}).items()}
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return Arrays(folder, train, held_out, checksums, warnings(job.fingerprints, facts["found"], held_out), versions)
 
 
-def read_facts(folder: Path) -> tuple[SplitFacts, SplitFacts | None]:
-    """Counts of the training and the held-out split of a cache entry."""
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+def _splits(facts: dict[str, Any]) -> tuple[SplitFacts, SplitFacts | None]:
+    """Counts of the training and the held-out split."""
     held_out = facts[HELD_OUT]
     return SplitFacts(**facts[TRAIN]), SplitFacts(**held_out) if held_out else None
 
 
-def read_warnings(job: Job, folder: Path) -> list[str]:
-    """What the user should know about a cache entry, one line each."""
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    return warnings(job.sources, facts["found"], read_facts(folder)[1])
-
-
 def _build(job: Job, folder: Path) -> None:
-    by_use = {source.what: source for source in job.sources}
+    sources = {source.role: source for source in job.sources}
     flat = folder / "flat"
-    documents = _encode(job, by_use["data"], flat / "data")
+    documents = _encode(job, sources["data"], flat / "data")
     everything = np.arange(len(documents.outcomes))
-    if "held_out" in by_use:
-        other = _encode(job, by_use["held_out"], flat / "held_out")
+    if "held_out" in sources:
+        other = _encode(job, sources["held_out"], flat / "held_out")
         chosen, kept_out = everything, np.arange(len(other.outcomes))
     else:
         other = documents
@@ -129,7 +129,8 @@ def _build(job: Job, folder: Path) -> None:
         held_out = _write(job, folder / HELD_OUT, other, kept_out)
         held_out = held_out.model_copy(update={"overlap": count_overlap(documents, chosen, other, kept_out)})
     shutil.rmtree(flat)
-    check_sources(job.sources, job.spec)  # it may have been written to while it was read
+    # A file may have been written to while it was read.
+    check_unchanged(job.fingerprints, {fact.what: fact.path for fact in job.fingerprints})
     job.tokens.tokenizer.save_pretrained(folder / TOKENIZER)
     facts: dict[str, Any] = {TRAIN: train.model_dump(), HELD_OUT: held_out and held_out.model_dump()}
     facts["found"] = {"data": counts(documents)} | ({"held_out": counts(other)} if other is not documents else {})
@@ -138,12 +139,12 @@ def _build(job: Job, folder: Path) -> None:
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _encode(job: Job, source: SourceFacts, flat: Path) -> Documents:
+def _encode(job: Job, source: Source, flat: Path) -> Documents:
     tokens = job.tokens
-    encoder = job.form.encoder(tokens.tokenizer, tokens.template, job.limits)
-    documents = encode(read_rows(source, job.spec, job.form), encoder, job.limits, flat)
+    encoder = source.form.encoder(tokens.tokenizer, tokens.template, job.limits)
+    documents = encode(read_rows(source), encoder, job.limits, flat)
     if len(documents.outcomes) == 0:
-        raise UserError(FIELDS[source.what], f"'{source.path}' holds no rows", f"give one with {job.form.rows}")
+        raise UserError(FIELDS[source.role], f"'{source.path}' holds no rows", f"give one with {source.form.rows}")
     if len(documents.kept) == 0:
         raise _nothing_left(documents, source, job.limits)
     highest = int(documents.tokens.max())
@@ -154,31 +155,30 @@ def _encode(job: Job, source: SourceFacts, flat: Path) -> Documents:
     return documents
 
 
-def _nothing_left(documents: Documents, source: SourceFacts, limits: Limits) -> UserError:
+def _nothing_left(documents: Documents, source: Source, limits: Limits) -> UserError:
     overlong = documents.lengths[documents.outcomes == OVERLONG]
     if len(overlong) == 0:
         what = f"every token of every row of '{source.path}' is masked"
-        return UserError(FIELDS[source.what], what, "check that the chat template writes what the assistant says")
+        return UserError(FIELDS[source.role], what, "check that the chat template writes what the assistant says")
     what = f"no row of '{source.path}' fits into {limits.max_length:,} tokens: the shortest has {overlong.min():,}"
     todo = f"use data.max_length={overlong.max()} to keep all, or data.overlong=truncate"
     return UserError("data.max_length", what, todo)
 
 
 def _share(job: Job, documents: Documents) -> tuple[I64, I64]:
-    share = job.spec.task.data.held_out
     rows, row_of = np.unique(documents.sources, return_inverse=True)  # the pieces of one row stay together
     kept = np.unique(row_of[documents.kept])
-    chosen, others = pick_held_out(len(rows), share, job.spec.task.seed, kept)
-    train, held_out = (np.flatnonzero(np.isin(row_of, each)) for each in (chosen, others))
+    chosen, others = pick_held_out(len(rows), job.held_out, job.seed, kept)
+    train, held_out = (np.flatnonzero(np.isin(row_of, picked)) for picked in (chosen, others))
     if not (documents.outcomes[train] == KEPT).any():
-        what = f"{share:g} of {len(kept)} rows leaves none to train on"
+        what = f"{job.held_out:g} of {len(kept)} rows leaves none to train on"
         raise UserError("data.held_out", what, "give more rows, or use data.held_out=0")
     return train, held_out
 
 
 def _write(job: Job, folder: Path, documents: Documents, rows: I64) -> SplitFacts:
     kept = rows[documents.outcomes[rows] == KEPT]
-    limits, seed = job.limits, job.spec.task.seed
+    limits, seed = job.limits, job.seed
     lengths = np.minimum(documents.lengths[kept], limits.max_length)
     packing = pack(lengths, limits.max_length, seed) if job.packed else separate(len(kept), seed)
     facts = write_split(folder, documents, rows, packing, limits)

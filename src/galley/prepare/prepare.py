@@ -34,7 +34,7 @@ from galley.data.prepared import (
 from galley.model import kernels
 from galley.prepare.convert import is_made
 from galley.prepare.formats.table import FORMATS
-from galley.prepare.sources import check_sources
+from galley.prepare.sources import check_sources, find_sources
 from galley.ranks.operators import build_operators
 from galley.ranks.stage import run_stage
 from galley.storage import sums
@@ -43,7 +43,8 @@ from galley.storage.weights import fingerprint, is_whole
 from galley.track import trackers
 
 if TYPE_CHECKING:
-    from galley.prepare.arrays import Job
+    from galley.prepare.arrays import Arrays, Job
+    from galley.prepare.pretrained import Pretrained
 
 
 def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
@@ -146,51 +147,48 @@ def _fetch_again(manifest: Manifest, spec: RunSpec, run: RunDir) -> Manifest:
 
 
 def make(spec: RunSpec, run: RunDir) -> Manifest:
-    """Do all of it: model, tokenizer, template, packing check, arrays, and the manifest last."""
+    """Do all of it: sources, model, arrays, and the manifest last."""
     from galley.prepare.arrays import Job, prepare_arrays
-    from galley.prepare.fetch import fetch_model
-    from galley.prepare.isolation import attends_by_document, packing_refused
-    from galley.prepare.pretrained import describe_model
-    from galley.prepare.sources import find_sources
-    from galley.prepare.tokens import load_tokens
+    from galley.prepare.formats.base import Limits
+    from galley.prepare.pretrained import find_pretrained
 
     cache, data = Path(spec.placement.paths.cache), spec.task.data
-    sources = find_sources(spec)
-    fetched = fetch_model(spec, cache)
-    tokens = load_tokens(spec, fetched.folder)
-    model = describe_model(spec, fetched, tokens, cache)
-    refused = packing_refused(fetched.folder, spec.task.model, cache)
-    if refused and data.packing:
-        print(f"warning: not packed, every sample is one document: {refused}", flush=True)
-    by_document = refused is None and attends_by_document(fetched.folder, spec.task.model, cache)
-    model = model.model_copy(update={"attends_by_document": by_document})
-    job = Job(spec, sources, tokens, model.vocab, packed=data.packing and refused is None)
-    folder = prepare_arrays(job, cache)
-    manifest = describe_job(job, folder, model, refused if data.packing else None)
-    install(folder, run, manifest)
+    sources, facts = find_sources(spec)
+    model = find_pretrained(spec, cache)
+    if model.packing_refused and data.packing:
+        print(f"warning: not packed, every sample is one document: {model.packing_refused}", flush=True)
+    job = Job(
+        sources=sources,
+        fingerprints=facts,
+        limits=Limits(data.max_length, data.overlong),
+        held_out=data.held_out,
+        seed=spec.task.seed,
+        tokens=model.tokens,
+        vocab=model.facts.vocab,
+        packed=data.packing and model.packing_refused is None,
+    )
+    arrays = prepare_arrays(job, cache)
+    manifest = _describe(spec, job, arrays, model)
+    install(arrays.folder, run, manifest)
     return manifest
 
 
-def describe_job(job: Job, folder: Path, model: ModelFacts, reason: str | None) -> Manifest:
-    """The manifest of the arrays in ``folder``; ``reason``: why they are not packed though the task asks for it."""
-    from galley.prepare.arrays import read_checksums, read_facts, read_warnings, versions
-
-    train, held_out = read_facts(folder)
+def _describe(spec: RunSpec, job: Job, arrays: Arrays, model: Pretrained) -> Manifest:
     return Manifest(
         schema=FORMAT,
-        key=request_key(job.spec),
+        key=request_key(spec),
         content=job.key,
-        sources=job.sources,
+        sources=job.fingerprints,
         packed=job.packed,
-        packing_reason=reason,
-        max_length=job.spec.task.data.max_length,
-        train=train,
-        held_out=held_out,
-        model=model,
+        packing_reason=model.packing_refused if spec.task.data.packing else None,
+        max_length=job.limits.max_length,
+        train=arrays.train,
+        held_out=arrays.held_out,
+        model=model.facts,
         template_hash=job.tokens.template_hash,
-        versions=versions(),
-        checksums=read_checksums(folder),
-        warnings=read_warnings(job, folder),
+        versions=arrays.versions,
+        checksums=arrays.checksums,
+        warnings=arrays.warnings,
     )
 
 

@@ -1,22 +1,46 @@
-"""The pretrained model's folder that ranks load, and the facts about it that the manifest keeps."""
+"""The pretrained model: the folder that ranks load, its tokenizer, and the facts about it that the manifest keeps."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from galley.contract.rundir import read_json
-from galley.contract.spec import RunSpec
+from galley.contract.spec import Model, RunSpec
 from galley.data.prepared import ModelFacts
 from galley.prepare.convert import grow_embedding
-from galley.prepare.fetch import Fetched
-from galley.prepare.tokens import Tokens
+from galley.prepare.fetch import Fetched, fetch_model
+from galley.prepare.isolation import attends_by_document, packing_refused
+from galley.prepare.tokens import Tokens, load_tokens
 from galley.storage.weights import count_parameters
 
 
-def describe_model(spec: RunSpec, fetched: Fetched, tokens: Tokens, cache: Path) -> ModelFacts:
-    """The model with a row for every token, and its facts."""
+@dataclass(frozen=True)
+class Pretrained:
+    """All that prepare knows of the model."""
+
+    facts: ModelFacts
+    tokens: Tokens
+    packing_refused: str | None
+    """Why its samples must each be one document, if they must."""
+
+
+def find_pretrained(spec: RunSpec, cache: Path) -> Pretrained:
+    """Fetch the model, with its tokenizer and a row of its embedding for every token, and try whether it can be packed.
+
+    Raises :class:`UserError` for whatever is wrong with it.
+    """
+    fetched = fetch_model(spec, cache)
+    tokens = load_tokens(spec, fetched.folder)
     model = spec.task.model
+    facts = _describe(model, fetched, tokens, cache)
+    refused = packing_refused(fetched.folder, model, cache)
+    by_document = refused is None and attends_by_document(fetched.folder, model, cache)
+    return Pretrained(facts.model_copy(update={"attends_by_document": by_document}), tokens, refused)
+
+
+def _describe(model: Model, fetched: Fetched, tokens: Tokens, cache: Path) -> ModelFacts:
     path = with_rows(fetched, tokens.added, tokens.added_ids, cache, model.trust_remote_code)
     config = _config(path, model.trust_remote_code)
     return ModelFacts(
