@@ -29,6 +29,16 @@ def test_two_hundred_rows_in_seventeen_samples_are_told_to_take_smaller_steps(tm
     assert "set batch.samples=4 duration.epochs=12" in warning
 
 
+def test_many_epochs_of_packed_rows_are_not_the_only_advice(tmp_path: Path) -> None:
+    short = spec(tmp_path)
+    data = short.task.data.model_copy(update={"packing": True})
+    short = short.model_copy(update={"task": short.task.model_copy(update={"data": data})})
+    (warning,) = pace.warnings(short, 17)
+    assert warning.endswith("(or a data.max_length just above the longest row: more samples, fewer epochs)")
+    (warning,) = pace.warnings(short, 30)
+    assert warning.endswith("set batch.samples=4 duration.epochs=7")
+
+
 def test_a_run_of_enough_steps_is_no_cause_for_a_word(tmp_path: Path) -> None:
     assert pace.warnings(spec(tmp_path), 400) == []
 

@@ -11,6 +11,8 @@ from galley.contract.spec import RunSpec, Schedule, Task
 
 FEW_STEPS = 48
 """Fewer optimizer steps than this hardly change a model: most of them are warm-up or decay."""
+MANY_EPOCHS = 10
+"""More passes over the same rows than these cost time and teach them by heart: shorter samples make more steps."""
 
 
 def total_samples(task: Task, samples: int) -> int:
@@ -69,5 +71,8 @@ def _remedies(task: Task, samples: int, unit: int) -> str:
     key = f"batch.samples={per_step}" if task.batch.samples else f"batch.tokens={per_step * task.data.max_length}"
     settings = [key] if per_step < task.samples_per_step else []
     if total < FEW_STEPS * per_step:  # smaller steps alone are not enough
-        settings.append(f"duration.epochs={ceil(FEW_STEPS * per_step / samples)}")
+        epochs = ceil(FEW_STEPS * per_step / samples)
+        settings.append(f"duration.epochs={epochs}")
+        if task.data.packing and epochs > MANY_EPOCHS:
+            settings.append("(or a data.max_length just above the longest row: more samples, fewer epochs)")
     return " ".join(settings)

@@ -2,6 +2,7 @@
 
 import sys
 
+import galley.ranks.quiet  # noqa: F401  # isort: skip
 from galley.prepare.prepare import main
 
 sys.exit(main(sys.argv[1:]))
