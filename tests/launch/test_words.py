@@ -308,6 +308,26 @@ def test_a_misspelt_foreign_word_is_recognised(name: str) -> None:
         resolve_key(name)
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["fp16"], "'fp16' is an unexpected word; write model.dtype=float16"),
+        (["early_stopping"], "write duration.patience=VALUE"),
+        (["zero3"], "deepspeed=zero3"),
+        (["resume"], "resumes by itself"),
+        (["lr", "=", "1e-4"], "write key=value without spaces around ="),
+        (["config=x.yaml"], "the recipe's name or file comes first"),
+        (["hf_token=x"], "tokens stay in the environment"),
+        (["cache_dir=/x"], "HF_HOME"),
+    ],
+)
+def test_a_word_that_stands_alone_is_answered_too(
+    words: list[str], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", RECIPE, *words]) == 2
+    assert answer in capsys.readouterr().err
+
+
 # GPUs by name, and runs by name
 
 
@@ -320,6 +340,8 @@ def test_a_misspelt_foreign_word_is_recognised(name: str) -> None:
         ("", "gpus: names no GPU"),
         (",", "gpus: names no GPU"),
         ("all,0", "write gpus=all alone"),
+        ("0-3", "gpus: '0-3' is neither a GPU's number nor its UUID; write gpus=0,1,2,3"),
+        ("cuda:1", "gpus: 'cuda:1' is neither a GPU's number nor its UUID"),
     ],
 )
 def test_gpus_are_checked_at_plan(value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,7 +156,7 @@ def test_a_real_users_json_is_completed() -> None:
         ({"activation_checkpointing": {"partition_activation": True}}, "did you mean 'partition_activations'?"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"devise": "cpu"}}}, "did you mean 'device'?"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage 4 is not one of 0, 1, 2, 3"),
-        ({"zero_optimization": True}, "zero_optimization true is not an object; its keys: stage, "),
+        ({"zero_optimization": "on"}, 'zero_optimization "on" is not an object; its keys: stage, '),
         ({"fp16": {"enabled": True}}, "fp16.enabled true, but model.dtype bfloat16 makes it false"),
         ({"fp16": {"loss_scale": 128}}, "with a fixed loss_scale every overflow would be the run's end; remove"),
         ({"amp": {"enabled": True}}, "NVIDIA Apex AMP integration has been removed"),

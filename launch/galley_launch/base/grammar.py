@@ -125,10 +125,16 @@ def _check_count(verb: Verb, positionals: list[str]) -> None:
         raise UserError(verb.name, f"{expected[len(positionals)]} is missing", usage)
     if len(positionals) > len(expected) and not (expected and expected[-1].endswith("…]")):
         word = positionals[len(expected)]
-        key = foreign.file_key(word) if verb.overrides else ""
-        raise UserError(
-            verb.name, f"{word!r} is an unexpected word", f"write {key}={word}" if key else f"{usage} [key=value …]"
-        )
+        todo = _as_setting(word, positionals) if verb.overrides else ""
+        raise UserError(verb.name, f"{word!r} is an unexpected word", todo or f"{usage} [key=value …]")
+
+
+def _as_setting(word: str, positionals: list[str]) -> str:
+    """How to write a word that stands alone as a setting; empty where it resembles none."""
+    if "=" in positionals:
+        return "write key=value without spaces around ="
+    key = foreign.file_key(word)
+    return f"write {key}={word}" if key else foreign.answer(_key(word))
 
 
 def _check_keys(verb: Verb, settings: list[str]) -> None:

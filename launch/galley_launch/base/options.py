@@ -6,6 +6,7 @@ library only: completion and help load this module too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,9 @@ def _device(text: str) -> str:
     return text
 
 
+_GPU = re.compile(r"\d+|(?:GPU|MIG)-\S+")  # what CUDA_VISIBLE_DEVICES takes
+
+
 def _gpus(text: str) -> tuple[str, ...]:
     from galley_launch.base.yaml_text import read_names  # It loads yaml, which help and completion do without.
 
@@ -113,6 +117,12 @@ def _gpus(text: str) -> tuple[str, ...]:
         raise UserError("gpus", f"GPU {twice} is given twice", "one rank takes one GPU; write gpus=0,1 or gpus=all")
     if "all" in names and len(names) > 1:
         raise UserError("gpus", f"{text!r} names all and some", "write gpus=all alone")
+    odd = next((name for name in names if not (name == "all" or _GPU.fullmatch(name))), None)
+    if odd:
+        first, dash, last = odd.partition("-")
+        several = bool(dash) and first.isdecimal() and last.isdecimal() and int(first) < int(last) < 1000
+        todo = f"write gpus={','.join(map(str, range(int(first), int(last) + 1)))}" if several else "write gpus=0,1"
+        raise UserError("gpus", f"{odd!r} is neither a GPU's number nor its UUID", todo)
     return () if names == ["all"] else tuple(names)
 
 

@@ -56,6 +56,9 @@ def read_keys(config: Config) -> Read:
     if read.comments:
         read.notes.append(f"ignored as comments: {', '.join(read.comments[:_MANY])}")
     _rename(read)
+    if isinstance(stage := read.config.get(_ZERO), bool):  # of the first releases; DeepSpeed still reads it
+        read.config[_ZERO] = {"stage": int(stage)}
+        read.notes.append(f"{_ZERO} {shown(stage)} is read as stage {int(stage)}, as DeepSpeed does")
     for name in [name for name, value in read.config.items() if value is None or (name in _WHOLE and value == "auto")]:
         del read.config[name]
     read.config = _block(read.config, table()["keys"], "", read)
@@ -197,7 +200,7 @@ def _unknown(key: str, prefix: str, allowed: dict[str, Any]) -> Problem:
     near = closest(key, allowed)
     if near:
         return Problem(what, f"did you mean {near!r}?")
-    far = closest(key, [path.rpartition(".")[2] for path in _paths(table()["keys"])], cutoff=0.85)
+    far = closest(key, [path.rpartition(".")[2] for path in _paths(table()["keys"])], cutoff=0.87)
     home = next((path for path in _paths(table()["keys"]) if path.rpartition(".")[2] == far), "")
     return Problem(what, f"did you mean {home}?" if home else "remove it; it would be silently ignored")
 
