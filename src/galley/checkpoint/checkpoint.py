@@ -14,7 +14,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -62,10 +62,12 @@ FORMER = frozenset({"best_step"})
 
 def best_checkpoint(run: RunDir) -> Checkpoint | None:
     """The checkpoint with the lowest held-out loss, among those that were measured at their own step."""
-    scored = [(read_json(each.manifest) or {}, each) for each in run.checkpoints()]
-    losses = [(files.number(each.get("held_out_loss"), math.inf), at) for each, at in scored]
-    measured = [(loss, at) for loss, at in losses if math.isfinite(loss)]
-    return min(measured, key=lambda pair: (pair[0], pair[1].step))[1] if measured else None
+    measured: list[tuple[float, int, Checkpoint]] = []
+    for checkpoint in run.checkpoints():
+        loss = files.number((read_json(checkpoint.manifest) or {}).get("held_out_loss"), math.inf)
+        if math.isfinite(loss):
+            measured.append((loss, checkpoint.step, checkpoint))
+    return min(measured)[2] if measured else None  # of equals the earliest: no two have one step
 
 
 def remove(path: Path) -> None:
@@ -80,19 +82,34 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
+class StoredFragment(NamedTuple):
+    """A slice of a parameter in a file of a checkpoint; see ``flats.Layout``."""
+
+    start: int
+    """First element in the flattened parameter."""
+    numel: int
+    """Elements."""
+    file: Any
+    """The open safetensors file."""
+    number: int
+    """Of the flat tensor."""
+    offset: int
+    """First element in the flat tensor."""
+
+
 class Reader:
     """Reads slices of parameters out of a checkpoint, mapping its files rather than loading them."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.files: list[Any] = [safe_open(path, "pt") for path in sorted(checkpoint.root.glob("rank-*.safetensors"))]
-        self.places: dict[str, list[tuple[int, int, int, int, int]]] = {}
-        for index, file in enumerate(self.files):
+        self.fragments: dict[str, list[StoredFragment]] = {}
+        for file in self.files:
             for name, start, numel, number, offset in json.loads(file.metadata()["fragments"]):
-                self.places.setdefault(name, []).append((start, numel, index, number, offset))
+                self.fragments.setdefault(name, []).append(StoredFragment(start, numel, file, number, offset))
 
     def names(self) -> list[str]:
         """Parameters in the checkpoint."""
-        return list(self.places)
+        return list(self.fragments)
 
     def has_moments(self) -> bool:
         """Whether the optimizer had taken a step."""
@@ -100,16 +117,19 @@ class Reader:
 
     def fill(self, kind: str, name: str, start: int, into: torch.Tensor) -> None:
         """Copy elements ``start…`` of ``kind`` (weight or a moment) of a parameter into the flat tensor ``into``."""
+        # Who writes and who reads cut a parameter at different elements: of each stored fragment that overlaps with
+        # start … end, the overlap is read, [low, high) counted in the parameter, and nothing else of the file.
         end = start + into.numel()
-        for first, numel, index, number, offset in self.places[name]:
-            low, high = max(start, first), min(end, first + numel)
+        for stored in self.fragments[name]:
+            low, high = max(start, stored.start), min(end, stored.start + stored.numel)
             if low < high:
-                source = self.files[index].get_slice(f"{kind}.{number}")
-                into[low - start : high - start].copy_(source[offset + low - first : offset + high - first])
+                source = stored.file.get_slice(f"{kind}.{stored.number}")
+                in_flat = stored.offset - stored.start  # from elements of the parameter to those of the flat tensor
+                into[low - start : high - start].copy_(source[low + in_flat : high + in_flat])
 
     def numel(self, name: str) -> int:
         """Elements of a parameter."""
-        return max(start + numel for start, numel, *_ in self.places[name])
+        return max(stored.start + stored.numel for stored in self.fragments[name])
 
     def whole(self, name: str) -> torch.Tensor:
         """The fp32 weight of a parameter, flattened."""
@@ -129,6 +149,8 @@ def load(checkpoint: Checkpoint, engine: Engine) -> State:
         raise UserError(str(checkpoint.root), f"is of another model or method ({odd!r})", "use a new run: name=…")
     written = json.loads(checkpoint.manifest.read_text(encoding="utf-8"))["state"]
     state = State(**{name: value for name, value in written.items() if name not in FORMER})
+    # Weights first, then the optimizer's fp32 copies: both come from the same fp32 values, the weights rounded to the
+    # dtype of the forward pass as the optimizer's step rounds them, so that the next loss is the same to the bit.
     refresh_gathered(engine, before=True)
     for name, parameter in parameters.items():
         set_weight(parameter, reader.whole(name))
@@ -148,22 +170,26 @@ def _load_optimizer(reader: Reader, engine: Engine, step: int) -> None:
                 optimizer.state[flat] = optimizers.fresh(optimizer, flat, step)
             state = optimizer.state[flat] if moments else {}
             targets = {"weight": flat.data} | {key: state[key] for key in MOMENTS if key in state}
-            for each in held:
+            for fragment in held:
+                elements = slice(fragment.offset, fragment.offset + fragment.numel)
                 for kind, target in targets.items():
-                    reader.fill(kind, each.name, each.start, target.view(-1)[each.offset : each.offset + each.numel])
+                    reader.fill(kind, fragment.name, fragment.start, target.view(-1)[elements])
 
 
 def _load_packed(reader: Reader, checkpoint: Checkpoint, engine: Engine) -> None:
-    """8-bit state goes back to the flat tensors that it is of: its blocks do not follow the parameters' borders."""
+    """Load 8-bit optimizer state into the flat tensors that it was saved of.
+
+    It cannot be sliced as fp32 moments are: 256 values share a scale, and such a block may span two parameters.
+    """
     optimizer, rank = base_optimizer(engine), torch.distributed.get_rank()
     if not optimizers.packs(optimizer):
         return
-    made = read_json(checkpoint.manifest) or {}
+    manifest = read_json(checkpoint.manifest) or {}
     flats, layout = numbered(fragments(engine))
     file = reader.files[min(rank, len(reader.files) - 1)]
     here = (torch.distributed.get_world_size(), engine.zero_optimization_stage())
-    same = here == (made["world"], made["zero_stage"])
-    if not same or [list(row) for row in layout] != json.loads(file.metadata()["fragments"]):
-        what = f"has 8-bit optimizer state, which is of {made['world']} ranks under ZeRO-{made['zero_stage']}"
+    world, stage = manifest["world"], manifest["zero_stage"]
+    if here != (world, stage) or [list(row) for row in layout] != json.loads(file.metadata()["fragments"]):
+        what = f"has 8-bit optimizer state, which is of {world} ranks under ZeRO-{stage}"
         raise UserError(str(checkpoint.root), what, "go on with as many ranks, that stage and the same buckets")
     optimizers.restore_packed(optimizer, flats, file)

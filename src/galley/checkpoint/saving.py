@@ -32,7 +32,8 @@ from galley.ranks.stage import Superseded
 from galley.ranks.world import World
 
 _QUIET = 19
-"""Niceness of the writing threads, the most there is: training comes first. Who waits for them leaves them its core."""
+"""Niceness of the writing threads, the highest there is: training comes first. A rank that waits for its thread leaves
+its core to it."""
 
 
 @dataclass
@@ -146,7 +147,7 @@ class Writer:
         return pending
 
     def tidy(self) -> None:
-        """Prune on rank 0; what cannot be deleted is said, and costs nothing but room."""
+        """Prune on rank 0. What cannot be deleted takes room and does no other harm: that is printed, not raised."""
         if self.world.is_first and (problem := _problem(self.prune)):
             with contextlib.suppress(OSError):
                 if not self.attempt.is_superseded():
@@ -173,17 +174,17 @@ class Writer:
     def _agreed(self, checkpoint: Checkpoint, problem: str | None) -> None:
         """Go on together, or fail together where any rank has a problem (collective).
 
-        A later attempt clears our unfinished files away, so that it can be the cause of any problem.
+        A later attempt clears the unfinished files of this one away, so that it can be the cause of any problem.
         """
-        problems = [each for each in self.world.gather(problem) if each]
+        problems = [of_rank for of_rank in self.world.gather(problem) if of_rank]
         if problems:
             self.world.fence(self.attempt)
             raise self._failed(checkpoint, problems[0])
 
     def _failed(self, checkpoint: Checkpoint, problem: str) -> UserError:
-        self.tidy()  # our half
-        before = [each.step for each in self.run.checkpoints()]
-        kept = f"the checkpoint of step {before[-1]} is intact" if before else "no earlier checkpoint exists"
+        self.tidy()  # removes what was written of this one
+        steps = [earlier.step for earlier in self.run.checkpoints()]
+        kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "no earlier checkpoint exists"
         what = f"could not save step {checkpoint.step}: {problem}; {kept}"
         return UserError(str(checkpoint.root), what, "make room, then run the same command again to resume")
 
@@ -214,14 +215,20 @@ class Writer:
         return pack(fragments(self.engine), base_optimizer(self.engine))
 
     def _write_swapped(self, staging: Path) -> None:
-        """State that lies on a disk goes from there to a file for each flat tensor: memory might not hold it all."""
+        """State that lies on a disk goes from there to a file for each flat tensor: memory might not hold it all.
+
+        Training waits for all of it: the next step would change what is read.
+        """
         for number, held in enumerate(by_flat(fragments(self.engine))):
             with swap.resident(self.engine, held[0].flat):
                 tensors, layout = pack(held, base_optimizer(self.engine))
                 _write_file(staging / f"rank-{self.world.rank:05d}-{number:05d}.safetensors", tensors, layout)
 
     def _fits(self, tensors: dict[str, torch.Tensor]) -> bool:
-        """Whether this node has memory for copies: twice their size, for pinned memory comes in powers of two."""
+        """Whether this node has memory for copies, once for each rank on it.
+
+        Twice their size: torch's allocator of pinned memory rounds each tensor up to a power of two bytes.
+        """
         new = sum(value.nbytes for key, value in tensors.items() if key not in self.buffers)
         return 2 * new * self.neighbours < free_bytes()
 
@@ -230,7 +237,7 @@ class Writer:
         for key, value in tensors.items():
             if key not in self.buffers:
                 self.buffers[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            self.buffers[key].copy_(value, non_blocking=True)
+            self.buffers[key].copy_(value, non_blocking=True)  # from a GPU into pinned memory: all copies overlap
         if self.world.device.type == "cuda":
             torch.cuda.synchronize()
         return {key: self.buffers[key] for key in tensors}
@@ -242,6 +249,7 @@ class Writer:
         try:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _QUIET)
+            # Set in this order: who sees that the file is written also sees whether it failed.
             pending.problem = _problem(self._write_rank_file, pending)
             pending.written.set()
             if self.world.is_first and pending.problem is None:
@@ -260,6 +268,8 @@ class Writer:
             _write_file(path, pending.tensors, pending.layout)
 
     def _publish(self, pending: Pending) -> None:
+        # The order is the promise: all files and their names are on the disk, then the manifest, then the one rename
+        # by which a directory with a manifest gets a checkpoint's name. Killed before it, the run has the one before.
         staging, checkpoint = pending.staging, pending.checkpoint
         save_file(pending.probes, staging / "probes.safetensors")
         fsync_path(staging / "probes.safetensors")
@@ -270,7 +280,7 @@ class Writer:
         made_by |= {"files": files, "checksums": checksums}
         write_atomic(Checkpoint(staging).manifest, whole.manifest_text(pending.state, made_by))
         self._fence()
-        if checkpoint.verifies():  # an earlier attempt's ranks were still at it, and quicker
+        if checkpoint.verifies():  # ranks of an earlier attempt were still saving the same step, and were quicker
             remove(staging)
             return
         remove(checkpoint.root)
@@ -281,7 +291,8 @@ class Writer:
         """Delete all but the newest ``keep`` checkpoints and the best one, and what killed saves left."""
         folder = self.run.root / "checkpoints"
         best = best_checkpoint(self.run)
-        doomed = [each.root for each in self.run.checkpoints()[: -self.keep] if best is None or each.step != best.step]
+        older = self.run.checkpoints()[: -self.keep]
+        doomed = [checkpoint.root for checkpoint in older if best is None or checkpoint.step != best.step]
         doomed += [path for path in folder.glob("step-*") if not Checkpoint(path).manifest.exists()]
         for path in doomed:
             self._fence()

@@ -26,18 +26,18 @@ def note(path: Path) -> None:
 
 
 def collect(folder: Path) -> dict[str, str]:
-    """Checksums of all files in ``folder``, by name; what ``note`` left is taken up and removed."""
-    found = {}
+    """Checksums of all files in ``folder``, by name: those that ``note`` left, which are removed, or else computed."""
+    checksums = {}
     for path in sorted(folder.iterdir()):
         if path.name.endswith(_SIDECAR):
             continue
         beside = path.with_name(path.name + _SIDECAR)
         if beside.exists():
-            found[path.name] = beside.read_text(encoding="ascii")
+            checksums[path.name] = beside.read_text(encoding="ascii")
             beside.unlink()
         else:
-            found[path.name] = crc32(path)
-    return found
+            checksums[path.name] = crc32(path)
+    return checksums
 
 
 def manifest_text(state: State, made_by: dict[str, Any]) -> str:
@@ -91,8 +91,9 @@ def _plain(name: str, size: object) -> bool:
 
 def written(run: RunDir) -> list[Checkpoint]:
     """Everything that has a checkpoint's name and manifest, whole or not, oldest first."""
-    found = [Checkpoint(path) for path in (run.root / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
-    return sorted((each for each in found if each.manifest.exists()), key=lambda each: each.step)
+    paths = (path for path in (run.root / "checkpoints").glob("step-*") if path.name[5:].isdigit())
+    named = (Checkpoint(path) for path in paths)
+    return sorted((checkpoint for checkpoint in named if checkpoint.manifest.exists()), key=lambda one: one.step)
 
 
 def newest(run: RunDir, world: World) -> Checkpoint | None:
@@ -101,12 +102,12 @@ def newest(run: RunDir, world: World) -> Checkpoint | None:
     None where none was written. Damaged ones after it are moved out of the way, with a line that says so. Raises
     ``UserError`` where some were written, and none is whole.
     """
-    steps = world.gather([each.step for each in written(run)])[0]  # a disk may show another rank fewer
+    steps = world.gather([checkpoint.step for checkpoint in written(run)])[0]  # a disk may show another rank fewer
     problems: list[str] = []
     for step in reversed(steps):
         checkpoint = run.checkpoint(step)
-        share = damage(checkpoint, slice(world.rank, None, world.size))
-        problem = next((each for each in world.gather(share) if each), None)
+        in_share = damage(checkpoint, slice(world.rank, None, world.size))
+        problem = next(filter(None, world.gather(in_share)), None)
         if problem is None:
             _pass_over(run, world, problems, checkpoint)
             return checkpoint
@@ -119,12 +120,14 @@ def newest(run: RunDir, world: World) -> Checkpoint | None:
 
 
 def _pass_over(run: RunDir, world: World, problems: Sequence[str], checkpoint: Checkpoint) -> None:
-    """Give damaged checkpoints another name: training will write theirs again."""
-    for problem in problems if world.is_first else ():
-        root = run.root / "checkpoints" / problem.partition(":")[0]
-        aside = _free(root.with_name(f"damaged-{root.name}"))
-        root.rename(aside)
-        print(f"damaged checkpoint {problem}; it is {aside.name} now, going on from step {checkpoint.step}", flush=True)
+    """Give damaged checkpoints another name (collective): training will write their steps again."""
+    if world.is_first:
+        for problem in problems:
+            root = run.root / "checkpoints" / problem.partition(":")[0]
+            renamed = _free(root.with_name(f"damaged-{root.name}"))
+            root.rename(renamed)
+            what = f"damaged checkpoint {problem}; it is {renamed.name} now"
+            print(f"{what}, going on from step {checkpoint.step}", flush=True)
     world.barrier()
 
 

@@ -22,50 +22,54 @@ SHARE = "share"
 """Key of a parameter group: its share of the learning rate."""
 NO_CLIP = 1e30
 """Clipping at this norm changes nothing, and makes every ZeRO stage compute the norm that the log shows."""
-
-
 _LAYER = re.compile(r"\.(\d+)\.")
+"""The number of a layer in a parameter's name: ``model.layers.11.mlp.up_proj.weight``."""
 
 
 def layer_scales(model: Any, decay: float) -> dict[str, float]:
     """Each trained parameter's share of the learning rate: 1 above the layers, ``decay`` per layer below the top one,
     and for embeddings once more.
     """
-    found = {name: _LAYER.search(name) for name, _ in model.named_parameters()}
-    layers = 1 + max((int(each[1]) for each in found.values() if each), default=-1)
-    embeddings = tuple(f"{path}." for path, each in model.named_modules() if isinstance(each, torch.nn.Embedding))
-    scales = {}
-    for name in trained(model):
-        layer = found[name]
-        below = layers - 1 - int(layer[1]) if layer else layers * name.startswith(embeddings)
-        scales[name] = decay**below
-    return scales
+    numbers = {name: int(match[1]) for name, _ in model.named_parameters() if (match := _LAYER.search(name))}
+    layers = 1 + max(numbers.values(), default=-1)
+    modules = model.named_modules()
+    embeddings = tuple(f"{path}." for path, module in modules if isinstance(module, torch.nn.Embedding))
+
+    def depth(name: str) -> int:
+        """Layers above a parameter: 0 for the top layer's own, and for what comes after the layers."""
+        if name in numbers:
+            return layers - 1 - numbers[name]
+        return layers if name.startswith(embeddings) else 0
+
+    return {name: decay ** depth(name) for name in trained(model)}
 
 
 def _groups(model: Any, optimizer: Optimizer) -> list[dict[str, Any]]:
     """Parameter groups: matrices decay; norms, biases and other vectors do not. Each with its share of the rate."""
     scales = layer_scales(model, optimizer.layer_decay)
-    found: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
-    for name, each in trained(model).items():
-        vector = len(getattr(each, "ds_shape", each.shape)) < 2
-        found.setdefault((scales[name], vector), []).append(each)
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in trained(model).items():
+        is_vector = len(getattr(parameter, "ds_shape", parameter.shape)) < 2  # under ZeRO-3 its own shape is [0]
+        groups.setdefault((scales[name], is_vector), []).append(parameter)
+    # Sorted, so that every rank and every attempt has the groups in one order: flat tensors are made group by group.
     return [
-        {"params": found[key], "weight_decay": 0.0 if key[1] else optimizer.weight_decay, SHARE: key[0]}
-        for key in sorted(found)
+        {"params": groups[key], "weight_decay": 0.0 if key[1] else optimizer.weight_decay, SHARE: key[0]}
+        for key in sorted(groups)
     ]
 
 
 def build(model: Any, spec: RunSpec) -> Engine:
-    """Wrap ``model`` in a DeepSpeed engine with our optimizer; the loop sets the learning rate."""
+    """Wrap ``model`` in a DeepSpeed engine with the task's optimizer; the loop sets the learning rate."""
     config = copy.deepcopy(spec.placement.deepspeed)
     config["gradient_clipping"] = spec.task.optimizer.clip or NO_CLIP
     zero = config.get("zero_optimization", {})
     offload = zero.get("offload_optimizer") or {}
     if offload.get("device") == "nvme":
         swap.settle(zero, spec, list(trained(model).values()))
-    ours = spec.task.optimizer
-    config["zero_allow_untested_optimizer"] = ours.name != "adamw"
-    optimizer = optimizers.make(_groups(model, ours), ours, offload.get("device") in ("cpu", "nvme"))
+    wanted = spec.task.optimizer
+    # DeepSpeed knows AdamW; of another optimizer it would refuse to shard the state without this (runtime/engine.py).
+    config["zero_allow_untested_optimizer"] = wanted.name != "adamw"
+    optimizer = optimizers.make(_groups(model, wanted), wanted, offload.get("device") in ("cpu", "nvme"))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
 
@@ -81,9 +85,10 @@ def step(engine: Engine) -> float:
     if engine.zero_optimization_stage() > 0:
         engine.step()
         return float(engine.get_global_grad_norm())
-    gradients = [each.grad for each in trained(engine.module).values() if each.grad is not None]
+    # Without ZeRO DeepSpeed tells no norm, and steps on gradients that are not finite.
+    gradients = [weight.grad for weight in trained(engine.module).values() if weight.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
-    if isfinite(norm):  # with ZeRO, DeepSpeed itself leaves such a step out
+    if isfinite(norm):
         engine.step()
     return norm
 
@@ -119,7 +124,11 @@ def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A slice of one parameter that this rank's optimizer holds in fp32."""
+    """A slice of one parameter that this rank's optimizer holds in fp32.
+
+    ``parameter.view(-1)[start : start + numel]`` is ``flat.view(-1)[offset : offset + numel]``, and the optimizer's
+    moments of ``flat`` have the same layout.
+    """
 
     name: str
     """The parameter."""
@@ -145,19 +154,35 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
 
 
 def _zero12_fragment(engine: Engine, name: str, parameter: Any) -> Iterator[Fragment]:
+    """ZeRO-1 and 2: all parameters of a group lie one after another in one flat tensor, of which each rank has a
+    stretch. The stretch may begin or end inside a parameter, and may hold nothing of it at all.
+
+    DeepSpeed notes both addresses on the parameter (utils/mixed_precision_linkage.py): ``lp_fragment_address`` is the
+    slice of the parameter, ``hp_fragment_address`` the same elements in this rank's fp32 stretch.
+    """
     mapping = parameter._hp_mapping
     if mapping is not None:
         flat = base_optimizer(engine).param_groups[mapping.param_group_index]["params"][0]
-        here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-        yield Fragment(name, here.start, here.numel, flat, there.start)
+        in_parameter, in_flat = mapping.lp_fragment_address, mapping.hp_fragment_address
+        yield Fragment(name, in_parameter.start, in_parameter.numel, flat, in_flat.start)
 
 
 def _zero3_fragment(engine: Engine, name: str, parameter: Any) -> Fragment:
+    """ZeRO-3: each parameter is cut into as many equal partitions as there are ranks, and a rank's partitions of a
+    sub-group of parameters lie one after another in one flat tensor.
+
+    Of a parameter with N = 10 elements over 4 ranks, a partition has ceil(10 / 4) = 3: ranks hold 0-2, 3-5, 6-8, and 9
+    with two elements of padding, which belong to no parameter. With more ranks than elements a rank holds padding only:
+    its fragment then has no elements.
+
+    ``grad_position`` (runtime/zero/stage3.py, ``set_grad_positions``) has for each parameter: which sub-group, where in
+    its flat tensor the partition starts, and the partition's size, padding included.
+    """
     optimizer = engine.optimizer
-    group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    sub_group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = zero3_load.partition_start(parameter)
     numel = max(0, min(size, parameter.ds_numel - start))
-    return Fragment(name, start, numel, optimizer.fp32_partitioned_groups_flat[group], offset)
+    return Fragment(name, start, numel, optimizer.fp32_partitioned_groups_flat[sub_group], offset)
 
 
 def set_weight(parameter: Any, whole: torch.Tensor) -> None:

@@ -29,8 +29,9 @@ class Lion(torch.optim.Optimizer):
         """Move each weight by the rate, against the sign."""
         assert closure is None
         for group in self.param_groups:
-            for weight in (each for each in group["params"] if each.grad is not None):
-                self._step(weight, weight.grad, group)
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._step(weight, weight.grad, group)
 
     def _step(self, weight: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
@@ -38,6 +39,8 @@ class Lion(torch.optim.Optimizer):
             state[MOMENTS[0]] = torch.zeros_like(weight)
         mean = state[MOMENTS[0]]
         fast, slow = group["betas"]
+        # The step goes by the sign of a quick mean (beta 1), the state follows as a slow one (beta 2): one moment
+        # serves both, where Adam keeps two. Decay is decoupled, as in AdamW.
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.add_(mean.mul(fast).add_(gradient, alpha=1 - fast).sign_(), alpha=-group["lr"])
         mean.mul_(slow).add_(gradient, alpha=1 - slow)
@@ -57,8 +60,8 @@ def make(groups: Groups, optimizer: Optimizer, offloaded: bool) -> torch.optim.O
     if offloaded:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        made: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-        return made
+        on_cpu: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+        return on_cpu
     return torch.optim.AdamW(groups, fused=True, **settings)
 
 
@@ -70,16 +73,18 @@ def packs(optimizer: torch.optim.Optimizer) -> bool:
 def saved(optimizer: torch.optim.Optimizer, flat: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a checkpoint keeps of the state of one flat tensor, each flattened; nothing before the first step."""
     state = optimizer.state.get(flat, {})
-    found = {key: state[key] for key in (*MOMENTS, *PACKED) if state.get(key) is not None}
-    if packs(optimizer) and found:
-        found[STEP] = torch.tensor([int(state[STEP])])
-    return {key: value.detach().reshape(-1) for key, value in found.items()}
+    kept = {key: state[key] for key in (*MOMENTS, *PACKED) if state.get(key) is not None}
+    if packs(optimizer) and kept:  # AdamW's own count of steps follows from the run's
+        kept[STEP] = torch.tensor([int(state[STEP])])
+    return {key: value.detach().reshape(-1) for key, value in kept.items()}
 
 
 def fresh(optimizer: torch.optim.Optimizer, flat: torch.Tensor, step: int) -> dict[str, Any]:
     """State to fill for a flat tensor that no step was taken with: of AdamW or Lion."""
     if isinstance(optimizer, Lion):
         return {MOMENTS[0]: torch.zeros_like(flat)}
+    # The count of steps corrects Adam's moments for their beginning at 0: DeepSpeed's is an int, torch's fused AdamW
+    # wants a tensor on the weight's own device.
     native = type(optimizer).__name__ == "DeepSpeedCPUAdam"
     count = step if native else torch.tensor(float(step), device=flat.device)
     return {STEP: count} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
@@ -92,13 +97,15 @@ def restore_packed(optimizer: Any, flats: list[torch.Tensor], file: Any) -> None
     """
     keys = set(file.keys())
     for number, flat in enumerate(flats):
-        found = {key: file.get_tensor(f"{key}.{number}") for key in (*PACKED, STEP) if f"{key}.{number}" in keys}
-        if not found:
+        saved = {key: file.get_tensor(f"{key}.{number}") for key in (*PACKED, STEP) if f"{key}.{number}" in keys}
+        if not saved:
             continue
-        state = {STEP: int(found.pop(STEP))} | {key: value.to(flat.device) for key, value in found.items()}
+        state = {STEP: int(saved.pop(STEP))} | {key: value.to(flat.device) for key, value in saved.items()}
+        # A moment is one byte a weight: an index into a table of 256 values (qmap), times the scale (absmax) of its
+        # block. The first moment has a sign, the second has none (Dettmers et al., 2022). Tables are not saved.
         for which, code in (("1", "dynamic"), ("2", "udynamic")):
-            state[f"state{which}"] = _buffer(optimizer, flat, found[f"state{which}"])
-            if f"absmax{which}" in found:
+            state[f"state{which}"] = _buffer(optimizer, flat, saved[f"state{which}"])
+            if f"absmax{which}" in saved:
                 state[f"qmap{which}"] = optimizer.name2qmap[code].to(flat.device)
         optimizer.state[flat] = state
 

@@ -32,7 +32,8 @@ def settle(zero: dict[str, Any], spec: RunSpec, parameters: list[Any]) -> None:
     """Give the block ``offload_optimizer`` of ``zero`` a folder of this rank's own as ``nvme_path``.
 
     It is below the path that is there, else below the job's scratch directory, else in the run's. Raises ``UserError``
-    where that does not do, or where memory for DeepSpeed's buffers cannot be locked: it would only abort.
+    where that folder cannot be used or lacks room, and where memory for DeepSpeed's buffers cannot be locked (DeepSpeed
+    itself would abort without a reason).
     """
     offload, run = zero["offload_optimizer"], spec.placement.paths.run
     path = offload.get("nvme_path") or os.environ.get("GALLEY_SCRATCH") or f"{run}/swap"
@@ -42,8 +43,10 @@ def settle(zero: dict[str, Any], spec: RunSpec, parameters: list[Any]) -> None:
         what = f"{str(path)!r} does not do for direct access (open(2), O_DIRECT): {error.strerror or error}"
         raise UserError(_WHERE, what, "let nvme_path name a folder on a local disk") from None
     world = torch.distributed.get_world_size()
-    shares = [math.ceil(getattr(each, "ds_numel", each.numel()) / world) for each in parameters]
+    shares = [math.ceil(getattr(weight, "ds_numel", weight.numel()) / world) for weight in parameters]
     _check_room(folder, _ON_DISK * sum(shares) * spec.placement.ranks_per_node)
+    # DeepSpeed closes a sub-group once it has sub_group_size elements, so that the last parameter may carry it beyond.
+    # Its pinned buffers hold one sub-group in fp32 each: 4 bytes an element.
     largest = min(sum(shares), zero.get("sub_group_size", _LARGEST) + max(shares))
     _check_memory(4 * largest * offload.get("buffer_count", 4))
     offload["nvme_path"] = str(folder)
@@ -83,7 +86,10 @@ def own_folder(path: Path, run: str) -> Path:
 
 
 def _try_direct_access(path: Path) -> None:
-    """As DeepSpeed does it: into memory that is not aligned, too. It takes no notice of what goes wrong there."""
+    """Write and read as DeepSpeed does, which ignores errors of its own: also into memory that is not aligned.
+
+    Some file systems refuse O_DIRECT as a whole, others only buffers that do not begin at a block's boundary.
+    """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
     try:
         page = memoryview(mmap.mmap(-1, 2 * mmap.PAGESIZE))
