@@ -63,9 +63,9 @@ def check_file(path: Path, form: str = "chat") -> None:
             head = file.read(HEAD)
     except OSError:
         return
-    found = _binary(head) or _text(path, head)
-    if found:
-        what, todo = found
+    other = _binary(head) or _text(path, head)
+    if other:
+        what, todo = other
         raise UserError(str(path), f"is {what}, not JSONL", _todo(todo, path))
     line, number = _first_line(head)
     if form == "chat" and line is not None and isinstance(record := _json(line), Mapping):

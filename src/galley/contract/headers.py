@@ -69,7 +69,7 @@ def _end(name: str, tensor: Any) -> int:
 
 def _counts(value: Any) -> TypeGuard[list[int]]:
     """Whether ``value`` is a list of sizes that a file can have."""
-    return isinstance(value, list) and all(type(each) is int and 0 <= each < 1 << 62 for each in value)
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 1 << 62 for size in value)
 
 
 def read_gguf(path: Path, enough: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Any]:
@@ -87,13 +87,13 @@ def read_gguf(path: Path, enough: Callable[[dict[str, Any]], bool] | None = None
             raise ValueError(f"GGUF version {version} is not known")
         if pairs > _PAIRS or tensors > size // 24:  # name, dimensions, type and place of a tensor take as much
             raise ValueError("its header promises more than it holds")
-        found: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
         for _ in range(pairs):
             key = _string(file, size, _KEY)
-            found[key] = _value(file, _unpack(file, "I"), size)
-            if enough and enough(found):
+            metadata[key] = _value(file, _unpack(file, "I"), size)
+            if enough and enough(metadata):
                 break
-        return found
+        return metadata
 
 
 def _unpack(file: BinaryIO, form: str) -> Any:

@@ -62,7 +62,7 @@ class MetricsRow:
 
 
 _FIELDS = converters(MetricsRow)
-_TYPES = {each.name: int if each.type == "int | None" else float for each in fields(MetricsRow)}
+_TYPES = {field.name: int if field.type == "int | None" else float for field in fields(MetricsRow)}
 
 
 def row_line(row: MetricsRow) -> str:

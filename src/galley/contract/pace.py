@@ -40,16 +40,16 @@ def warnings(spec: RunSpec, samples: int, about: str = "") -> list[str]:
 
     ``about``: put before numbers that are estimates.
     """
-    task, found = spec.task, []
+    task, lines = spec.task, []
     count = steps(task, samples)
     if count < FEW_STEPS:
         unit = spec.placement.micro_batch * spec.placement.data_parallel  # a step's samples are a multiple of it
-        found.append(_few(task, samples, count, unit, about))
+        lines.append(_few(task, samples, count, unit, about))
     rising = warmup_steps(task.schedule, count)
     if rising > 1 and 2 * rising > count:
         what = "never ends" if rising >= count else f"takes {rising} of {count} steps"
-        found.append(f"the warm-up {what}: set schedule.warmup to less than {task.schedule.warmup:g}, such as 0.03")
-    return found
+        lines.append(f"the warm-up {what}: set schedule.warmup to less than {task.schedule.warmup:g}, such as 0.03")
+    return lines
 
 
 def _few(task: Task, samples: int, count: int, unit: int, about: str) -> str:

@@ -123,7 +123,7 @@ _CONVERT: dict[str, Callable[[object], object]] = {
 
 def converters(kind: type) -> dict[str, Callable[[object], object]]:
     """For each field of a record what makes its value of JSON's."""
-    return {each.name: _CONVERT[str(each.type)] for each in fields(kind) if each.name != "unknown"}
+    return {field.name: _CONVERT[str(field.type)] for field in fields(kind) if field.name != "unknown"}
 
 
 _EXIT, _JOB = converters(ExitRecord), converters(JobRecord)
@@ -137,7 +137,7 @@ def _split(body: Mapping[str, object], known: Mapping[str, Callable[[object], ob
 
 def _body(record: ExitRecord | JobRecord) -> dict[str, object]:
     """What is written of a record: fields that it has, in their order, then what it does not know."""
-    known = {each.name: getattr(record, each.name) for each in fields(record) if each.name != "unknown"}
+    known = {field.name: getattr(record, field.name) for field in fields(record) if field.name != "unknown"}
     return {**{key: value for key, value in known.items() if value is not None}, **record.unknown}
 
 

@@ -84,7 +84,7 @@ class Attempt:
 
     @property
     def trackers(self) -> Path:
-        """What the trackers' libraries said: ``wandb.log``, ``mlflow.log``."""
+        """What the trackers' libraries print: ``wandb.log``, ``mlflow.log``."""
         return self.root / "trackers"
 
     def is_superseded(self) -> bool:
@@ -92,7 +92,8 @@ class Attempt:
 
         After a network cut Slurm starts the next attempt while ranks of this one may still run.
         """
-        return any(_NUMBER.fullmatch(each.name) and int(each.name) > self.number for each in self.root.parent.iterdir())
+        names = [path.name for path in self.root.parent.iterdir()]
+        return any(_NUMBER.fullmatch(name) and int(name) > self.number for name in names)
 
     @property
     def logs(self) -> Path:
@@ -115,8 +116,8 @@ class Attempt:
 
     def errors(self) -> list[dict[str, Any]]:
         """What failed, first failure first."""
-        found = [read_json(path) for path in sorted((self.root / "errors").glob("*.json"))]
-        return sorted((error for error in found if error), key=lambda error: number(error.get("time")))
+        errors = [read_json(path) for path in sorted((self.root / "errors").glob("*.json"))]
+        return sorted((error for error in errors if error), key=lambda error: number(error.get("time")))
 
 
 @dataclass(frozen=True)
@@ -264,14 +265,16 @@ class RunDir:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Checkpoints that verify, oldest first."""
-        found = [Checkpoint(path) for path in (self.root / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name)]
-        return sorted((each for each in found if each.verifies()), key=lambda each: each.step)
+        paths = [path for path in (self.root / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name)]
+        checkpoints = [Checkpoint(path) for path in paths]
+        whole = (checkpoint for checkpoint in checkpoints if checkpoint.verifies())
+        return sorted(whole, key=lambda checkpoint: checkpoint.step)
 
     def attempts(self) -> list[Attempt]:
         """Attempts so far, oldest first."""
         paths = (self.root / "attempts").glob("*")
-        found = [Attempt(path) for path in paths if _NUMBER.fullmatch(path.name) and path.is_dir()]
-        return sorted(found, key=lambda each: each.number)
+        attempts = [Attempt(path) for path in paths if _NUMBER.fullmatch(path.name) and path.is_dir()]
+        return sorted(attempts, key=lambda attempt: attempt.number)
 
     def attempt(self, number: int) -> Attempt:
         """The attempt of that number, whether or not it exists."""

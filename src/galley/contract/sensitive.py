@@ -91,8 +91,8 @@ def secret_in(text: str) -> str | None:
 
 def assigned_in(text: str) -> str | None:
     """The name under which a line of shell or options gives a secret (``--token abc``, ``API_KEY=abc``)."""
-    for found in _ASSIGNED.finditer(text):
-        name, value = found[1] or found[3], found[2] or found[4]
+    for match in _ASSIGNED.finditer(text):
+        name, value = match[1] or match[3], match[2] or match[4]
         if is_secret_name(name.replace("-", "_")) and not value.startswith(("$", "/", "{")):
             return str(name)
     return None
@@ -101,7 +101,7 @@ def assigned_in(text: str) -> str | None:
 def masked(text: str, hidden: str) -> str:
     """``text`` with ``hidden`` in the place of every secret that ``secret_in`` knows."""
     for form, _ in _FORMS:
-        text = form.sub(lambda found: next((group for group in found.groups() if group), "") + hidden, text)
+        text = form.sub(lambda match: next((group for group in match.groups() if group), "") + hidden, text)
     return text
 
 

@@ -1,4 +1,4 @@
-"""Which samples a step learns from: a pure function of (seed, epoch, step), so that resuming computes, not replays."""
+"""Which samples a step is trained on: a function of (seed, epoch, step), so that resuming replays nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def share(
     """Micro-batches of ``rank``, of a global batch over ``ranks``: always ``accumulation`` lists of ``micro`` ids.
 
     Ranks wait for one another, and a short sample is padded to the longest beside it: so samples are dealt by their
-    ``work``, the most first, there and back (to ranks 0, 1, 1, 0, 0 …). What a step learns from stays as it is.
+    ``work``, the most first, there and back (to ranks 0, 1, 1, 0, 0 …). Which samples the step has stays as it is.
     """
     missing = micro * ranks * accumulation - len(ids)
     dealt = sorted(ids, key=work, reverse=True) + [NOBODY] * missing

@@ -39,10 +39,10 @@ def name_base(spec: RunSpec, manifest: Manifest, run: RunDir) -> Base:
     if place.suffix != ".gguf":
         return Base(str(place), None, f"The base model is the folder `{place}` on the machine that trained this.")
     converted = Path(manifest.model.path)
-    made = f"The base model is `{place}`, converted to safetensors in bfloat16"
+    what = f"The base model is `{place}`, converted to safetensors in bfloat16"
     if _linked(converted, run.base):
-        return Base(str(run.base.absolute()), None, f"{made}: `{run.base.absolute()}`. Copy that folder, too.")
-    return Base(str(converted), None, f"{made}: `{converted}`, in a cache. Copy it before the cache is cleared.")
+        return Base(str(run.base.absolute()), None, f"{what}: `{run.base.absolute()}`. Copy that folder, too.")
+    return Base(str(converted), None, f"{what}: `{converted}`, in a cache. Copy it before the cache is cleared.")
 
 
 def _linked(source: Path, target: Path) -> bool:

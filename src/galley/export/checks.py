@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -36,7 +37,7 @@ class Check:
 
 
 def conclude(what: str, against: str, weights: Weights, logits: Agreement) -> Check:
-    """Judge one part, and print what was found."""
+    """The verdict over one part, which is also printed."""
     wrong = list(weights.wrong)
     if not logits.right:
         wrong.append(_disagreement(against, logits))
@@ -54,7 +55,7 @@ def conclude(what: str, against: str, weights: Weights, logits: Agreement) -> Ch
 
 
 def _disagreement(against: str, logits: Agreement) -> str:
-    if logits.rounding > MOST or logits.rounding != logits.rounding:
+    if logits.rounding > MOST or math.isnan(logits.rounding):
         return f"its own logits are not those of its weights: they differ from fp32 by {logits.rounding:.1e}"
     return (
         f"its logits are not those of {against}, which differ from fp32 by {logits.difference:.2e} where rounding "
@@ -81,9 +82,11 @@ def _tell(check: Check, weights: Weights, logits: Agreement) -> None:
 
 def problem(checks: list[Check], failures: dict[str, str]) -> str | None:
     """Why the export is not verified, in a sentence; None where it is. ``failures``: parts that could not be made."""
-    told = [f"{check.what} is not verified: {'; '.join(check.wrong[:2])}" for check in checks if not check.verified]
-    told += [f"the {part} could not be made or checked: {why}" for part, why in failures.items()]
-    return "; ".join(told)[:400] or None
+    sentences = [
+        f"{check.what} is not verified: {'; '.join(check.wrong[:2])}" for check in checks if not check.verified
+    ]
+    sentences += [f"the {part} could not be made or checked: {why}" for part, why in failures.items()]
+    return "; ".join(sentences)[:400] or None
 
 
 Facts = dict[str, Any]

@@ -31,6 +31,8 @@ def write_full(folder: str, model: Model, reader: Reader, out: Path) -> None:
     if not stored_as_named(folder, model):
         _write_through_model(folder, model, reader, out)
         return
+    # Three kinds of names: those of tensors in the base's files (`files`, name to file), which the export keeps; every
+    # parameter's, tied ones twice, to the one under which it was trained (`known`); and the trained ones.
     files, known = weight_files(folder), parameter_names(folder, model)
     trained, dtype_of = set(reader.names()), dtypes(folder, model)
     for path in sorted(set(files.values())):
@@ -39,7 +41,7 @@ def write_full(folder: str, model: Model, reader: Reader, out: Path) -> None:
             for name in (name for name, where in files.items() if where == path):
                 base = file.get_tensor(name)
                 source = known.get(name, name)
-                value = reader.whole(source).view(base.shape) if source in trained else base
+                value = reader.whole(source).view(base.shape) if source in trained else base  # fp32, or as in the base
                 tensors[name] = value.to(dtype_of(name)) if value.is_floating_point() else value
         save_file(tensors, out / path.name, metadata={"format": "pt"})
     _copy_index(Path(folder), out)
@@ -51,6 +53,7 @@ def dtypes(folder: str, model: Model) -> Callable[[str], torch.dtype]:
     dtype = DTYPES[model.dtype]
     with torch.device("meta"):
         empty = auto_class(config).from_config(config, trust_remote_code=model.trust_remote_code)
+    # transformers keeps some modules in fp32 when a model is loaded in 16 bits (_keep_in_fp32_modules: norms, routers).
     kept = list(empty._get_dtype_plan(dtype))
     pattern = build_glob_alternation(kept)[0] if kept else None
     return lambda name: torch.float32 if pattern and pattern.search(name) else dtype

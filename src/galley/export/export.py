@@ -44,16 +44,16 @@ def choose(run: RunDir, which: str) -> Checkpoint:
     """The checkpoint of a step, ``best`` or ``last``. Raises ``UserError`` where there is none."""
     if which == "last":
         return whole.last(run)
-    standing = run.checkpoints()
-    found = checkpoint.best_checkpoint(run) if which == "best" else None
+    by_step = {standing.step: standing for standing in run.checkpoints()}
+    chosen = checkpoint.best_checkpoint(run) if which == "best" else None
     if which.isdigit():
-        found = next((each for each in standing if each.step == int(which)), None)
-    if found is None:
-        steps = ", ".join(str(each.step) for each in standing)
+        chosen = by_step.get(int(which))
+    if chosen is None:
+        steps = ", ".join(map(str, by_step))
         raise UserError("step", f"no checkpoint is {which!r}", f"use last, or one of {steps}")
-    if problem := whole.damage(found):
-        raise UserError(str(found.root), f"is damaged: {problem}", "use step=last, which takes the newest intact one")
-    return found
+    if problem := whole.damage(chosen):
+        raise UserError(str(chosen.root), f"is damaged: {problem}", "use step=last, which takes the newest intact one")
+    return chosen
 
 
 TRAINED = "the trained model"
@@ -126,45 +126,50 @@ class Exporter:
         self.checks["adapter"] = conclude("adapter", TRAINED, weights, logits)
 
     def _export_merged(self) -> None:
-        against, theirs, layers = self._write_merged(self.trained.base())
+        against, expected, layers = self._write_merged(self.trained.base())
         self._add_companions(self.out / "model")
-        self.check_model(self.out / "model", layers, against, theirs)
+        self.check_model(self.out / "model", layers, against, expected)
 
     def _write_merged(self, base: Any) -> tuple[str, torch.Tensor, dict[str, lowrank.Layer]]:
-        """Returns what the merged model's logits are to be compared with, these, and the layers of the adapter."""
+        """Write the merged model. Returns what its logits are to be compared with (in words, and these logits), and the
+        layers of the adapter.
+        """
         wrapped = self.trained.attach(base)
         layers = lowrank.layers(wrapped)
-        against, theirs = TRAINED, self.probes["logits"]
+        against, expected = TRAINED, self.probes["logits"]
         if self.spec.task.method.kind in model.QUANTISED:
-            against, theirs = "the dequantised base with the adapter", self._logits(wrapped)
-            drift = float(relative_differences(theirs, self.probes["logits"]).median())
+            # Training computed with quantised weights, the export has them dequantised and rounded to its dtype: only
+            # the dequantised base with the adapter, not yet merged, computes what the merged model must.
+            against, expected = "the dequantised base with the adapter", self._logits(wrapped)
+            drift = float(relative_differences(expected, self.probes["logits"]).median())
             print(f"dequantised, the model differs from the one that was trained by {drift:.2e} (relative, logits)")
         save_model(lowrank.merge(wrapped), self._target("model"), max_shard_size="4GB")
-        return against, theirs, layers
+        return against, expected, layers
 
     def _add_companions(self, target: Path) -> None:
         consolidate.copy_companions(self.folder, self.spec.task.model, target)
         carry_over(Path(self.folder), target, self.manifest.model.eos_ids)
 
-    def check_model(self, target: Path, layers: dict[str, lowrank.Layer], against: str, theirs: torch.Tensor) -> None:
+    def check_model(self, target: Path, layers: dict[str, lowrank.Layer], against: str, expected: torch.Tensor) -> None:
         """Load the model in ``target`` as anybody would, and compare it with what was trained.
 
-        ``layers``: those of the adapter that was merged; none where all weights were trained. ``theirs``: logits.
+        ``layers``: those of the adapter that was merged; none where all weights were trained. ``expected``: logits
+        [probes, vocabulary] of what ``against`` says.
         """
         loaded = model.load_plain(str(target), self.spec.task.model, self.trained.dtype, self.trained.device)
         weights = Merged(self.trained, layers).compare(loaded)
         weights.wrong += weightcheck.compare_configuration(self.folder, target, self.spec.task.model)
-        logits = self._agreement(loaded, theirs)
+        logits = self._agreement(loaded, expected)
         what = "model" if self.spec.task.method.kind == "full" else "model (merged)"
         self.checks["model"] = conclude(what, against, weights, logits)
 
-    def _agreement(self, loaded: Any, theirs: torch.Tensor) -> Agreement:
-        ours = self._logits(loaded)
+    def _agreement(self, loaded: Any, expected: torch.Tensor) -> Agreement:
+        exported = self._logits(loaded)
         if self.trained.dtype == torch.float32:
-            return agreement(theirs, ours, ours, self.spec.task.model.dtype)
+            return agreement(expected, exported, exported, self.spec.task.model.dtype)
         with in_float32(loaded):
             exact = self._logits(loaded)
-        return agreement(theirs, ours, exact, self.spec.task.model.dtype)
+        return agreement(expected, exported, exact, self.spec.task.model.dtype)
 
     def _logits(self, loaded: Any) -> torch.Tensor:
         return probes.again(table.of(self.spec.task), loaded, self.probes, self.trained.device)
@@ -203,7 +208,9 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     if attempt.is_superseded():
         raise Superseded(attempt)
     publish(building, run, verified, facts | {"failures": exporter.failures})
-    folders = ([run.export] if any(verified.values()) else []) + ([] if all(verified.values()) else [run.unverified])
+    folders = [run.export] if any(verified.values()) else []
+    if not all(verified.values()):
+        folders.append(run.unverified)
     print(f"exported to {' and '.join(map(str, folders))}", flush=True)
     wrong = problem(checks, exporter.failures)
     if wrong:

@@ -52,28 +52,32 @@ class Agreement:
 
 def relative_differences(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """‖a - b‖ / ‖b‖ of each probe ([probes]), over centred logits [probes, vocabulary]: an offset means nothing."""
-    a, b = (each.double() - each.double().mean(dim=-1, keepdim=True) for each in (a, b))
-    found: torch.Tensor = (a - b).norm(dim=-1) / b.norm(dim=-1)
-    return found
+    # Adding one number to all logits of a token changes no probability, so the mean over the vocabulary is taken out.
+    a, b = (logits.double() - logits.double().mean(dim=-1, keepdim=True) for logits in (a, b))
+    differences: torch.Tensor = (a - b).norm(dim=-1) / b.norm(dim=-1)
+    return differences
 
 
 def divergences(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """KL(b ‖ a) of each probe, in nats, from logits [probes, vocabulary]."""
-    log_a, log_b = (each.double().log_softmax(-1) for each in (a, b))
-    found: torch.Tensor = (log_b.exp() * (log_b - log_a)).sum(-1)
-    return found
+    log_a, log_b = (logits.double().log_softmax(-1) for logits in (a, b))
+    nats: torch.Tensor = (log_b.exp() * (log_b - log_a)).sum(-1)
+    return nats
 
 
 def agreement(trained: torch.Tensor, exported: torch.Tensor, exact: torch.Tensor, dtype: str) -> Agreement:
     """Compare logits [probes, vocabulary] of the trained and the exported model, given those of fp32 (``exact``)."""
+    # All that follows is [probes]. Judged twice, by the logits and by the likelihoods that they make: a wrong export
+    # can move a few likely tokens, of which a norm over the vocabulary shows little.
     floor = FLOOR[dtype]
     off, own = relative_differences(trained, exact), relative_differences(exported, exact)
     rounding = float(own.nan_to_num(nan=math.inf).median())
     allowed = (TIMES * own.clamp_min(max(rounding, floor))).clamp_max(MOST)
+    # Noise of a relative size r on logits of variance v makes a divergence of about r² v / 2: so TIMES counts squared.
     spread = (exact - exact.mean(-1, keepdim=True)).double().square().mean(-1)  # variance of the logits
-    likely, own_likely = divergences(trained, exact), divergences(exported, exact)
-    least = 0.5 * floor**2 * spread  # what noise of that size makes of the likelihoods
-    near = likely <= TIMES**2 * own_likely.clamp_min(float(own_likely.nan_to_num(nan=math.inf).median())).maximum(least)
+    divergence, own_divergence = divergences(trained, exact), divergences(exported, exact)
+    typical = float(own_divergence.nan_to_num(nan=math.inf).median())
+    near = divergence <= TIMES**2 * own_divergence.clamp_min(typical).maximum(0.5 * floor**2 * spread)
     finite = exported.isfinite().all(-1) & exact.isfinite().all(-1)
     good = finite & (off <= allowed) & near & _same_where_clear(trained, exported, exact, floor * spread.sqrt())
     return Agreement(
@@ -81,7 +85,7 @@ def agreement(trained: torch.Tensor, exported: torch.Tensor, exact: torch.Tensor
         tolerance=float(allowed.median()),
         rounding=rounding,
         direct=float(relative_differences(trained, exported).median()),
-        divergence=float(likely.median()),
+        divergence=float(divergence.median()),
         same_top=float((trained.argmax(-1) == exported.argmax(-1)).double().mean()),
         agree=int(good.sum()),
         probes=len(good),
@@ -139,10 +143,11 @@ def _widened_while_used(layer: torch.nn.Module) -> Iterator[Any]:
 
 
 def _widen(parameters: Any) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
-    """Turn parameters into fp32; returns them with what they held. Packed four-bit weights may look like numbers."""
+    """Turn parameters into fp32; returns them with what they held."""
     kept = []
     for parameter in parameters:
         narrow = parameter.is_floating_point() and parameter.dtype != torch.float32
+        # bitsandbytes may store packed four-bit weights in bf16, two or more of them a number: those are no values.
         if narrow and not hasattr(parameter, "quant_state"):
             kept.append((parameter, parameter.data))
             parameter.data = parameter.data.float()

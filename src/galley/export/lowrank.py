@@ -63,8 +63,8 @@ def inside(path: str) -> str:
 
 def layers(wrapped: Any) -> dict[str, Layer]:
     """Each adapted weight of ``wrapped``, by its name in the base model. Convolutions are not among them."""
-    found = (_layer(path, module) for path, module in wrapped.named_modules() if isinstance(module, BaseTunerLayer))
-    return {each.parameter: each for each in found if each}
+    adapted = (_layer(path, module) for path, module in wrapped.named_modules() if isinstance(module, BaseTunerLayer))
+    return {layer.parameter: layer for layer in adapted if layer}
 
 
 def _layer(path: str, module: Any) -> Layer | None:
@@ -105,12 +105,12 @@ def scale(layer: Layer, method: Method) -> float:
 
 def scales(wrapped: Any) -> dict[str, float]:
     """What peft scales the product of each adapted weight by."""
-    found = {}
+    factors = {}
     for path, module in wrapped.named_modules():
         layer = _layer(path, module) if isinstance(module, BaseTunerLayer) else None
         if layer:
-            found[layer.parameter] = float(module.scaling[ADAPTER])
-    return found
+            factors[layer.parameter] = float(module.scaling[ADAPTER])
+    return factors
 
 
 @torch.no_grad()
@@ -151,6 +151,8 @@ def error(layer: Layer, trained: Tensors, began: Tensors | None, method: Method,
     down, up = (trained(name).view(shape).to(merged.device) for name, shape in zip(
         (layer.down, layer.up), layer.shapes, strict=True))  # fmt: skip
     magnitude = trained(layer.magnitude).to(merged.device) if layer.magnitude else None
+    # Sums of squares over the whole weight: of what is off by more than rounding, and of the change itself. fp32, a few
+    # thousand rows at a time, [rows, inputs]: of a large matrix several copies would not fit.
     wrong = changed = 0.0
     for expert, before, after in _matrices(layer, base.to(merged.device), merged):
         first = before.float()
@@ -173,8 +175,8 @@ def error(layer: Layer, trained: Tensors, began: Tensors | None, method: Method,
 def _matrices(layer: Layer, *weights: torch.Tensor) -> Iterator[tuple[Any, ...]]:
     """Each matrix of the weights, [outputs, inputs], with its number."""
     for expert in range(layer.experts):
-        each = [weight[expert] if layer.experts > 1 else weight for weight in weights]
-        yield (expert, *(matrix.T if layer.transposed else matrix for matrix in each))
+        matrices = [weight[expert] if layer.experts > 1 else weight for weight in weights]
+        yield (expert, *(matrix.T if layer.transposed else matrix for matrix in matrices))
 
 
 def _factors(layer: Layer, down: torch.Tensor, up: torch.Tensor, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +189,7 @@ def _factors(layer: Layer, down: torch.Tensor, up: torch.Tensor, expert: int) ->
 def _expected(
     base: torch.Tensor, down: torch.Tensor, up: torch.Tensor, factor: float, magnitude: torch.Tensor | None
 ) -> torch.Tensor:
-    """The weight in fp32."""
+    """The weight in fp32, [rows, inputs]: base + factor · B A. DoRA scales each row to the norm in ``magnitude``."""
     want = base + factor * (up @ down)
     return want if magnitude is None else want * (magnitude / torch.linalg.norm(want, dim=1)).unsqueeze(1)
 
@@ -195,7 +197,12 @@ def _expected(
 def _slack(
     want: torch.Tensor, down: torch.Tensor, up: torch.Tensor, factor: float, magnitude: torch.Tensor | None
 ) -> torch.Tensor:
-    """By how much fp32's own rounding can move a weight, whoever computes it."""
+    """By how much fp32's own rounding can move a weight, whoever computes it.
+
+    A sum of ``rank`` products is off by at most (rank + a few) · 2⁻²⁴ · sum of |products| (Higham, 2002, section 3.1),
+    whatever the order of summation; the addition to the base and the scaling round once more each. DoRA's norm over a
+    row adds some tens of roundings.
+    """
     slack = (len(down) + 4) * _EPS * factor * (up.abs() @ down.abs()) + 2 * _EPS * want.abs()
     return slack if magnitude is None else slack + 64 * _EPS * want.abs()
 

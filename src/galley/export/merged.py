@@ -34,14 +34,19 @@ class Merged:
         self.rows: dict[str, str] = {}
         known = {part for layer in self.layers.values() for part in (layer.down, layer.up, layer.magnitude)}
         self.others: set[str] = set()
-        for name in names if adapter else []:
-            if found := _REPLACED.match(name):
-                self.replaced[f"{lowrank.inside(found[1])}.{found[2]}"] = name
-            elif found := _ROWS.match(name):
-                self.rows[f"{lowrank.inside(found[1])}.weight"] = name
-            elif name not in known:
-                self.others.add(f"{lowrank.inside(name.partition('.lora_')[0])}.weight")
+        if adapter:
+            for name in names:
+                self._sort(name, known)
         self.began = load_file(self.trained.run.adapter_init) if method.init == "pissa" and adapter else {}
+
+    def _sort(self, name: str, known: set[str | None]) -> None:
+        """File a parameter of the checkpoint under the tensor of the merged model that it changes."""
+        if match := _REPLACED.match(name):  # a module that was trained in full
+            self.replaced[f"{lowrank.inside(match[1])}.{match[2]}"] = name
+        elif match := _ROWS.match(name):  # rows of added tokens
+            self.rows[f"{lowrank.inside(match[1])}.weight"] = name
+        elif name not in known:  # of an adapter on a convolution
+            self.others.add(f"{lowrank.inside(name.partition('.lora_')[0])}.weight")
 
     def compare(self, loaded: Any) -> Weights:
         """Every tensor of ``loaded``, as plain transformers has loaded it."""
@@ -63,7 +68,7 @@ class Merged:
             layer = self.layers[name]
             base = self.base(name).to(tensor.device, tensor.dtype)
             method = self.trained.spec.task.method
-            return lowrank.error(layer, lambda each: trained(each).float(), self._began(layer), method, base, tensor)
+            return lowrank.error(layer, lambda part: trained(part).float(), self._began(layer), method, base, tensor)
         base = self.base(name)
         if name in self.rows:
             base = base.to(tensor.dtype, copy=True)

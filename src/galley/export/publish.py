@@ -15,29 +15,29 @@ def publish(building: Path, run: RunDir, verified: dict[str, bool], facts: Facts
 
     An earlier export stays until a verified part takes its place; unverified parts of earlier ones go.
     """
-    aside = building.with_name(f"{building.name}.unverified")
-    shutil.rmtree(aside, ignore_errors=True)
+    unverified = building.with_name(f"{building.name}.unverified")
+    shutil.rmtree(unverified, ignore_errors=True)
     for part, good in verified.items():
         if not good:
-            aside.mkdir(exist_ok=True)
-            (building / part).rename(aside / part)
-    for place, folder in ((run.unverified, aside), (run.export, building)):
+            unverified.mkdir(exist_ok=True)
+            (building / part).rename(unverified / part)
+    for target, folder in ((run.unverified, unverified), (run.export, building)):
         if any(folder.glob("*")):
             write_atomic(folder / "export.json", json.dumps(facts, indent=1))
-            _swap_in(folder, place)
-        elif place == run.unverified:
-            shutil.rmtree(place, ignore_errors=True)
+            _swap_in(folder, target)
+        elif target == run.unverified:
+            shutil.rmtree(target, ignore_errors=True)
     shutil.rmtree(building, ignore_errors=True)
 
 
-def _swap_in(folder: Path, place: Path) -> None:
+def _swap_in(folder: Path, target: Path) -> None:
     """Put what was built in the place of an earlier export, which is there until then."""
     for path in [*folder.rglob("*"), folder]:
         fsync_path(path)
-    before = place.with_name(f".{place.name}.before")
+    before = target.with_name(f".{target.name}.before")
     shutil.rmtree(before, ignore_errors=True)
-    if place.exists():
-        place.rename(before)
-    folder.rename(place)
-    fsync_path(place.parent)
+    if target.exists():  # rename(2) replaces no directory that has files in it
+        target.rename(before)
+    folder.rename(target)
+    fsync_path(target.parent)
     shutil.rmtree(before, ignore_errors=True)

@@ -69,9 +69,11 @@ class Trained:
 
 
 def _device(spec: RunSpec, manifest: Manifest) -> str:
-    """A GPU where two copies of the unquantised model fit (the merged one is checked), else the CPU."""
+    """A GPU where two copies of the unquantised model fit (the base, and the merged model that is compared with it),
+    else the CPU.
+    """
     if spec.placement.device == "cpu" or not torch.cuda.is_available():  # a job of its own may have no GPU
         return "cpu"
     width = 4 if spec.task.model.dtype == "float32" else 2
-    free, _ = torch.cuda.mem_get_info(0)
+    free, _ = torch.cuda.mem_get_info(0)  # bytes, as width is bytes a weight; a tenth for activations of the probes
     return "cuda:0" if 2.2 * width * manifest.model.parameters < free else "cpu"

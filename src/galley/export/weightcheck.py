@@ -37,14 +37,14 @@ class Weights:
     largest: float = 0.0
     """The largest difference: a share of the tensor's norm, or of the adapter's change to it."""
     wrong: list[str] = field(default_factory=list)
-    """One sentence for each thing that is not as it must be."""
+    """What is not as it must be, a sentence each."""
 
     @property
     def right(self) -> bool:
         """Whether everything is as it must be."""
         return not self.wrong
 
-    def see(self, name: str, difference: float, most: float) -> None:
+    def add(self, name: str, difference: float, most: float) -> None:
         """Count one tensor that differs by ``difference``, where ``most`` is allowed."""
         self.tensors += 1
         self.largest = max(self.largest, difference if math.isfinite(difference) else math.inf)
@@ -66,6 +66,7 @@ def unlike(value: torch.Tensor, want: torch.Tensor) -> float:
     rounded = want.to(value.device, value.dtype)
     if torch.equal(value, rounded):
         return 0.0
+    # NaN equals nothing, itself included: a buffer may hold some.
     if value.is_floating_point() and bool(((value == rounded) | (value.isnan() & rounded.isnan())).all()):
         return 0.0
     a, b = value.double(), rounded.double()
@@ -80,29 +81,29 @@ def compare_model(loaded: Any, ties: dict[str, str], difference: Difference, mos
     ``ties`` has every name of a parameter that the model must have, tied duplicates included, and the first name of
     the same tensor. ``most`` is the difference that a tensor may have.
     """
-    found, first = Weights(), dict[int, str]()
+    result, first = Weights(), dict[int, str]()
     named = dict(loaded.named_parameters(remove_duplicate=False))
     have = {name: first.setdefault(id(parameter), name) for name, parameter in named.items()}
     for name in sorted(set(ties) ^ set(have)):
-        found.wrong.append(f"{name} is {'missing' if name in ties else 'there, though the base has none'}")
+        result.wrong.append(f"{name} is {'missing' if name in ties else 'there, though the base has none'}")
     for name in sorted(set(ties) & set(have)):
         if ties[name] != have[name]:
-            found.wrong.append(f"{name} is {'not ' if have[name] == name else ''}tied, unlike in the base")
+            result.wrong.append(f"{name} is {'not ' if have[name] == name else ''}tied, unlike in the base")
     tensors = {name: named[name].data for name in named if have[name] == name and ties.get(name) == name}
     held = dict(loaded.named_buffers())
     for name in buffers:
         if name in held:
             tensors[name] = held[name]
     for name, tensor in tensors.items():
-        found.see(name, difference(name, tensor), most(name))
-    return found
+        result.add(name, difference(name, tensor), most(name))
+    return result
 
 
 def compare_configuration(folder: str, target: Path, model: Model) -> list[str]:
     """What the exported configuration says otherwise than the base's."""
-    ours, base = (_settings(str(each), model) for each in (target, folder))
-    keys = sorted(key for key in ours.keys() | base.keys() if ours.get(key) != base.get(key))
-    return [f"config.json has {key} {ours.get(key)!r}, the base {base.get(key)!r}" for key in keys]
+    exported, base = _settings(str(target), model), _settings(folder, model)
+    keys = sorted(key for key in exported.keys() | base.keys() if exported.get(key) != base.get(key))
+    return [f"config.json has {key} {exported.get(key)!r}, the base {base.get(key)!r}" for key in keys]
 
 
 def _settings(folder: str, model: Model) -> dict[str, Any]:
@@ -123,24 +124,26 @@ def compare_adapter(
 
     The file's dtypes count: they are those that the forward pass of training used.
     """
-    found, expected = Weights(), {stored_name(name): name for name in want}
+    result, expected = Weights(), {stored_name(name): name for name in want}
     for key in sorted(set(stored) ^ set(expected)):
-        found.wrong.append(f"{key} is {'missing from' if key in expected else 'more than was trained, in'} the file")
+        result.wrong.append(f"{key} is {'missing from' if key in expected else 'more than was trained, in'} the file")
     for key in sorted(set(stored) & set(expected)):
         name, value = expected[key], stored[key]
-        found.see(key, math.inf if value.dtype != want[name].dtype else unlike(value, want[name]), 0.0)
+        result.add(key, math.inf if value.dtype != want[name].dtype else unlike(value, want[name]), 0.0)
         if name not in reloaded:
-            found.wrong.append(f"{key} is not loaded by peft")
+            result.wrong.append(f"{key} is not loaded by peft")
         elif unlike(reloaded[name], value):
-            found.wrong.append(f"{key} is not what peft loads")
-    return found
+            result.wrong.append(f"{key} is not what peft loads")
+    return result
 
 
-def compare_scales(have: dict[str, float], want: dict[str, float], found: Weights) -> None:
-    """Compare what peft, once it has loaded an adapter, scales each weight's change by with what the task says."""
+def compare_scales(have: dict[str, float], want: dict[str, float], result: Weights) -> None:
+    """Compare the factor by which peft, once it has loaded an adapter, scales each weight's change (``have``) with the
+    task's (``want``); what differs is added to ``result``.
+    """
     for name in sorted(have.keys() | want.keys()):
         if not math.isclose(have.get(name, 0.0), want.get(name, 0.0), rel_tol=1e-6):
-            found.wrong.append(f"the adapter of {name} is scaled by {have.get(name)}, not by {want.get(name)}")
+            result.wrong.append(f"the adapter of {name} is scaled by {have.get(name)}, not by {want.get(name)}")
 
 
 def stored_name(name: str) -> str:

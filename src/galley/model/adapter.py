@@ -38,7 +38,7 @@ def attach_adapter(base: Any, method: Method, manifest: Manifest) -> Any:
         use_rslora=method.rslora,
         use_dora=method.dora,
         target_modules=modules,
-        exclude_modules="|".join(rf"{re.escape(each)}(\..*)?" for each in towers) or None,
+        exclude_modules="|".join(rf"{re.escape(tower)}(\..*)?" for tower in towers) or None,
         target_parameters=experts or None,
         modules_to_save=list(method.full_modules) or None,
         trainable_token_indices=_added_rows(base, method, manifest.model.added_token_ids),
@@ -67,21 +67,22 @@ def _added_rows(base: Any, method: Method, ids: list[int]) -> dict[str, list[int
 def _ends(base: Any) -> tuple[list[str], bool]:
     """Names of the embedding and the output head, and whether they are one matrix."""
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
-    names = [name for name, module in base.named_modules() if any(module is each for each in ends)]
+    names = [name for name, module in base.named_modules() if any(module is end for end in ends)]
     return names, ends[0].weight is ends[1].weight
 
 
 def fused_experts(base: Any) -> list[str]:
     """Names of parameters that hold one matrix for each expert of a mixture: no linear layer, so easily left out."""
-    found: list[str] = []
+    experts: list[str] = []
     towers = tuple(f"{name}." for name in unused_by_text(base))
     for path, module in base.named_modules():
         if not f"{path}.".startswith(towers) and not isinstance(
             module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d
         ):
             named = module.named_parameters(prefix=path, recurse=False)
-            found += [name for name, each in named if len(getattr(each, "ds_shape", each.shape)) == 3]
-    return found
+            # [experts, out, in]; under ZeRO-3 a parameter's own shape is [0], and ds_shape has the real one
+            experts += [name for name, weight in named if len(getattr(weight, "ds_shape", weight.shape)) == 3]
+    return experts
 
 
 def _targets(base: Any, method: Method) -> tuple[str | list[str], list[str]]:
@@ -91,15 +92,15 @@ def _targets(base: Any, method: Method) -> tuple[str | list[str], list[str]]:
         return _linear(base), []
     if method.targets == EXPERTS:
         return _linear(base), sorted({_ending(name) for name in fused})
-    experts = [each for each in method.targets if any(_ends_in(name, each) for name in fused)]
-    modules = [each for each in method.targets if each not in experts]
+    experts = [ending for ending in method.targets if any(_ends_in(name, ending) for name in fused)]
+    modules = [ending for ending in method.targets if ending not in experts]
     if not fused:  # of a mixture, peft knows older names too
         _check_known("method.targets", modules, (name for name, _ in base.named_modules()))
     return modules, experts
 
 
 def _linear(base: Any) -> str | list[str]:
-    """peft's own word, or the names of the layers where some of those that it stands for are left out."""
+    """``all-linear``, which peft understands, or the names of layers where some that it stands for are left out."""
     wanted, without = all_linear(base)
     if not wanted:
         what = f"a {base.config.model_type} model has no linear layer that peft can adapt"
@@ -140,7 +141,7 @@ def _without(names: list[str], reason: str) -> str:
 
 def experts_without(wrapped: Any) -> list[str]:
     """Endings of experts' weights that got no adapter. (For the families that it knows, peft's all-linear has them.)"""
-    adapted = {each.parameter_name for each in wrapped.modules() if hasattr(each, "parameter_name")}
+    adapted = {module.parameter_name for module in wrapped.modules() if hasattr(module, "parameter_name")}
     names = {_ending(name).replace("base_layer.", "") for name in fused_experts(wrapped)}
     return sorted(name for name in names if name.rpartition(".")[2] not in adapted)
 
@@ -148,7 +149,7 @@ def experts_without(wrapped: Any) -> list[str]:
 def _ending(name: str) -> str:
     """``mlp.experts.down_proj`` of ``model.layers.0.mlp.experts.down_proj``: what is the same in each layer."""
     parts = name.split(".")
-    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[numbers[-1] + 1 :] if numbers else parts)
 
 
@@ -157,7 +158,7 @@ def _ends_in(name: str, ending: str) -> bool:
 
 
 def _any_ending(name: str, endings: Iterable[str]) -> bool:
-    return any(_ends_in(name, each) for each in endings)
+    return any(_ends_in(name, ending) for ending in endings)
 
 
 def _check_known(where: str, endings: Iterable[str], names: Iterable[str]) -> None:
@@ -168,9 +169,9 @@ def _check_known(where: str, endings: Iterable[str], names: Iterable[str]) -> No
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    leaves = {each.rpartition(".")[2] for each in known} if "." not in word else set(known)
-    found = difflib.get_close_matches(word, sorted(leaves), n=1, cutoff=0.0)
-    return f"did you mean {found[0]!r}?" if found else "leave it out"
+    leaves = {name.rpartition(".")[2] for name in known} if "." not in word else set(known)
+    nearest = difflib.get_close_matches(word, sorted(leaves), n=1, cutoff=0.0)
+    return f"did you mean {nearest[0]!r}?" if nearest else "leave it out"
 
 
 def _check_full(base: Any, method: Method) -> None:
@@ -182,7 +183,8 @@ def _check_full(base: Any, method: Method) -> None:
             what = f"{ending!r} is tied: embedding and output head are one matrix, of which peft would train two copies"
             raise UserError("method.full_modules", what, "leave it out, or use method.kind=full with method.freeze")
         for name in (name for name in modules if _ends_in(name, ending)):
-            if any(hasattr(each, "quant_state") or each.dtype == torch.int8 for each in modules[name].parameters()):
+            weights = modules[name].parameters()
+            if any(hasattr(weight, "quant_state") or weight.dtype == torch.int8 for weight in weights):
                 what = f"{ending!r} has quantised weights, which cannot be trained"
                 raise UserError("method.full_modules", what, "leave it out, or use method.kind=lora")
 
@@ -190,15 +192,15 @@ def _check_full(base: Any, method: Method) -> None:
 def freeze(model: Any, patterns: list[str]) -> None:
     """Keep the weights that match any glob pattern over parameter names (a tied weight's second name too) as they are.
 
-    Raises ``UserError`` for a pattern that matches nothing, and where nothing is left to learn.
+    Raises ``UserError`` for a pattern that matches nothing, and where nothing is left to train.
     """
     named = list(model.named_parameters(remove_duplicate=False))
     for pattern in patterns:
-        hit = [each for name, each in named if fnmatchcase(name, pattern)]
-        if not hit:
+        matched = [weight for name, weight in named if fnmatchcase(name, pattern)]
+        if not matched:
             todo = _nearest(pattern, [name for name, _ in named]).replace("did you mean", "the nearest weight is")
             raise UserError("method.freeze", f"{pattern!r} matches no weight", todo.rstrip("?"))
-        for parameter in hit:
+        for parameter in matched:
             parameter.requires_grad_(False)
-    if patterns and not any(each.requires_grad for _, each in named):
+    if patterns and not any(weight.requires_grad for _, weight in named):
         raise UserError("method.freeze", f"{patterns} leaves nothing to train", "freeze less")

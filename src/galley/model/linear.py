@@ -40,7 +40,7 @@ def _why_not(model: Any, name: str, module: Any, towers: list[str]) -> str | Non
     if any(name == tower or name.startswith(f"{tower}.") for tower in towers):
         return _TOWER
     parent = model.get_submodule(name.rpartition(".")[0])
-    if name.rpartition(".")[2] in _KERNELS and all(hasattr(parent, each) for each in _STATE):
+    if name.rpartition(".")[2] in _KERNELS and all(hasattr(parent, state) for state in _STATE):
         return _MAMBA
     own = type(module).forward not in (torch.nn.Linear.forward, Conv1D.forward)
     quantised = type(module).__module__.startswith("bitsandbytes")
@@ -49,10 +49,11 @@ def _why_not(model: Any, name: str, module: Any, towers: list[str]) -> str | Non
 
 def _is_linear(module: Any) -> bool:
     """Whether a subclass with a forward pass of its own turns [1, 3, in] into [1, 3, out]; tried on the meta device."""
-    twin = copy.copy(module)
-    twin._parameters = {key: each if each is None else _empty(each) for key, each in module._parameters.items()}
+    stand_in = copy.copy(module)  # shallow: shares everything with the layer but its parameters
+    parameters = module._parameters.items()
+    stand_in._parameters = {key: None if weight is None else _empty(weight) for key, weight in parameters}
     try:
-        out = type(module).forward(twin, torch.empty(1, 3, module.in_features, device="meta"))
+        out = type(module).forward(stand_in, torch.empty(1, 3, module.in_features, device="meta"))
     except Exception:  # modelling code may raise anything
         return False
     return isinstance(out, torch.Tensor) and list(out.shape) == [1, 3, module.out_features]

@@ -1,4 +1,4 @@
-"""What transformers would make of a folder's weights, found out from their headers: names and shapes alone are read.
+"""What transformers would make of a folder's weights, told by their headers: only names and shapes are read.
 
 The model and every tensor are on torch's meta device, and transformers loads the ones into the other with its own
 renamings and conversions. What its report calls missing would be random numbers, trained in silence.
@@ -111,7 +111,7 @@ def _read_config(folder: Path, trust: bool) -> tuple[Any, Any]:
 def load_dry(config: Any, kind: Any, headers: dict[str, Header]) -> Report:
     """transformers' report of loading tensors with ``headers``, without the tensors, into a model of class ``kind``."""
     with torch.device("meta"), no_init_weights(), _quiet() as lines:
-        tensors = {name: torch.empty(each["shape"], dtype=TYPES[each["dtype"]]) for name, each in headers.items()}
+        tensors = {name: torch.empty(head["shape"], dtype=TYPES[head["dtype"]]) for name, head in headers.items()}
         how: dict[str, Any] = {"device_map": {"": "meta"}, "dtype": "auto", "ignore_mismatched_sizes": True}
         try:
             model, info = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True, **how)
@@ -152,10 +152,10 @@ def shorten(names: list[str], shown: int = SHOWN) -> str:
 
 
 def _check_types(folder: Path, headers: dict[str, Header]) -> None:
-    for name, each in headers.items():
-        packed = each["dtype"] in ("I8", "U8") and name.endswith("weight") and len(each["shape"]) > 1
-        if packed or each["dtype"] not in TYPES:
-            what = f"'{folder}' is already quantised: {name} is stored as {each['dtype']}"
+    for name, header in headers.items():
+        packed = header["dtype"] in ("I8", "U8") and name.endswith("weight") and len(header["shape"]) > 1
+        if packed or header["dtype"] not in TYPES:
+            what = f"'{folder}' is already quantised: {name} is stored as {header['dtype']}"
             todo = "take the unquantised model (method.kind=qlora quantises it itself)"
             raise UserError("model.path", what, todo)
 
@@ -198,10 +198,10 @@ def _check_missing(folder: Path, report: Report) -> None:
 def _prefix(report: Report) -> str | None:
     """What every name in the files begins with, where the names are the model's beside that."""
     for name in report.missing:
-        longer = next((each for each in report.unexpected if each.endswith(f".{name}")), None)
+        longer = next((stored for stored in report.unexpected if stored.endswith(f".{name}")), None)
         if longer:
             prefix = longer.removesuffix(name)
-            return prefix if all(f"{prefix}{each}" in report.unexpected for each in report.missing) else None
+            return prefix if all(f"{prefix}{other}" in report.unexpected for other in report.missing) else None
     return None
 
 
@@ -237,14 +237,15 @@ def sources(model: Any, names: Iterable[str]) -> dict[str, str]:
     rules, known = get_model_conversion_mapping(model), model.state_dict()
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    found = {}
+    filled = {}
     for name in names:
+        # As transformers renames it; converted: the converter that would join it with others, or split it.
         key, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
         if key not in known and name in known:
             key, converted = name, None
         if key in known and converted is None:
-            found[key] = name
-    return found
+            filled[key] = name
+    return filled
 
 
 def _equal(headers: dict[str, Header], one: str, other: str) -> bool:
@@ -252,7 +253,7 @@ def _equal(headers: dict[str, Header], one: str, other: str) -> bool:
     for name in (one, other):
         with safe_open(headers[name]["path"], "pt") as file:
             pair.append(file.get_tensor(name))
-    coarser = min((each.dtype for each in pair), key=lambda dtype: dtype.itemsize)  # as both are when they are loaded
+    coarser = min((tensor.dtype for tensor in pair), key=lambda dtype: dtype.itemsize)  # as both are once loaded
     return pair[0].shape == pair[1].shape and bool(torch.equal(pair[0].to(coarser), pair[1].to(coarser)))
 
 

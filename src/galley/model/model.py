@@ -1,4 +1,4 @@
-"""The model that learns: loaded or built sharded, quantised, with its adapter, ready for the engine."""
+"""The model that is trained: loaded or built sharded, quantised, with its adapter, ready for the engine."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def load_plain(folder: str, model: Model, dtype: torch.dtype, device: str = "cpu
 def _whole(folder: str, **how: Any) -> Any:
     """What ``from_pretrained`` gives. Raises ``UserError`` where it made up weights that the files lack."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=how["trust_remote_code"])
+    # transformers initialises what the files lack, and only logs it.
     loaded, info = auto_class(config).from_pretrained(folder, output_loading_info=True, **how)
     refuse_missing(folder, info)
     return loaded
@@ -100,6 +101,8 @@ def _load_sharded(folder: str, spec: RunSpec) -> Any:
     if stored_as_named(folder, model):
         return zero3_load.load(folder, build, spec.placement.deepspeed)
     # transformers converts such weights as it loads (experts, mostly), on rank 0, which needs them all in memory.
+    # from_pretrained asks a weak reference whether ZeRO-3 is on (transformers.integrations.deepspeed), so that the
+    # object must live exactly as long as the call.
     with_zero3 = HfDeepSpeedConfig(spec.placement.deepspeed)
     loaded = _whole(folder, **how)
     del with_zero3
@@ -113,6 +116,7 @@ def parameter_names(folder: str, model: Model) -> dict[str, str]:
     with torch.device("meta"):
         empty = auto_class(config).from_config(config, trust_remote_code=model.trust_remote_code)
     empty.tie_weights()
+    # Tied parameters are one tensor: named_parameters() gives it once, under the first of its names.
     first: dict[int, str] = {}
     named = empty.named_parameters(remove_duplicate=False)
     return {name: first.setdefault(id(parameter), name) for name, parameter in named}
@@ -133,8 +137,8 @@ def _with_adapter(model: Any, spec: RunSpec, manifest: Manifest) -> Any:
     wrapped = begun_adapter(model, spec, manifest, RunDir(Path(spec.placement.paths.run)))
     for line in lines + missed(model, spec.task.method):
         print(line)
-    if left := experts_without(wrapped):
-        print(f"no adapter on the experts' {', '.join(left)}: method.targets=all-linear+experts gives them one")
+    if experts := experts_without(wrapped):
+        print(f"no adapter on the experts' {', '.join(experts)}: method.targets=all-linear+experts gives them one")
     return wrapped
 
 
@@ -155,7 +159,7 @@ def begin_adapter(spec: RunSpec, manifest: Manifest, path: Path) -> None:
 
 def _set_precision(model: Any, spec: RunSpec) -> None:
     """Hold what is trained in fp32 where DeepSpeed keeps no fp32 copy of its own (ZeRO-0 computes under autocast)."""
-    keeps_master = spec.placement.zero_stage > 0
+    keeps_master = spec.placement.zero_stage > 0  # ZeRO-1 to 3 step fp32 copies, and round them into these weights
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(DTYPES[spec.task.model.dtype] if keeps_master else torch.float32)
@@ -176,7 +180,9 @@ def load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
 
 
 def _attends_by_document(spec: RunSpec, manifest: Manifest) -> bool:
-    """Where that is quicker: on a CPU, and on a GPU where torch's kernel was asked for."""
+    """Whether attention is computed document by document: on a CPU, where that is quicker than a dense mask, and on a
+    GPU where torch's kernel was asked for (``varlen``). Raises ``UserError`` where that would compute something else.
+    """
     asked = spec.task.model.attention == "varlen"
     if asked and manifest.packed and not manifest.model.attends_by_document:
         what = f"varlen is not what {manifest.model.source!r} computes, as a tiny copy of it shows"
@@ -204,7 +210,7 @@ def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
     if task.method.kind != "full":
         model = _with_adapter(model, spec, manifest)
     freeze(model, task.method.freeze)
-    if not (task.method.kind == "full" and placement.zero_stage == 3):
+    if not (task.method.kind == "full" and placement.zero_stage == 3):  # sharded already, in the dtype of the config
         _set_precision(model, spec)
     setattr(model, neftune.ALPHA, task.method.neftune)
     if placement.compile:
@@ -217,6 +223,7 @@ def _checkpoint_activations(model: Any) -> None:
     if not model.supports_gradient_checkpointing:
         what = f"transformers has no activation checkpointing for a {model.config.model_type} model"
         raise UserError("activation_checkpointing", what, "use activation_checkpointing=false")
+    # The re-entrant kind needs an input that requires a gradient, which frozen embeddings under an adapter do not give.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
@@ -228,5 +235,5 @@ def compile_layers(model: Any) -> None:
 
 
 def trained(model: Any) -> dict[str, torch.nn.Parameter]:
-    """Name to parameter, of everything that learns, in the model's own order."""
-    return {name: each for name, each in model.named_parameters() if each.requires_grad}
+    """Name to parameter, of everything that is trained, in the model's own order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

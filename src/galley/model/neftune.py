@@ -35,7 +35,7 @@ def noise(model: Any, batch: Batch) -> Iterator[None]:
     if not alpha or not inner.training:
         yield
         return
-    sizes = document_sizes(batch).unsqueeze(-1)
+    sizes = document_sizes(batch).unsqueeze(-1)  # [samples, length, 1], beside embeddings [samples, length, hidden]
 
     def add(_: torch.nn.Module, __: tuple[torch.Tensor, ...], embedded: torch.Tensor) -> torch.Tensor:
         drawn = torch.empty_like(embedded, dtype=torch.float32).uniform_(-1, 1)

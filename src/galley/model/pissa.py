@@ -46,6 +46,8 @@ def make(wrapped: Any, seed: int, path: Path) -> None:
     for name, layer in adapted(wrapped):
         weight, rank = layer.get_base_layer().weight.float(), layer.r[_ADAPTER]
         columns = min(rank + _MORE, *weight.shape)
+        # W [out, in] ~ left [out, q] · diag(values [q]) · right [in, q]ᵀ. The adapter adds scaling · B A, of
+        # A [rank, in] and B [out, rank]: each gets the root of value / scaling, so that this is W's first `rank` parts.
         left, values, right = torch.svd_lowrank(weight, q=columns, niter=_ROUNDS)
         root = (values[:rank] / layer.scaling[_ADAPTER]).sqrt()
         down, up = root[:, None] * right[:, :rank].T, left[:, :rank] * root
@@ -78,16 +80,20 @@ def apply(wrapped: Any, path: Path, dtype: torch.dtype) -> None:
 
 def doubled(tensors: dict[str, torch.Tensor], path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """What :func:`as_lora` makes of an adapter's tensors (by their names in the trained model)."""
-    began = load_file(path)
-    found = dict(tensors)
-    for key, value in began.items():
+    joined = dict(tensors)
+    for key, value in load_file(path).items():
         name, _, which = key.rpartition(".")
-        place, first = f"{name}.lora_{which}.{_ADAPTER}.weight", value.to(dtype)
-        last = tensors[place]
-        found[place] = torch.cat(
-            [last, first.to(last.dtype) if which == "A" else -first.to(last.dtype)], int(which == "B")
-        )
-    return found
+        parameter = f"{name}.lora_{which}.{_ADAPTER}.weight"
+        joined[parameter] = _joined(which, tensors[parameter], value.to(dtype))
+    return joined
+
+
+def _joined(which: str, last: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """A or B (``which``) of an adapter of twice the rank: [A last; A first] and [B last, -B first], whose product is
+    B A after training less B A before it, which is what training changed.
+    """
+    first = first.to(last.dtype)
+    return torch.cat([last, first], 0) if which == "A" else torch.cat([last, -first], 1)
 
 
 def as_lora(folder: Path, path: Path, method: Method, dtype: torch.dtype) -> None:
@@ -96,10 +102,10 @@ def as_lora(folder: Path, path: Path, method: Method, dtype: torch.dtype) -> Non
     tensors, began = load_file(weights), load_file(path)
     for key, value in began.items():
         name, _, which = key.rpartition(".")
-        ours = f"{name}.lora_{which}.weight"
-        first = value.to(dtype).to(tensors[ours].dtype)
-        tensors[ours] = torch.cat([tensors[ours], first if which == "A" else -first], dim=0 if which == "A" else 1)
+        parameter = f"{name}.lora_{which}.weight"  # as peft names it in a file
+        tensors[parameter] = _joined(which, tensors[parameter], value.to(dtype))
     save_file(tensors, weights, metadata={"format": "pt"})
     facts = json.loads(config.read_text(encoding="utf-8"))
+    # The scaling must stay alpha / r (rsLoRA: alpha / sqrt(r)) as r doubles.
     facts |= {"r": 2 * method.rank, "lora_alpha": method.alpha * (math.sqrt(2) if method.rslora else 2)}
     config.write_text(json.dumps(facts, indent=2, sort_keys=True), encoding="utf-8")

@@ -39,10 +39,12 @@ def share(model: Any) -> Share:
     for name, module in model.named_modules():
         if (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, skipped):
             quantised += module.weight.numel()
-            transposed += [name] * isinstance(module, Conv1D)
+            if isinstance(module, Conv1D):
+                transposed.append(name)
     names = fused_experts(model)
     experts = sum(model.get_parameter(name).numel() for name in names)
-    return Share(quantised, sum(each.numel() for each in model.parameters()), experts, names, transposed)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return Share(quantised, total, experts, names, transposed)
 
 
 def check_quantisation(kind: str, model: Any) -> float | None:
@@ -53,20 +55,18 @@ def check_quantisation(kind: str, model: Any) -> float | None:
     """
     if kind not in BITS:
         return None
-    found, name = share(model), model.config.model_type
-    if found.transposed:
-        what = (
-            f"the layers of a {name} model are Conv1D ({shorten(found.transposed)}), which cannot be exported quantised"
-        )
+    counts, name = share(model), model.config.model_type
+    if counts.transposed:
+        layers = shorten(counts.transposed)
+        what = f"the layers of a {name} model are Conv1D ({layers}), which cannot be exported quantised"
         raise UserError("method.kind", what, "use method.kind=lora")
-    if not found.quantised:
+    if not counts.quantised:
         what = f"nothing of a {name} model would be quantised: it has no plain linear layers"
         raise UserError("method.kind", what, "use method.kind=lora")
-    part = found.quantised / found.total
-    print(f"model: {part:.1%} of its {found.total / 1e6:,.1f}M weights are in {BITS[kind]}", flush=True)
-    if found.experts:
-        whole = (
-            f"{found.experts / found.total:.1%} of the weights, its experts ({shorten(found.names)}), are not quantised"
-        )
+    part = counts.quantised / counts.total
+    print(f"model: {part:.1%} of its {counts.total / 1e6:,.1f}M weights are in {BITS[kind]}", flush=True)
+    if counts.experts:
+        share_of_experts = f"{counts.experts / counts.total:.1%} of the weights"
+        whole = f"{share_of_experts}, its experts ({shorten(counts.names)}), are not quantised"
         print(f"warning: method.kind: {whole}: they take two bytes each (four in fp32)", flush=True)
     return part

@@ -30,7 +30,7 @@ def unused_by_text(model: Any) -> list[str]:
         return []
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     used = {id(module) for module in [text, *ends] if module is not None}
-    found: list[str] = []
+    unused: list[str] = []
 
     def descend(path: str, module: torch.nn.Module) -> None:
         for key, child in module.named_children():
@@ -40,10 +40,10 @@ def unused_by_text(model: Any) -> list[str]:
             if any(id(part) in used for part in child.modules()):
                 descend(name, child)
             elif any(True for _ in child.parameters()):
-                found.append(name)
+                unused.append(name)
 
     descend("", model)
-    return found
+    return unused
 
 
 def _text_model(model: Any) -> Any:
@@ -64,8 +64,8 @@ def _text_model(model: Any) -> Any:
 def freeze_unused(model: Any) -> str | None:
     """Freeze what text does not pass through, which weight decay would shrink; returns what that is, for the log."""
     names = unused_by_text(model)
-    parameters = [each for name in names for each in model.get_submodule(name).parameters()]
+    parameters = [weight for name in names for weight in model.get_submodule(name).parameters()]
     for parameter in parameters:
         parameter.requires_grad_(False)
-    count = sum(math.prod(getattr(each, "ds_shape", each.shape)) for each in parameters)
+    count = sum(math.prod(getattr(weight, "ds_shape", weight.shape)) for weight in parameters)
     return f"{count / 1e6:.1f}M parameters of {', '.join(names)}" if names else None

@@ -29,6 +29,7 @@ def load(folder: str, build: Callable[[], Any], config: dict[str, Any]) -> Any:
     partitioned._zero_init_param = partial(_partition_empty, partitioned)
     with no_init_weights(), partitioned:
         model = build()
+    # Tying replaces one parameter by the other; zero.Init partitioned both, and the one that is left is filled.
     model.tie_weights()
     _fill(model, weight_files(folder))
     restore_buffers(model, folder, build)
@@ -36,7 +37,9 @@ def load(folder: str, build: Callable[[], Any], config: dict[str, Any]) -> Any:
 
 
 def _partition_empty(partitioned: Any, parameter: Any) -> None:
-    """What zero.Init does with a new parameter, without sending rank 0's (uninitialised) copy of it to all others."""
+    """What zero.Init does with a new parameter, but for one thing: it would broadcast rank 0's copy to all others
+    (``_zero_init_param`` in runtime/zero/partition_parameters.py), and these copies are not initialised yet.
+    """
     partitioned._convert_to_deepspeed_param(parameter)
     parameter.partition()
 
@@ -47,6 +50,8 @@ def restore_buffers(model: Any, folder: str, build: Callable[[], Any]) -> None:
     ``zero.Init`` rounds every floating tensor made under it to bf16 or fp16, rotary frequencies among them: at
     position 4,000 that turns angles by whole radians, in silence.
     """
+    # A second model of the same class, outside zero.Init: its parameters are on the meta device and take no memory, its
+    # buffers are computed as without ZeRO.
     with no_init_weights(), init_empty_weights(include_buffers=False):
         exact = build()
     files = weight_files(folder)
@@ -63,6 +68,10 @@ def restore_buffers(model: Any, folder: str, build: Callable[[], Any]) -> None:
 
 
 def _fill(model: Any, files: dict[str, Path]) -> None:
+    """Copy this rank's partition of every parameter out of the files, opening each of them once.
+
+    safetensors maps a file: of a tensor that is read, only the pages of this rank's slice need to come from the disk.
+    """
     by_file: dict[Path, list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         by_file.setdefault(files[name], []).append((name, parameter))
@@ -73,16 +82,19 @@ def _fill(model: Any, files: dict[str, Path]) -> None:
 
 
 def partition_start(parameter: Any) -> int:
-    """Where this rank's partition of a ZeRO-3 parameter starts in the flattened parameter."""
+    """Where this rank's partition of a ZeRO-3 parameter starts in the flattened parameter.
+
+    Partitions are equal, ceil(elements / ranks) each; the last ones may reach beyond the parameter, or lie there whole.
+    """
     rank = torch.distributed.get_rank(parameter.ds_process_group)
     return int(rank * parameter.ds_tensor.ds_numel)
 
 
 def subtract(parameter: Any, whole: torch.Tensor) -> None:
     """Subtract this rank's slice of ``whole`` (fp32, the parameter's shape) from its partition, rounding once."""
-    start, mine = partition_start(parameter), parameter.ds_tensor.data
-    part = whole.reshape(-1)[start : start + mine.numel()].to(mine.device)
-    mine[: part.numel()].copy_(mine[: part.numel()].float() - part)
+    start, partition = partition_start(parameter), parameter.ds_tensor.data
+    part = whole.reshape(-1)[start : start + partition.numel()].to(partition.device)  # shorter where padding begins
+    partition[: part.numel()].copy_(partition[: part.numel()].float() - part)
     parameter.ds_secondary_tensor = None
 
 
@@ -92,6 +104,6 @@ def copy_partition(parameter: Any, whole: torch.Tensor) -> None:
     The second copy that ZeRO++ hpZ keeps inside each node is stale then; DeepSpeed makes it anew where there is none.
     """
     start = partition_start(parameter)
-    mine = whole.reshape(-1)[start : start + parameter.ds_tensor.ds_numel]
-    parameter.ds_tensor.data[: mine.numel()].copy_(mine)
+    part = whole.reshape(-1)[start : start + parameter.ds_tensor.ds_numel]
+    parameter.ds_tensor.data[: part.numel()].copy_(part)
     parameter.ds_secondary_tensor = None

@@ -23,7 +23,7 @@ from galley.prepare.tokens import Tokens
 from galley.storage import sums
 from galley.storage.cache import digest, entry
 
-# Raise it when the same inputs give other arrays, so that no run takes what an older Galley made.
+# Raise it when the same inputs give other arrays, so that no run takes what an older Galley prepared.
 CODE_VERSION = 2
 FACTS = "facts.json"
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy")

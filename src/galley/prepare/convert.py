@@ -90,9 +90,10 @@ def _grow(source: Path, folder: Path, rows: int, trust: bool) -> None:
     before = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(rows, pad_to_multiple_of=MULTIPLE, mean_resizing=False)
     modules = [model.get_input_embeddings(), model.get_output_embeddings()]
-    parameters = [each for module in modules if module is not None for each in module.parameters()]
+    parameters = [weight for module in modules if module is not None for weight in module.parameters()]
     with torch.no_grad():
-        for parameter in {id(each): each for each in parameters}.values():  # tied weights are one
+        for parameter in {id(weight): weight for weight in parameters}.values():  # tied weights are one
+            # [rows, hidden]: a mean over millions of bf16 numbers needs a wider type to be a mean.
             parameter[before:] = parameter[:before].double().mean(dim=0).to(parameter.dtype)
     save_model(model, folder)
     if (source / FILE).exists():

@@ -28,7 +28,9 @@ def _hashes(documents: Documents, rows: I64) -> I64:
 
 
 def counts(documents: Documents) -> dict[str, Any]:
-    """What :func:`warnings` tells of one file or data set; as JSON, for the same rows may come by another name."""
+    """What :func:`warnings` needs of one file or data set. It is kept with the arrays, and the words are put together
+    when a run uses them: another run may have the same rows under another name.
+    """
     masked = documents.masked
     return {
         "notes": dict(documents.notes),
@@ -39,18 +41,18 @@ def counts(documents: Documents) -> dict[str, Any]:
 
 
 def warnings(
-    sources: list[SourceFacts], found: Mapping[str, Mapping[str, Any]], held_out: SplitFacts | None
+    sources: list[SourceFacts], counted: Mapping[str, Mapping[str, Any]], held_out: SplitFacts | None
 ) -> list[str]:
-    """One line for each doubt about the data; ``found``: the :func:`counts` of each source."""
+    """One line for each doubt about the data; ``counted``: the :func:`counts` of each source."""
     paths = {source.what: source for source in sources}
     lines = []
-    for use, of_it in found.items():
+    for use, tally in counted.items():
         name = next((Path(source.path).name for source in sources if source.what == use), use)
-        lines += [f"{name}: {count:,} {what}" for what, count in [*of_it["notes"].items()][:MOST_NOTES]]
-        if (more := len(of_it["notes"]) - MOST_NOTES) > 0:
+        lines += [f"{name}: {count:,} {what}" for what, count in [*tally["notes"].items()][:MOST_NOTES]]
+        if (more := len(tally["notes"]) - MOST_NOTES) > 0:
             lines.append(f"{name}: and {more:,} more kinds of such notes")
-        if of_it["masked_rows"] and of_it["masked_rows"] >= MASKED_SHARE * of_it["rows"]:
-            lines.append(_masked(name, of_it))
+        if tally["masked_rows"] and tally["masked_rows"] >= MASKED_SHARE * tally["rows"]:
+            lines.append(_masked(name, tally))
     data, other = paths.get("data"), paths.get("held_out")
     if data and other and data.sha256 == other.sha256:
         same = Path(data.path).resolve() == Path(other.path).resolve()
@@ -63,10 +65,10 @@ def warnings(
     return lines
 
 
-def _masked(name: str, of_it: Mapping[str, Any]) -> str:
+def _masked(name: str, tally: Mapping[str, Any]) -> str:
     """Where a large share of the rows has answers that cannot be trained on."""
     return (
-        f"{name}: {of_it['masked']:,} answers in {of_it['masked_rows']:,} of {of_it['rows']:,} rows are not trained "
+        f"{name}: {tally['masked']:,} answers in {tally['masked_rows']:,} of {tally['rows']:,} rows are not trained "
         "on, for the chat template writes them otherwise once the conversation goes on; end rows with such an answer, "
         "or use a model.chat_template with {% generation %} marks"
     )

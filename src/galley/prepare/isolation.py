@@ -1,4 +1,4 @@
-"""Whether an architecture keeps packed documents apart: tried on a shrunken twin with random weights, not believed.
+"""Whether an architecture keeps packed documents apart: tried on a tiny stand-in with random weights, not believed.
 
 Packed documents are told apart by their position ids only, which restart at 0. transformers' attention masks honour
 that; a recurrence or a convolution over the sequence may not (state of one document flows into the next), and then
@@ -68,7 +68,9 @@ def attends_by_document(folder: Path, model: Model, cache: Path) -> bool:
 
 def _remembered(config: Any, attention: str, packed: str, trust: bool, cache: Path) -> dict[str, Any]:
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
-    asked = [VERSION, versions, attention, repr(config)] + [packed] * (packed != attention)
+    asked: list[Any] = [VERSION, versions, attention, repr(config)]
+    if packed != attention:
+        asked.append(packed)
     note = cache / "isolation" / f"{digest(asked)}.json"
     known = read_json(note)
     if known is None:
@@ -80,7 +82,7 @@ def _remembered(config: Any, attention: str, packed: str, trust: bool, cache: Pa
 
 
 def _verdict(config: Any, attention: str, packed: str, trust: bool) -> dict[str, Any]:
-    """``{error, reason}`` of the narrow twin, or of a wide one where an architecture cannot be made narrow."""
+    """``{error, reason}`` of a narrow stand-in, or of a wide one where an architecture cannot be made narrow."""
     from galley.model.towers import sees
 
     if sees(config.model_type) and getattr(config.get_text_config(decoder=True), "is_encoder_decoder", False):
@@ -137,7 +139,7 @@ def shrink(config: Any, narrow: bool = True) -> Any:
     if own:
         text.per_layer_config = {layer: values for layer, values in own.items() if layer < keep}
     _shrink_towers(small)
-    for part in {id(each): each for each in (small, text)}.values():
+    for part in {id(part): part for part in (small, text)}.values():  # one, where the text model is all
         part.vocab_size = VOCABULARY
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             _unset(part, name)
@@ -178,14 +180,14 @@ def layers_needed(text: Any, own: dict[int, dict[str, Any]] | None = None) -> in
     """How many of the first layers show every kind that the configuration lists; at least 2."""
     layers = int(text.num_hidden_layers)
     lists = {name: getattr(text, name, None) for name in {*vars(text), "layer_types", "layers_block_type"}}
-    found = [
-        list(map(repr, each))
-        for name, each in lists.items()
-        if isinstance(each, list) and len(each) == layers and not _names_layers(name, each)
+    per_layer = [
+        list(map(repr, values))
+        for name, values in lists.items()
+        if isinstance(values, list) and len(values) == layers and not _names_layers(name, values)
     ]
     if own:
-        found.append([repr(own.get(layer)) for layer in range(layers)])
-    kinds = list(zip(*found, strict=True))
+        per_layer.append([repr(own.get(layer)) for layer in range(layers)])
+    kinds = list(zip(*per_layer, strict=True))  # of each layer, its entry in every list
     if not kinds:
         return min(layers, 4)
     whole = set(kinds)
@@ -195,7 +197,7 @@ def layers_needed(text: Any, own: dict[int, dict[str, Any]] | None = None) -> in
 
 def _names_layers(name: str, value: list[Any]) -> bool:
     """Whether a list holds layer numbers (``full_attn_idxs``), not one entry a layer."""
-    numbers = all(type(each) is int for each in value) and len(set(value)) == len(value)
+    numbers = all(type(item) is int for item in value) and len(set(value)) == len(value)
     return numbers and ("idx" in name or "layer" in name)
 
 
@@ -243,7 +245,7 @@ def measure(config: Any, attention: str, trust: bool, together: str | None = Non
         positions = [torch.arange(length)[None] for length in LENGTHS]
         apart = [_logits(model, *pair) for pair in zip(documents, positions, strict=True)]
         # Two rows, with the boundary in two places, as a micro-batch of packed samples has it.
-        both = [_both_orders(each) for each in (documents, positions)]
+        both = [_both_orders(pair) for pair in (documents, positions)]
         packed = _logits(model, *both) if together in (None, attention) else _by_document(model, together, *both)
     alone = _both_orders(apart)
     difference = (packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-12)
@@ -266,7 +268,7 @@ def _check_causal(model: Any) -> None:
     others = tokens.clone()
     others[0, -1] = (tokens[0, -1] + 1) % VOCABULARY
     positions = torch.arange(LENGTHS[0])[None]
-    one, other = (_logits(model, each, positions)[0, :-1] for each in (tokens, others))
+    one, other = (_logits(model, ids, positions)[0, :-1] for ids in (tokens, others))
     if float((one - other).norm() / one.norm().clamp_min(1e-12)) > TOLERANCE:
         raise LooksAhead
 
@@ -284,6 +286,7 @@ def _by_document(model: Any, attention: str, tokens: Any, positions: Any) -> Any
 def _both_orders(pieces: list[Any]) -> Any:
     import torch
 
+    # Of pieces [1, 23, …] and [1, 31, …]: [2, 54, …], first and second in the one row, second and first in the other.
     return torch.cat([torch.cat(pieces, 1), torch.cat(pieces[::-1], 1)])
 
 

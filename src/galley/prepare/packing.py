@@ -12,6 +12,7 @@ from galley.data.columns import I64
 from galley.data.seeding import random_order, random_ranks
 
 SPLIT, DOCUMENTS, SAMPLES = 1, 2, 3
+"""What is drawn with the seed, so that the draws differ (``data.seeding`` has the next number)."""
 
 
 def pick_held_out(count: int, share: float, seed: int, kept: I64) -> tuple[I64, I64]:
@@ -33,27 +34,34 @@ def pack(lengths: I64, capacity: int, seed: int) -> list[list[int]]:
     """Put documents into samples of at most ``capacity`` tokens, best fit decreasing; every document once, none cut.
 
     ``lengths`` are tokens, [documents], each 1 … capacity. Documents of one length come in the seed's order, and so
-    do the finished samples. Takes about a microsecond a document: which remaining capacities exist is one big
-    integer, whose lowest set bit from ``length`` on is the best fit.
+    do the finished samples. Takes about a microsecond a document.
+
+    Samples that still have room are kept by how much they have, and the rooms that occur are the set bits of one big
+    integer, so that the best fit (the least room that is enough) is its lowest set bit from ``length`` on. With
+    capacity 10 and lengths 7, 6, 3, 2: the 7 opens a sample with room 3, the 6 one with room 4; ``rooms`` is 0b11000.
+    For the 3, ``rooms >> 3`` is 0b11, lowest bit 0: room 3, which it fills; ``rooms`` is 0b10000. For the 2,
+    ``rooms >> 2`` is 0b100, lowest bit 2: room 4, of which 2 is left.
     """
-    order = random_ranks(len(lengths), seed, DOCUMENTS)
+    ranks = random_ranks(len(lengths), seed, DOCUMENTS)
     samples: list[list[int]] = []
-    waiting: list[list[int]] = [[] for _ in range(capacity + 1)]
-    present = 0
-    for document in np.lexsort((order, -lengths)).tolist():
+    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room in tokens to the samples that have it
+    rooms = 0  # bit r is set where by_room[r] is not empty
+    for document in np.lexsort((ranks, -lengths)).tolist():  # the longest first; of equals, by the seed
         length = int(lengths[document])
-        fitting = present >> length
-        room = length + (fitting & -fitting).bit_length() - 1 if fitting else capacity
-        if fitting:
-            sample = waiting[room].pop()
-            present ^= 0 if waiting[room] else 1 << room
+        enough = rooms >> length
+        if enough:
+            lowest = (enough & -enough).bit_length() - 1  # in two's complement x & -x keeps the lowest set bit
+            room = length + lowest
+            sample = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
             samples[sample].append(document)
         else:
-            sample = len(samples)
+            room, sample = capacity, len(samples)
             samples.append([document])
         if room > length:
-            waiting[room - length].append(sample)
-            present |= 1 << (room - length)
+            by_room[room - length].append(sample)
+            rooms |= 1 << (room - length)
     return shuffle(samples, seed)
 
 

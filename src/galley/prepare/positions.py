@@ -1,4 +1,4 @@
-"""How long a sample may be: an architecture that learns a vector for each position has so many and no more."""
+"""How long a sample may be: an architecture with a table of vectors for positions has no more positions than rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def longest(model: Any) -> tuple[int, str] | None:
     ``model`` may be on the meta device.
     """
     towers = tuple(f"{name}." for name in unused_by_text(model))
-    found = [each for each in (*_learned(model), *_precomputed(model)) if not each[1].startswith(towers)]
+    tables = [table for table in (*_learned(model), *_precomputed(model)) if not table[1].startswith(towers)]
     setting = _SETTINGS.get(model.config.model_type)
     if setting:
-        found.append((int(getattr(model.config, setting)), f"{setting} in config.json"))
-    return min(found) if found else None
+        tables.append((int(getattr(model.config, setting)), f"{setting} in config.json"))
+    return min(tables) if tables else None
 
 
 def _learned(model: Any) -> list[tuple[int, str]]:
@@ -51,7 +51,8 @@ def _precomputed(model: Any) -> list[tuple[int, str]]:
 
 def check_positions(model: Any, max_length: int) -> None:
     """Raise :class:`UserError` where ``model`` has fewer positions than a sample of ``max_length`` tokens."""
-    found = longest(model)
-    if found and max_length > found[0]:
-        what = f"{max_length} is more than the {found[0]} positions that the model has ({found[1]})"
-        raise UserError("data.max_length", what, f"use data.max_length={found[0]} or less")
+    limit = longest(model)
+    if limit and max_length > limit[0]:
+        positions, table = limit
+        what = f"{max_length} is more than the {positions} positions that the model has ({table})"
+        raise UserError("data.max_length", what, f"use data.max_length={positions} or less")

@@ -77,8 +77,8 @@ def eos_ids(tokens: Tokens, folder: Path) -> list[int]:
     """Tokens that end an answer: the template's end of turn, the tokenizer's, and what the model's files name."""
     tokenizer = tokens.tokenizer
     named = [tokens.template.end_of_turn, tokenizer.eos_token]
-    found = [tokenizer.convert_tokens_to_ids(token) for token in named if token]
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in named if token]
     for name in ("generation_config.json", "config.json"):
         value = (read_json(folder / name) or {}).get("eos_token_id")
-        found += value if isinstance(value, list) else [value]
-    return list(dict.fromkeys(int(token) for token in found if token is not None))
+        ids += value if isinstance(value, list) else [value]
+    return list(dict.fromkeys(int(token) for token in ids if token is not None))

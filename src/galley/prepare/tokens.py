@@ -102,7 +102,7 @@ def choose_template(tokenizer: Any, spec: RunSpec) -> tuple[str, list[str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.jinja")))
+        names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.jinja")))
         what = f"'{given}' cannot be read ({error})"
         raise UserError("model.chat_template", what, f"give {names} or a .jinja file") from None
     known = tokenizer.get_vocab()

@@ -81,10 +81,10 @@ def folder() -> Path:
     return Path(environment()["TORCH_EXTENSIONS_DIR"])
 
 
-def library(place: Path, name: str, device: str) -> Path:
+def library(where: Path, name: str, device: str) -> Path:
     """An operator in the shared folder or a copy of it. Another Python, torch or DeepSpeed has other libraries."""
     versions = [importlib.metadata.version(package) for package in ("torch", "deepspeed")]
-    return place / f"{name}-{device}-{digest([sys.version, platform.machine(), versions])}" / f"{name}.so"
+    return where / f"{name}-{device}-{digest([sys.version, platform.machine(), versions])}" / f"{name}.so"
 
 
 def adopt(placement: Placement | None = None) -> None:
@@ -97,13 +97,21 @@ def adopt(placement: Placement | None = None) -> None:
     if placement is None:
         return
     for name in wanted(placement):
-        any(_use(name, path) for path in _compiled(name, placement.device))
+        _use_first(name, placement.device)
+
+
+def _use_first(name: str, device: str) -> None:
+    """Load the first compiled library of an operator that can be loaded, if one can."""
+    for path in _compiled(name, device):
+        if _use(name, path):
+            return
 
 
 def _compiled(name: str, device: str) -> list[Path]:
     """Libraries that are there, this node's copy first."""
-    places = [Path(copy)] if (copy := os.environ.get("GALLEY_OPERATORS")) else []
-    paths = [library(place, name, device) for place in [*places, folder()]]
+    copy = os.environ.get("GALLEY_OPERATORS")
+    folders = [Path(copy), folder()] if copy else [folder()]
+    paths = [library(where, name, device) for where in folders]
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
@@ -132,8 +140,14 @@ def wanted(placement: Placement) -> list[str]:
     """Names of the operators that ranks of ``placement`` will load."""
     zero = placement.deepspeed.get("zero_optimization", {})
     device = (zero.get("offload_optimizer") or {}).get("device")
-    shared = [SHARED_MEMORY] * (placement.device == "cpu")
-    return shared + [ADAM] * (device in ("cpu", "nvme")) + [PINNING, ASYNC_IO] * (device == "nvme")
+    names = []
+    if placement.device == "cpu":
+        names.append(SHARED_MEMORY)
+    if device in ("cpu", "nvme"):
+        names.append(ADAM)
+    if device == "nvme":
+        names += [PINNING, ASYNC_IO]
+    return names
 
 
 def _build(name: str, device: str) -> bool:
@@ -152,9 +166,9 @@ def _build(name: str, device: str) -> bool:
         try:
             if not _compile(name, device, beside):
                 return False
-            made = beside / name / final.name
-            fsync_path(made)
-            made.replace(final)
+            compiled = beside / name / final.name
+            fsync_path(compiled)
+            compiled.replace(final)
             fsync_path(final.parent)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -179,7 +193,7 @@ def _compile(name: str, device: str, beside: Path) -> bool:
 def main(name: str, device: str) -> None:
     """Compile an operator in ``TORCH_EXTENSIONS_DIR`` and load it."""
     if name == ASYNC_IO:  # DeepSpeed would compile what it builds on once more
-        any(_use(PINNING, path) for path in _compiled(PINNING, device))
+        _use_first(PINNING, device)
     _load(name)
 
 

@@ -1,4 +1,4 @@
-"""Says what the first rank is doing while nothing else is printed: a model that loads, a long step, an evaluation."""
+"""Prints what the first rank is doing while it prints nothing else: loading a model, a long step, an evaluation."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def _print(text: str) -> None:
 
 @dataclass
 class Progress:
-    """A clock beside the training loop. A thread of its own looks at it, for the loop may be deep in one operation."""
+    """A clock beside the training loop, in a thread of its own, for the loop may be deep in one operation."""
 
     shows: bool = False
-    """Whether anything is said: on the first rank only."""
+    """Whether anything is printed: on the first rank only."""
     say: Callable[[str], None] = _print
     first_s: float = FIRST_S
     """Seconds of silence before the first line about what is going on, then ``every_s`` between lines."""

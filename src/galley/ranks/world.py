@@ -31,10 +31,10 @@ from galley.ranks.store import STORE, await_keys
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
-"""Of every collective: ranks wait for one that writes a large checkpoint or reads from a cold disk."""
+"""Time limit of every collective: ranks wait for one that writes a large checkpoint or reads from a cold disk."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT = 32 << 20
-"""Bytes of the largest blocks that are kept: the most that glibc takes."""
+"""Bytes. Freed blocks up to this size stay with the process: the largest threshold that glibc takes."""
 REACH = 60.0
 """Seconds in which ranks that are all there must have added up once: longer means that a network is cut."""
 
@@ -64,18 +64,19 @@ class World:
         return [float(value) for value in tensor]
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so (collective)."""
+        """Whether ``flag`` is set on any rank (collective)."""
         return self.sum(float(flag))[0] > 0
 
     def gather(self, value: T) -> list[T]:
         """One JSON value from each rank, on every rank, in rank order (collective). Nothing is unpickled."""
+        # all_gather wants tensors of one size: first the sizes, [1] each, then the bytes, padded to the longest.
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([text.numel()], device=self.device))
         longest = max(int(size) for size in sizes)
         texts = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.size)]
         dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - text.numel())))
-        return [json.loads(bytes(got[: int(size)].tolist())) for got, size in zip(texts, sizes, strict=True)]
+        return [json.loads(bytes(text[: int(size)].tolist())) for text, size in zip(texts, sizes, strict=True)]
 
     def barrier(self) -> None:
         """Wait for all ranks (collective)."""
@@ -111,7 +112,7 @@ def _store() -> Store:
     path = os.environ.get(STORE)
     if not path:
         raise UserError("environment", f"{STORE} is not set, so ranks cannot find each other", "start runs with galley")
-    store = FileStore(path, -1)
+    store = FileStore(path, -1)  # -1: it does not count its users, and leaves the file where it is
     store.set_timeout(PATIENCE)
     return PrefixStore("ranks", store)
 
@@ -125,9 +126,11 @@ def stay_inside() -> None:
 def _place(placement: Placement) -> World:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    want = placement.nodes * placement.ranks_per_node
-    if size != want:
-        raise UserError("placement", f"run.json is for {want} ranks, but {size} started", "start the run with galley")
+    planned = placement.nodes * placement.ranks_per_node
+    if size != planned:
+        raise UserError(
+            "placement", f"run.json is for {planned} ranks, but {size} started", "start the run with galley"
+        )
     torch.set_num_threads(placement.threads)
     if placement.device == "cpu":
         keep_memory()

@@ -46,12 +46,12 @@ def is_intact(value: dict[str, Any]) -> bool:
 def damage(root: Path, files: Iterable[tuple[str, str | None, int | None]]) -> str | None:
     """The first of ``files`` (name, checksum and size where known) that is not as it was written, and how."""
 
-    def look(file: tuple[str, str | None, int | None]) -> str | None:
+    def check(file: tuple[str, str | None, int | None]) -> str | None:
         name, checksum, size = file
         try:
-            found = (root / name).stat().st_size
-            if size is not None and found != size:
-                return f"{name} has {found} bytes instead of {size}"
+            actual = (root / name).stat().st_size
+            if size is not None and actual != size:
+                return f"{name} has {actual} bytes instead of {size}"
             if checksum is not None and crc32(root / name) != checksum:
                 return f"{name} is not as it was written (CRC-32)"
         except OSError as error:
@@ -59,4 +59,4 @@ def damage(root: Path, files: Iterable[tuple[str, str | None, int | None]]) -> s
         return None
 
     with ThreadPoolExecutor(_THREADS) as pool:  # zlib lets go of the interpreter's lock
-        return next((problem for problem in pool.map(look, files) if problem), None)
+        return next((problem for problem in pool.map(check, files) if problem), None)

@@ -59,9 +59,9 @@ def _check_config(where: str, folder: Path) -> None:
     if config is None:
         raise UserError(where, f"'{folder}/config.json' is not a JSON object", "download the model again")
     parts = [config, config.get("text_config") or {}]
-    found = [part[key] for part in parts for key in QUANTISED if isinstance(part, dict) and part.get(key)]
-    if found:
-        method = found[0].get("quant_method") if isinstance(found[0], dict) else None
+    settings = [part[key] for part in parts for key in QUANTISED if isinstance(part, dict) and part.get(key)]
+    if settings:
+        method = settings[0].get("quant_method") if isinstance(settings[0], dict) else None
         what = f"'{folder}' is already quantised{f' ({method})' if method else ''}"
         raise UserError(where, what, "take the unquantised model (method.kind=qlora quantises it itself)")
     if (folder / "adapter_config.json").is_file():
@@ -87,12 +87,12 @@ def _check_files(where: str, folder: Path) -> None:
 
 def _check_pointers(where: str, folder: Path) -> None:
     """Refuse the small files that git leaves in the place of large ones."""
-    found = [path.name for path in sorted(folder.iterdir()) if path.is_file() and _is_pointer(path)]
-    if found:
-        what = (
-            f"'{folder}' holds git-LFS pointers in the place of files: {', '.join(found[:3])}{', …' * (len(found) > 3)}"
+    pointers = [path.name for path in sorted(folder.iterdir()) if path.is_file() and _is_pointer(path)]
+    if pointers:
+        shown = ", ".join([*pointers[:3], "…"] if len(pointers) > 3 else pointers)
+        raise UserError(
+            where, f"'{folder}' holds git-LFS pointers in the place of files: {shown}", "run git lfs pull there"
         )
-        raise UserError(where, what, "run git lfs pull there")
 
 
 def _is_pointer(path: Path) -> bool:
@@ -108,7 +108,7 @@ def _check_index(where: str, folder: Path) -> None:
         return
     shards = (read_json(folder / INDEX) or {}).get("weight_map")
     named = list(shards.values()) if isinstance(shards, dict) else [shards]
-    wrong = [each for each in named if not _is_name(each)]
+    wrong = [name for name in named if not _is_name(name)]
     if wrong:
         what = f"'{folder / INDEX}' gives {str(wrong[0])[:80]!r} as the file of a tensor, no file name of that folder"
         raise UserError(where, what, "download the model again")

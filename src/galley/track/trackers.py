@@ -2,7 +2,7 @@
 
 Each tracker has a process of its own, ``python -m galley.track.trackers RUN/run.json NAME START``, that follows
 ``metrics.jsonl`` from the byte ``START``. So no rank imports a tracker's library, waits for a network or fails with it:
-a tracker that is away is said in one line, tried again from the same row, and left behind when training has ended.
+a tracker that is away is reported in one line, tried again from the same row, and left behind when training has ended.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _NOT_A_RANK = ("RANK", "LOCAL_RANK")  # the watch on a cluster's node tells rank
 def check_installed(spec: RunSpec) -> None:
     """Raise :class:`UserError` where the library of a tracker that ``spec`` asks for is not installed here."""
     for name in spec.tracking.names:
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # a folder of that name, such as W&B itself makes, is no library
+        package = importlib.util.find_spec(name)
+        if package is None or package.origin is None:  # a folder of that name, such as W&B itself makes, is no library
             what = f"the Python package {name} is not installed here"
             raise UserError(f"tracking.{name}", what, f"pip install {PACKAGES[name]}, or remove tracking.{name}")
 
@@ -58,9 +58,9 @@ def identity(run: RunDir) -> str:
     known = (read_json(run.tracker) or {}).get("id")
     if isinstance(known, str):
         return known
-    made = secrets.token_hex(8)
-    write_atomic(run.tracker, json.dumps({"id": made}) + "\n")
-    return made
+    chosen = secrets.token_hex(8)
+    write_atomic(run.tracker, json.dumps({"id": chosen}) + "\n")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class Trackers:
     children: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     def end(self) -> None:
-        """Say that training ended well and no row follows. Where it did not end well, they hear nothing but its end."""
+        """Tell them that training ended well and no row follows. Where it does not end well nobody calls this, and all
+        that they notice is the end of their standard input.
+        """
         for child in self.children.values():
             try:
                 assert child.stdin is not None
@@ -94,14 +96,14 @@ class Trackers:
 
 def start(spec: RunSpec, run: RunDir, attempt: Attempt, at: int) -> Trackers:
     """Start the trackers that ``spec`` asks for, on the rows of ``metrics.jsonl`` from byte ``at``. Never fails."""
-    made = Trackers()
+    trackers = Trackers()
     for name in spec.tracking.names:
         try:
             identity(run)
-            made.children[name] = _spawn(run, attempt, name, at)
+            trackers.children[name] = _spawn(run, attempt, name, at)
         except OSError as error:
-            _say(name, error)
-    return made
+            _print_failure(name, error)
+    return trackers
 
 
 def _spawn(run: RunDir, attempt: Attempt, name: str, at: int) -> subprocess.Popen[str]:
@@ -109,13 +111,14 @@ def _spawn(run: RunDir, attempt: Attempt, name: str, at: int) -> subprocess.Pope
     words = [sys.executable, "-m", "galley.track.trackers", str(run.spec), name, str(at)]
     given = {key: value for key, value in os.environ.items() if key not in _NOT_A_RANK}
     with (attempt.trackers / f"{name}.log").open("a", encoding="utf-8") as log:
-        # A session of its own: signals to the ranks' group are theirs. It ends when its standard input does.
+        # A session of its own: it gets no signal that is sent to the ranks' process group. It ends when its standard
+        # input does.
         return subprocess.Popen(
             words, stdin=subprocess.PIPE, stderr=log, text=True, env=_DEFAULTS | given, start_new_session=True
         )
 
 
-def _say(name: str, error: BaseException) -> None:
+def _print_failure(name: str, error: BaseException) -> None:
     reason = re.sub(r"//[^/@\s]*@", "//", f"{type(error).__name__}: {error}".splitlines()[0])[:200]
     print(f"tracker {name} failed ({reason}); training goes on, and it is tried again", flush=True)
 
@@ -134,12 +137,9 @@ class Sink:
 
 def numbers(row: MetricsRow) -> dict[str, float]:
     """What trackers, TensorBoard among them, are sent of a row: its numbers, but for those that only count."""
-    known = {each.name: getattr(row, each.name) for each in fields(row)}
-    return {
-        name: value
-        for name, value in known.items()
-        if name not in ("step", "steps", "saved_step") and value is not None
-    }
+    values = {field.name: getattr(row, field.name) for field in fields(row)}
+    counters = ("step", "steps", "saved_step")
+    return {name: value for name, value in values.items() if name not in counters and value is not None}
 
 
 def facts(spec: RunSpec) -> dict[str, Any]:
@@ -168,19 +168,19 @@ def wandb_sink(spec: RunSpec, run: RunDir) -> Sink:
     quiet = wandb.Settings(
         silent=True, console="off", disable_git=True, disable_code=True, init_timeout=60, x_stats_pid=os.getppid()
     )
-    made = wandb.init(
+    tracked = wandb.init(
         **spec.tracking.wandb.model_dump(), id=identity(run), resume="allow", name=spec.name, config=facts(spec),
         dir=str(run.root), settings=quiet,
     )  # fmt: skip
-    made.define_metric("step")
-    made.define_metric("*", step_metric="step")
-    print(f"wandb: {f'offline, in {made.dir}' if made.offline else made.url}", flush=True)
+    tracked.define_metric("step")
+    tracked.define_metric("*", step_metric="step")
+    print(f"wandb: {f'offline, in {tracked.dir}' if tracked.offline else tracked.url}", flush=True)
 
     def log(rows: list[MetricsRow]) -> None:
         for row in rows:
-            made.log({"step": row.step, **numbers(row)})
+            tracked.log({"step": row.step, **numbers(row)})
 
-    return Sink(log, lambda well: made.finish(exit_code=0 if well else 1), made.offline)
+    return Sink(log, lambda well: tracked.finish(exit_code=0 if well else 1), tracked.offline)
 
 
 def mlflow_sink(spec: RunSpec, run: RunDir) -> Sink:
@@ -192,22 +192,22 @@ def mlflow_sink(spec: RunSpec, run: RunDir) -> Sink:
     assert asked is not None
     client = MlflowClient(tracking_uri=asked.uri)
     experiment = client.get_experiment_by_name(asked.experiment)
-    place = experiment.experiment_id if experiment else client.create_experiment(asked.experiment)
-    found = client.search_runs([place], f"tags.`galley.id` = '{identity(run)}'", max_results=1)
-    made = found[0] if found else client.create_run(place, run_name=spec.name, tags={"galley.id": identity(run)})
-    known = made.info.run_id
-    client.update_run(known, status="RUNNING")
-    params = [] if made.data.params else [Param(*pair) for pair in _flat(facts(spec)).items()]
-    for first in range(0, len(params), 100):  # its limit of one request
-        client.log_batch(known, params=params[first : first + 100])
+    at, own = experiment.experiment_id if experiment else client.create_experiment(asked.experiment), identity(run)
+    earlier = client.search_runs([at], f"tags.`galley.id` = '{own}'", max_results=1)
+    tracked = earlier[0] if earlier else client.create_run(at, run_name=spec.name, tags={"galley.id": own})
+    run_id = tracked.info.run_id
+    client.update_run(run_id, status="RUNNING")
+    params = [] if tracked.data.params else [Param(*pair) for pair in _flat(facts(spec)).items()]
+    for first in range(0, len(params), 100):  # MLflow's limits of one request: 100 parameters, 1000 metrics
+        client.log_batch(run_id, params=params[first : first + 100])
 
     def log(rows: list[MetricsRow]) -> None:
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, row.step) for row in rows for name, value in numbers(row).items()]
         for first in range(0, len(metrics), 1000):
-            client.log_batch(known, metrics=metrics[first : first + 1000])
+            client.log_batch(run_id, metrics=metrics[first : first + 1000])
 
-    return Sink(log, lambda well: client.set_terminated(known, "FINISHED" if well else "FAILED"))
+    return Sink(log, lambda well: client.set_terminated(run_id, "FINISHED" if well else "FAILED"))
 
 
 CONNECT: dict[str, Callable[[RunSpec, RunDir], Sink]] = {"wandb": wandb_sink, "mlflow": mlflow_sink}
@@ -215,7 +215,7 @@ CONNECT: dict[str, Callable[[RunSpec, RunDir], Sink]] = {"wandb": wandb_sink, "m
 
 @dataclass
 class Ending:
-    """How this process learns that the ranks have ended: its standard input ends."""
+    """The end of the ranks, which this process notices by the end of its standard input."""
 
     come: threading.Event = field(default_factory=threading.Event)
     well: bool = False
@@ -237,11 +237,11 @@ def read_rows(file: BinaryIO, at: int) -> tuple[list[MetricsRow], int]:
 
 
 def follow(connect: Callable[[], Sink], name: str, file: BinaryIO, at: int, ending: Ending) -> bool:
-    """Send rows as they come, until the ranks have ended. What fails is said once, and tried again.
+    """Send rows as they come, until the ranks have ended. What fails is reported once, and tried again.
 
     Returns whether everything was sent.
     """
-    sink, said = None, False
+    sink, reported = None, False
     while True:
         last = ending.come.is_set()  # before reading: then nothing comes after what is read
         try:
@@ -257,9 +257,9 @@ def follow(connect: Callable[[], Sink], name: str, file: BinaryIO, at: int, endi
             pause = TICK
         except Exception as error:  # whatever a library raises, training goes on
             traceback.print_exc()
-            if not said:
-                _say(name, error)
-            said, pause = True, AGAIN
+            if not reported:
+                _print_failure(name, error)
+            reported, pause = True, AGAIN
         if last:
             return False
         ending.come.wait(pause)

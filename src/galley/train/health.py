@@ -1,4 +1,4 @@
-"""Whether training still learns: what is not finite, or has stopped moving, ends the run in one line."""
+"""Whether training still works: numbers that are not finite, or gradients of exactly 0, end the run in one line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from galley.contract.spec import RunSpec
 from galley.engine.engine import LEAST_SCALE
 
 _STILL = 5
-"""Steps in a row with a gradient norm of exactly 0 after which nothing is expected of the next."""
+"""After so many steps in a row with a gradient norm of exactly 0 the run ends: the next would change nothing either."""
 _GUESSING = 0.95
-"""Share of a blind guess's loss from which on a model counts as broken."""
+"""A model whose loss is at least this share of ln(vocabulary), the loss of a blind guess, counts as broken."""
 _MEMORIZED = 1e-3
-"""A loss below this has gradients of 0 because there is nothing left to learn."""
+"""A loss below this has gradients of 0 because every token is predicted: that is no fault."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Health:
     still: int = 0
     """Steps in a row whose gradient norm was exactly 0."""
     loss: float = 0.0
-    """Of the last step that was taken."""
+    """The loss of the last step that was taken."""
 
     @property
     def advice(self) -> str:
@@ -37,10 +37,9 @@ class Health:
 
     def loss_is_not_finite(self, step: int, samples: list[int], rows: list[int]) -> UserError:
         """The error of a step whose loss is not finite in micro-batches of ``samples``, from data ``rows`` (from 1)."""
-        found = f"in micro-batches of samples {samples[:8]}, data rows {rows[:8]}"
-        return UserError(
-            "train", f"the loss of step {step} is not finite {found}", f"look at those rows; {self.advice}"
-        )
+        where = f"in micro-batches of samples {samples[:8]}, data rows {rows[:8]}"
+        what = f"the loss of step {step} is not finite {where}"
+        return UserError("train", what, f"look at those rows; {self.advice}")
 
     def overflow(self, step: int, scale: dict[str, float] | None) -> str:
         """What to print of a step that fp16 gradients overflowed in, so that DeepSpeed left it out.
@@ -68,7 +67,7 @@ class Health:
             raise UserError("train", f"{what}: nothing is trained any more", self.advice)
 
     def end(self, vocab: int) -> list[str]:
-        """What to warn of once training is done: a loss of ln(``vocab``) is that of guessing tokens blindly."""
+        """Warnings once training is done. A loss of ln(``vocab``) is that of guessing tokens blindly."""
         if self.loss < _GUESSING * math.log(vocab):
             return []
         what = f"the last loss, {self.loss:.4f}, is no better than guessing among {vocab:,} tokens"

@@ -1,4 +1,4 @@
-"""What a run says about itself: one JSON line a step, TensorBoard, plain lines in the log, and trackers."""
+"""What is measured and recorded of a run: one JSON line a step, TensorBoard, lines in the log, and trackers."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         words = f" {name.replace('-', ' ')} "
-        known = [
-            value for key, value in sorted(PEAK_BF16_TFLOPS.items(), key=lambda p: -len(p[0])) if f" {key} " in words
-        ]
-        scale = 0.5 if dtype == torch.float32 else 1.0
+        longest_first = sorted(PEAK_BF16_TFLOPS.items(), key=lambda item: -len(item[0]))  # H100 PCIe before H100
+        known = [value for key, value in longest_first if f" {key} " in words]
+        scale = 0.5 if dtype == torch.float32 else 1.0  # TF32 has half of bf16's
         return known[0] * scale * 1e12 if known else None
+    # A product of two [768, 768] matrices, 2 · 768³ operations: large enough for full speed, a few milliseconds long.
     size = 768
     left = torch.randn(size, size).to(dtype)
     best = float("inf")
@@ -52,9 +52,10 @@ def flops_per_token(model: Any, parameters: int, trains_all: bool, length: float
     """
     config = model.config.get_text_config()
     weights = parameters
+    # Looking an embedding up is no matrix product. A tied one is also the output head, which is.
     if not getattr(config, "tie_word_embeddings", False):
         weights -= config.vocab_size * config.hidden_size
-    attention = 12.0 * config.num_hidden_layers * config.hidden_size * length / 2
+    attention = 12.0 * config.num_hidden_layers * config.hidden_size * length / 2  # causal: half of all pairs
     return float((6.0 if trains_all else 4.0) * weights + attention)
 
 

@@ -33,7 +33,7 @@ _ROWS = 12
 
 
 class Profiler:
-    """Profiles some steps of one rank; the others, and the others' ranks, pay nothing."""
+    """Profiles some steps of the first rank; its other steps, and the other ranks, are not slowed down."""
 
     def __init__(self, steps: int, attempt: Attempt, world: World) -> None:
         self.attempt, self.world, self.steps = attempt, world, steps
@@ -98,8 +98,11 @@ class Profiler:
         recorded.export_chrome_trace(str(folder / "trace.json.gz"))
         gpu = self.world.device.type == "cuda"
         averages = recorded.key_averages()
-        times = [(each.key, (each.self_device_time_total if gpu else each.self_cpu_time_total) / 1e6, each.count)
-                 for each in averages if not each.key.startswith(("galley: ", "ProfilerStep"))]  # fmt: skip
+        times: list[tuple[str, float, int]] = []
+        for operation in averages:
+            if not operation.key.startswith(("galley: ", "ProfilerStep")):
+                spent = operation.self_device_time_total if gpu else operation.self_cpu_time_total  # microseconds
+                times.append((operation.key, spent / 1e6, operation.count))
         write_atomic(folder / "table.md", table(times, self.seconds, self.memory, steps))
         print(f"profiled {steps} steps: {folder / 'table.md'}", flush=True)
 
@@ -135,7 +138,7 @@ def table(times: list[tuple[str, float, int]], seconds: dict[str, float], memory
     lines += ["", "| kind of operation | s a step | share of all operations |", "|---|---:|---:|"]
     lines += [f"| {name} | {spent / steps:.3f} | {spent / busy:.1%} |" for name, spent in _largest(kinds.items())]
     lines += ["", "| operation | s a step | calls a step |", "|---|---:|---:|"]
-    top = sorted(times, key=lambda each: -each[1])[:_ROWS]
+    top = sorted(times, key=lambda operation: -operation[1])[:_ROWS]
     lines += [f"| `{name}` | {spent / steps:.3f} | {calls / steps:.0f} |" for name, spent, calls in top]
     lines += ["", "`trace.json.gz`, beside this file, opens in Perfetto (ui.perfetto.dev) and in chrome://tracing."]
     return "\n".join(lines) + "\n"

@@ -45,15 +45,15 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     loop = begin(spec, run, attempt, world, manifest, built, progress)
     verdict, reason = loop.train()
     world.fence(attempt)
-    if world.is_first and (read_exit(attempt.exit) or ExitRecord()).ended is None:  # else its job has judged it already
+    if world.is_first and (read_exit(attempt.exit) or ExitRecord()).ended is None:  # else its job has recorded its end
         record = ExitRecord(verdict, reason, loop.state.step, loop.order.steps, message="", status=0)
         write_exit(attempt.exit, record)
-        if verdict == "done":  # at the end, where people look
+        if verdict == "done":  # last in the log, where people read first
             warn(*loop.health.end(manifest.model.vocab), *pace.warnings(spec, manifest.train.samples))
     heartbeat.beat("end", loop.state.step)
     world.barrier()
     if loop.recorder:
-        loop.recorder.wait()  # after all that matters: nothing is lost where this is cut short
+        loop.recorder.wait()  # last: the run is recorded by now, and nothing is lost where this is cut short
     os.close(lock)
 
 

@@ -31,7 +31,7 @@ LINKS = frozenset({"role", "id", "tool_call_id", "type", "index"})
 REASONING = frozenset({"reasoning_content", "reasoning", "thinking"})
 
 
-# What a tool is told by; the rest of its description stays as it is, for templates look into it.
+# Keys of a tool's description that get words planted; the rest stays as it is, for templates read it.
 TOOL = frozenset({"name", "description"})
 THOUGHT = "</think>"
 
@@ -102,14 +102,14 @@ def _probe(template: Template, row: Conversation) -> dict[int, tuple[str, ...]]:
     except UserError:  # the words themselves are refused: at least the row is not
         render_conversation(template, row)
         return {-1: (UNCHECKED,)}
-    places: dict[int, list[int]] = {}
-    for found in WORD.finditer(rendered.text):
-        places.setdefault(int(found[1]), []).append(found.start())
-    _check_answers(template, row, plants, places)
-    _check_spans(row, plants, places, rendered)
+    offsets: dict[int, list[int]] = {}  # number of the plant to where its word stands in the text
+    for match in WORD.finditer(rendered.text):
+        offsets.setdefault(int(match[1]), []).append(match.start())
+    _check_answers(template, row, plants, offsets)
+    _check_spans(row, plants, offsets, rendered)
     lost: dict[int, tuple[str, ...]] = {}
     for name, group in _grouped(plants).items():
-        if not any(number in places for number, _ in group):
+        if not any(number in offsets for number, _ in group):
             message = group[0][1].message
             lost[message] = (*lost.get(message, ()), name[1])
     for index, key in _wordless(row.messages, messages):
@@ -196,16 +196,18 @@ def _grouped(plants: list[Plant]) -> dict[tuple[int, str], list[tuple[int, Plant
     return groups
 
 
-def _check_answers(template: Template, row: Conversation, plants: list[Plant], places: Mapping[int, list[int]]) -> None:
+def _check_answers(
+    template: Template, row: Conversation, plants: list[Plant], offsets: Mapping[int, list[int]]
+) -> None:
     """Refuse an answer that is written without a tool call of it, or without anything of it."""
     for index, message in enumerate(row.messages):
         if message["role"] != "assistant":
             continue
         of_it = [(number, plant) for number, plant in enumerate(plants) if plant.message == index]
         calls = [number for number, plant in of_it if plant.name == "`tool_calls`"]
-        if any(number not in places for number in calls):
+        if any(number not in offsets for number in calls):
             raise _left_out(row, "`tool_calls`", f"messages[{index}]")
-        if of_it and not any(number in places for number, _ in of_it):
+        if of_it and not any(number in offsets for number, _ in of_it):
             names = ", ".join(dict.fromkeys(f"`{plant.key}`" for _, plant in of_it))
             raise _left_out(row, names, f"messages[{index}]")
         if calls and template.arguments is None:
@@ -218,13 +220,13 @@ def _left_out(row: Conversation, names: str, message: str) -> UserError:
     return UserError(row.where, what, "use a model.chat_template that writes them, or leave such rows out")
 
 
-def _check_spans(row: Conversation, plants: list[Plant], places: Mapping[int, list[int]], rendered: Rendered) -> None:
+def _check_spans(row: Conversation, plants: list[Plant], offsets: Mapping[int, list[int]], rendered: Rendered) -> None:
     """Refuse a template that writes what others say inside what is trained on."""
     for number, plant in enumerate(plants):
         if plant.message >= 0 and row.messages[plant.message]["role"] == "assistant":
             continue
         if plant.key not in ("content", "tools"):
             continue
-        if any(start <= place < end for place in places.get(number, ()) for start, end in rendered.spans):
+        if any(start <= offset < end for offset in offsets.get(number, ()) for start, end in rendered.spans):
             what = f"the chat template writes {plant.name.removesuffix(LEFT_OUT)}inside an answer, which is trained on"
             raise UserError(row.where, what, "use another model.chat_template")

@@ -130,7 +130,7 @@ def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Document]:
 
 
 def _label(encoding: Any, rendered: Rendered) -> Document:
-    tokens = np.array(encoding.ids, np.uint32)
+    tokens = np.array(encoding.ids, np.uint32)  # [tokens]; labels the same, not shifted
     labels = np.full(len(tokens), IGNORED, np.int32)
     for span in rendered.spans:
         first, last = token_range(encoding, span, rendered.text)

@@ -132,7 +132,7 @@ def study(tokenizer: Any, text: str) -> Template:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to what fits into one of ours."""
+    """The first line of an error's text, cut to what fits into an error line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
 
