@@ -44,6 +44,7 @@ def test_a_containers_image_says_its_runtime(image: str, runtime: str) -> None:
     [
         ("modules: cuda", ["cuda"]),
         ("modules: cuda/12.8 gcc/13", ["cuda/12.8", "gcc/13"]),
+        ("modules: cuda/12.8, gcc/13", ["cuda/12.8", "gcc/13"]),
         ("modules: [cuda]", ["cuda"]),
         ("modules: []", []),
     ],

@@ -141,6 +141,8 @@ def test_a_model_folder_without_weights(
     )
     (folder / "pytorch_model.bin").touch()
     assert "but pytorch_model.bin, a pickle, which could run code" in refused(make_run(folder, data)[1])
+    (folder / "consolidated.safetensors").touch()
+    assert "but consolidated.safetensors; give the folder as save_pretrained" in refused(make_run(folder, data)[1])
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     assert "model-1.safetensors' is missing, though the index lists it" in refused(make_run(folder, data)[1])
 

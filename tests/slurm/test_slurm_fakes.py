@@ -126,6 +126,8 @@ def wrapper(fakes: Scenario, body: str) -> None:
         (f"{BANNER}Submitted batch job 101", "101"),
         ("101", "101"),
         ("101;c2", "101"),
+        ("\x1b[32mSubmitted batch job 101\x1b[0m", "101"),
+        ("sbatch: Submitted batch job 101 (partition gpu, 3 SU)", "101"),
     ],
 )
 def test_a_wrapper_that_drops_parsable(fakes: Scenario, tmp_path: Path, printed: str, job: str) -> None:

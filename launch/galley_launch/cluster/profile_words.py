@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -37,7 +38,9 @@ def plain(tree: Tree) -> Tree:
         section, _, leaf = path.rpartition(".")
         part = result.get(section) if section else result
         if isinstance(part, dict) and isinstance(part.get(leaf), str):
-            part = part | {leaf: part[leaf].split()}
+            part = part | {
+                leaf: part[leaf].split() if leaf == "directives" else re.split(r"[\s,]+", part[leaf].strip())
+            }
             result = result | {section: part} if section else part
     return result
 

@@ -264,15 +264,16 @@ def states_from_sinfo(text: str) -> dict[str, str]:
     return {pair[0].strip(): pair[1].strip().upper() for pair in pairs if len(pair) == 2 and pair[0].strip()}
 
 
-# A site's wrapper may drop --parsable: then sbatch says "Submitted batch job 101 on cluster c2".
-_SUBMITTED = re.compile(r"(\d+)(?:;\S*)?|Submitted batch job (\d+)(?: on cluster \S+)?\.?")
+_ID = re.compile(r"\s*(\d+)(?:;\S*)?\s*")
+# A site's wrapper may drop --parsable, and write colours, prefixes or a cost around sbatch's sentence.
+_SUBMITTED = re.compile(r"\bSubmitted batch job (\d+)")
 
 
 def id_from_sbatch(text: str) -> str:
     """The job id that sbatch printed, with ``--parsable`` or without, among a site's own lines; "": there is none."""
-    found = [match for line in text.splitlines() if (match := _SUBMITTED.fullmatch(line.strip()))]
-    worded = [match[2] for match in found if match[2]]
-    return worded[-1] if worded else found[-1][1] if found else ""
+    worded = _SUBMITTED.findall(re.sub(r"\x1b\[[0-9;]*m", "", text))
+    plain = [match[1] for line in text.splitlines() if (match := _ID.fullmatch(line))]
+    return str([*plain, *worded][-1]) if plain or worded else ""
 
 
 def start_from_test(text: str) -> float | None:

@@ -39,15 +39,22 @@ def check_folder(where: str, folder: Path) -> None:
     _check_index(where, folder)
     files = _files(folder)
     if not files:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        beside = f" but {others[0]}, a pickle, which could run code" if others else ""
-        raise UserError(
-            where,
-            f"'{folder}' has no model.safetensors and no index of shards{beside}",
-            "give a folder with safetensors",
-        )
+        raise _no_weights(where, folder)
     for path in files:
         _check_file(where, path)
+
+
+def _no_weights(where: str, folder: Path) -> UserError:
+    what = f"'{folder}' has no model.safetensors and no index of shards"
+    names = sorted(path.name for path in folder.iterdir())
+    odd = next((name for name in names if name.endswith(".safetensors")), None)
+    pickle = next((name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))), None)
+    if odd:
+        what, todo = f"{what} but {odd}", "give the folder as save_pretrained of transformers writes it"
+    else:
+        what += f" but {pickle}, a pickle, which could run code" if pickle else ""
+        todo = "give a folder with safetensors"
+    return UserError(where, what, todo)
 
 
 def _check_config(where: str, folder: Path) -> None:

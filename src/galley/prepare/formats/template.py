@@ -67,6 +67,8 @@ class Template:
     """The special token that ends a turn; None where there is none, so that the model cannot learn to stop."""
     end_is_marked: bool = True
     """Whether a marked answer holds ``end_of_turn``."""
+    parts: bool = False
+    """It writes content only as a list of parts, as templates for pictures do (SmolVLM, LLaVA-NeXT)."""
     arguments: Arguments | None = None
     """How it wants a tool call's arguments; None: it writes neither form as it should."""
 
@@ -83,7 +85,7 @@ def render_marked(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     texts, spans = render_jinja_template(
-        [list(messages)],
+        [_in_parts(messages) if template.parts else list(messages)],
         tools=tools,
         chat_template=template.text,
         add_generation_prompt=prompt,
@@ -91,6 +93,10 @@ def render_marked(
         **template.variables,
     )
     return texts[0], [(start, end) for start, end in spans[0]] if template.marked else []
+
+
+def _in_parts(messages: Sequence[Message]) -> list[Message]:
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
 
 
 def study(tokenizer: Any, text: str) -> Template:
@@ -105,6 +111,9 @@ def study(tokenizer: Any, text: str) -> Template:
     if not ends(lambda: _tried(template, [question, answer]), PATIENCE):
         what = f"takes more than {PATIENCE} s, or all memory, for a question and an answer"
         raise UserError("model.chat_template", what, "use one that ends")
+    in_parts = replace(template, parts=True)
+    if not _writes(template, [question, answer]) and _writes(in_parts, [question, answer]):
+        template = in_parts
     try:
         asked = render(template, [question], prompt=True)
         one, spans = render_marked(template, [question, answer])
@@ -129,6 +138,14 @@ def study(tokenizer: Any, text: str) -> Template:
         end_is_marked=not (template.marked and run) or any(start < trained <= stop for start, stop in spans),
         arguments=wanted_arguments(template),
     )
+
+
+def _writes(template: Template, messages: list[Message]) -> bool:
+    """Whether the answer among ``messages`` reaches the text."""
+    try:
+        return ANSWER in render(template, messages)
+    except REFUSALS:
+        return False
 
 
 def first_line(error: BaseException) -> str:
@@ -186,14 +203,14 @@ def wanted_arguments(template: Template) -> Arguments | None:
 
 def _tried(template: Template, messages: list[Message]) -> None:
     """Render what :func:`study` will, in a process that may be ended."""
-    for conversation, tools in ((messages, None), *_conversations({}), *_conversations("{}")):
-        for prompt in (False, True):
-            try:
-                render(template, conversation, tools, prompt)
-            except MemoryError:
-                raise
-            except REFUSALS:
-                continue
+    conversations = ((messages, None), *_conversations({}), *_conversations("{}"))
+    for (conversation, tools), prompt, parts in itertools.product(conversations, (False, True), (False, True)):
+        try:
+            render(replace(template, parts=parts), conversation, tools, prompt)
+        except MemoryError:
+            raise
+        except REFUSALS:
+            continue
 
 
 def _called(template: Template, arguments: Any) -> str:
