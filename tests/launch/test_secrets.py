@@ -84,6 +84,7 @@ def test_secrets_that_cannot_be_kept(
         ("MONKEY", "x", True),  # any part of a name counts
         ("AUTH", "x", True),
         ("PROXY", "http://ada@host", True),
+        ("PLAIN", "ghp_0123456789abcdefghij0123456789", True),
         ("PATH", "/usr/bin", False),
         ("PWD", "/home/ada", False),
         ("XDG_RUNTIME_DIR", "/run/user/1", False),

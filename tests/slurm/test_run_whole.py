@@ -14,7 +14,13 @@ import pytest
 from slurm.runs import ROOT, Kitchen, Submitted, assert_sound, read
 
 DONE = ("done", "finished", "")
-SENTINEL = "hf_the-sentinel-of-the-tests"
+SENTINEL = "hf_0the0sentinel0of0the0tests0"
+SECRETS = {
+    "HF_TOKEN": SENTINEL, "WANDB_API_KEY": SENTINEL, "GH_PAT": SENTINEL, "MLFLOW_TRACKING_PASSWORD": SENTINEL,
+    "AWS_SECRET_ACCESS_KEY": SENTINEL, "DATABASE_URL": f"postgres://ada:{SENTINEL}@db.example/x",
+    "SITE": f"https://hub.example/x?token={SENTINEL}", "NOTE": SENTINEL,
+}  # fmt: skip
+"""What a user's environment may hold, with names that tell and names that do not."""
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def test_two_nodes_of_two_ranks_from_code_that_is_spoilt_later(
     kitchen: Kitchen, held: None, checkout: Path, tmp_path: Path
 ) -> None:
     alone = kitchen.losses("tiny", 4, "deepspeed=zero2")
-    ours = {"PYTHONPATH": f"{checkout}/launch:{checkout}/src", "HF_TOKEN": SENTINEL}
+    ours = {"PYTHONPATH": f"{checkout}/launch:{checkout}/src", **SECRETS}
     ours["XDG_CONFIG_HOME"] = str(tmp_path / "config")
     made = kitchen.submit("tiny", "cluster.ranks_per_node=2", "deepspeed=zero2", **ours)
     spoil(checkout)
@@ -74,6 +80,7 @@ def test_two_nodes_of_two_ranks_from_code_that_is_spoilt_later(
     assert "(prepare) pending: PartitionDown" in status
     (secrets,) = (tmp_path / "config" / "galley" / "secrets").iterdir()
     assert secrets.stat().st_mode & 0o777 == 0o600
+    assert_secret(made, status)
     kitchen.box.sh("scontrol", "update", "PartitionName=main", "State=UP")
 
     follower = subprocess.Popen(
@@ -91,19 +98,22 @@ def test_two_nodes_of_two_ranks_from_code_that_is_spoilt_later(
     assert_sound(made, alone)
     assert_exported(made)
     assert "done" in kitchen.galley("status", str(made.run.root))[1]
+    assert len(made.run.submitted.read_text().splitlines()) == 4  # prepare, train, its successor, export
     assert_secret(made, told)
     assert not secrets.exists()
 
 
 def assert_secret(made: Submitted, told: str) -> None:
-    """The token is in no file of the run, no log, and nothing that Slurm shows."""
+    """The token is in no file of the run, no log, no file of Slurm's, and nothing that Slurm shows."""
     assert SENTINEL not in told + made.told
-    for folder in (made.run.root, made.box.state / "log"):
+    for folder in (made.run.root, made.box.state):
         for path in folder.rglob("*"):
             assert not path.is_file() or SENTINEL not in read(path), path
     jobs = [json.loads(line)["job"] for line in made.run.submitted.read_text().splitlines()]
-    assert len(jobs) == 4  # prepare, train, its successor, export
-    assert SENTINEL not in "".join(made.box.sh("scontrol", "show", "job", "--detail", job) for job in jobs)
+    shown = [made.box.sh("scontrol", "show", "job", "--detail", job) for job in jobs]
+    shown += [made.box.sh("scontrol", "write", "batch_script", job, "-", check=False) for job in jobs]
+    assert "JobId=" in shown[0]
+    assert SENTINEL not in "".join(shown)
 
 
 @pytest.mark.cluster_slow

@@ -79,9 +79,10 @@ def is_secret_name(name: str) -> bool:
 def is_withheld(name: str, value: str) -> bool:
     """Whether a variable is kept from Slurm's commands and from jobs, which show an environment to whoever asks.
 
-    Wider than :func:`is_secret_name`: any part of a name counts, and any address that says who may use it.
+    Wider than :func:`is_secret_name`: any part of a name counts, any address that says who may use it, and any value
+    that has a secret's form.
     """
-    return bool(_IN_NAME.search(name) or _ADDRESS.search(value)) or is_secret_name(name)
+    return bool(_IN_NAME.search(name) or _ADDRESS.search(value) or secret_in(value)) or is_secret_name(name)
 
 
 def secret_in(text: str) -> str | None:
