@@ -227,6 +227,14 @@ def test_damaged_data_are_refused_by_ranks_and_prepared_again(made: Made, ranks:
     assert "train/tokens.npy is not as it was written (CRC-32)" in str(run.attempt(1).errors()[0]["message"])
 
 
+def test_data_without_their_manifest_are_refused_by_ranks(made: Made, ranks: Ranks, tmp_path: Path) -> None:
+    run = made.copy(tmp_path / "run")
+    run.data_manifest.unlink()
+    assert ranks.run("galley.train.train:main", [str(run.spec)], 2, run.root / "ranks.log") == [2, 2]
+    message = str(run.attempt(1).errors()[0]["message"])
+    assert message.startswith(f"{run.data_manifest}: cannot be read (no such file or directory); remove"), message
+
+
 def test_nothing_but_checkpoints_is_left_beside_them(made: Made) -> None:
     manifest = read_json(made.run.checkpoint(4).manifest) or {}
     assert set(manifest["files"]) | {"manifest.json"} == {path.name for path in files(made.run.checkpoint(4))}

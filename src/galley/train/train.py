@@ -11,6 +11,7 @@ import torch
 
 from galley.contract import pace
 from galley.contract.errors import UserError
+from galley.contract.files import reason
 from galley.contract.records import ExitRecord, read_exit, write_exit
 from galley.contract.rundir import Attempt, RunDir
 from galley.contract.spec import RunSpec
@@ -74,6 +75,8 @@ def _checked_data(run: RunDir, world: World) -> Manifest:
         manifest = read_manifest(run)
     except ValueError:
         raise UserError(str(run.data_manifest), "is damaged, or from another version", todo) from None
+    except OSError as error:
+        raise UserError(str(run.data_manifest), f"cannot be read ({reason(error)})", todo) from None
     problems = world.gather(damage(run, manifest, slice(world.rank, None, world.size)))
     if problem := next(filter(None, problems), None):
         raise UserError(str(run.data), problem, todo)
