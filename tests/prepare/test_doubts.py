@@ -1,5 +1,6 @@
 """What prepare says about data before anybody trusts a run on them: each time, from the cache too."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -114,3 +115,16 @@ def test_a_template_that_leaves_out_tool_calls_is_refused_with_the_line(
         f"{path}:3: the chat template leaves out `tool_calls` of messages[1], so the answer would be taught without; "
         "use a model.chat_template that writes them, or leave such rows out"
     )
+
+
+@pytest.mark.parametrize("key", ["\ud83d", "\x1b[31mred\u202e"])
+def test_keys_of_rows_are_told_plainly(
+    make_run: Make, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    """Half a character in a key ended preparation in a traceback."""
+    path = tmp_path / "rows.jsonl"
+    talk = {"messages": [{**user("a?"), key: "x"}, assistant("b")], key: 1}
+    path.write_text("".join(json.dumps(record) + "\n" for record in [talk, *rows(8)]))
+    lines = warned(make_run(model_folder, path), capsys)
+    assert len(lines) == 2
+    assert all("`?`" in line or "`red?`" in line for line in lines), lines

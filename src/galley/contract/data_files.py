@@ -47,6 +47,7 @@ SHAREGPT = (
     "rename `conversations` to `messages`, `from` to `role` (human becomes user, gpt assistant, function_call and "
     "observation tool calls and tool) and `value` to `content`"
 )
+SAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
 PAIR = (
     '{{"messages": [{{"role": "user", "content": {asked}}}, {{"role": "assistant", "content": {answered}}}]}}, '
     "with the values of these keys"
@@ -73,6 +74,19 @@ def check_file(path: Path, form: str = "chat") -> None:
         if known and record.get("messages") is None:
             what = f"not a conversation: no `messages`, only {', '.join(map(str, record))[:200]}"
             raise UserError(f"{path}:{number}", what, known)
+    if line is not None and line.strip():
+        _check_json(f"{path}:{number}", line)
+
+
+def _check_json(where: str, line: bytes) -> None:
+    try:
+        json.loads(line)
+    except UnicodeDecodeError:
+        return
+    except ValueError as error:
+        raise UserError(where, f"not JSON: {error}", f"write one object a line, such as {SAMPLE}") from None
+    except RecursionError:
+        return
 
 
 def _binary(head: bytes) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from galley.contract.text import plain
 from galley.data.columns import I64
 from galley.data.prepared import SourceFacts, SplitFacts
 from galley.prepare.formats.encode import KEPT, Documents
@@ -33,7 +34,7 @@ def counts(documents: Documents) -> dict[str, Any]:
     """
     masked = documents.masked
     return {
-        "notes": dict(documents.notes),
+        "notes": {plain(what): count for what, count in documents.notes.items()},  # keys of rows may hold anything
         "masked": int(masked.sum()),
         "masked_rows": int((masked > 0).sum()),
         "rows": len(masked),

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from galley.contract.data_files import remedy
+from galley.contract.data_files import SAMPLE, remedy
 from galley.contract.errors import UserError
 from galley.prepare.formats.base import keys_of
 from galley.prepare.formats.calls import Message, kind, read_calls, read_tools, without_nulls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-SAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
 NOT_TRAINED = "messages of others than the assistant have a weight, but only the assistant's are trained on"
 WEIGHTS = frozenset({"weight", "train", "loss"})
 EMPTY = "answers hold nothing, so the model is trained to end its turn at once"
