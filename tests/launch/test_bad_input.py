@@ -46,6 +46,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["my.yaml", "cluster=x", *ON_CPU], "cluster: galley run trains on this box; galley submit RECIPE cluster=x"),
         (["my.yaml", "force=1", *ON_CPU], "force: nothing here can be forced; leave it out"),
         (["my.yaml", "name=a/b", *ON_CPU], "name: 'a/b' is not a run's name; use letters, digits, '.', '_' and '-'"),
+        (
+            ["org/model"],
+            "recipe: no file org/model; give a recipe; where org/model is a model, write model.path=",
+        ),
+        (
+            ["smollm2-135m-lora.yaml"],
+            "recipe: no file smollm2-135m-lora.yaml; write smollm2-135m-lora for the recipe",
+        ),
+        (["SmolLM2-135M-LoRA"], "recipe: no recipe 'SmolLM2-135M-LoRA'; did you mean 'smollm2-135m-lora'?"),
         (["nosuch.yaml"], "recipe: no file nosuch.yaml; give a path to a .yaml file, or a name (see galley recipes)"),
         (["smollm2-135m-lara"], "recipe: no recipe 'smollm2-135m-lara'; did you mean 'smollm2-135m-lora'?"),
         (["bad.yaml", *ON_CPU], "bad.yaml: no such key: 'optimiser'; did you mean 'optimizer'?"),

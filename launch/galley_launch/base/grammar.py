@@ -83,6 +83,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, or the list of what is known where nothing is near."""
     known = sorted(set(known))
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    matches = matches or [name for name in known if name.lower() == word.lower()]
     return f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(known)}"
 
 

@@ -87,12 +87,21 @@ def find(name: str) -> Source:
         raise UserError("recipe", f"{name} is not a recipe, which is a .yaml file", todo)
     if is_path(name):
         if not Path(name).is_file():
-            raise UserError("recipe", f"no file {name}", "give a path to a .yaml file, or a name (see galley recipes)")
+            raise UserError("recipe", f"no file {name}", f"{_instead(name)} (see galley recipes)")
         return read(Path(name))
     known = recipes()
     if name not in known:
         raise UserError("recipe", f"no recipe {name!r}", f"{nearest(name, known)} (see galley recipes)")
     return read(known[name])
+
+
+def _instead(name: str) -> str:
+    """What to give instead of ``name``, which is written as a file and is none."""
+    if Path(name).stem in recipes() and "/" not in name:
+        return f"write {Path(name).stem} for the recipe of that name"
+    if name.count("/") == 1 and name[0] not in "/.~" and not name.endswith(_SUFFIXES):
+        return f"give a recipe; where {name} is a model, write model.path={name} after it"
+    return "give a path to a .yaml file, or a name"
 
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> Source:

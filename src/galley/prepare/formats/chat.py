@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from galley.contract.data_files import SAMPLE
 from galley.prepare.formats.base import Document, Encoder, Format, Limits
-from galley.prepare.formats.conversations import SAMPLE, Conversation, parse
+from galley.prepare.formats.conversations import Conversation, parse
 
 if TYPE_CHECKING:
     from galley.prepare.formats.coverage import Coverage
