@@ -10,10 +10,18 @@ HEADS: dict[str, Any] = {
     "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96,
     "num_hidden_layers": 2,
 }  # fmt: skip
+LATENT: dict[str, Any] = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+}  # fmt: skip
 PARTICULARS: dict[str, dict[str, Any]] = {
     "blenderbot": {"d_model": 64, "decoder_layers": 2, "encoder_layers": 2, "decoder_attention_heads": 4},
+    "codegen": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_ctx": 512, "n_positions": 512, "rotary_dim": 8},
+    "deepseek_v2": {**HEADS, **LATENT, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
+                    "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
     "dots1": {**HEADS, "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 32, "n_group": 1,
               "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "glm4_moe_lite": {**HEADS, **LATENT, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
+                      "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1},
     "hunyuan_v1_dense": HEADS,
     "hunyuan_v1_moe": {**HEADS, "num_experts": 4, "moe_topk": 2},
     "lfm2_moe": {**HEADS, "layer_types": ["conv", "full_attention"], "num_experts": 4, "num_experts_per_tok": 2,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from galley.contract.errors import UserError
 from galley.data.batches import Batch
 from galley.data.columns import IGNORED, Split
 from galley.model import neftune
@@ -100,6 +101,9 @@ def loss(model: Any, batch: Batch) -> torch.Tensor:
     with logits_only_at(output_head(model), indices), neftune.noise(model, batch):
         logits = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits
     # Logits are [1, supervised tokens, vocabulary].
+    if logits.dim() != 3 or logits.shape[0] * logits.shape[1] != len(indices):
+        what = f"the model's logits have the shape {[*logits.shape]}, not [1, {len(indices)} tokens, vocabulary]"
+        raise UserError("model.path", what, "use a causal language model")
     total: torch.Tensor = _CrossEntropySum.apply(logits.flatten(0, 1), targets[indices].clamp_min(0))  # type: ignore[no-untyped-call]
     return total * 0.0 if nothing else total
 

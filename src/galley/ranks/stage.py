@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -22,6 +23,10 @@ from galley.contract.text import one_line
 REFUSED = 2
 """Exit status of what is the user's to fix."""
 Work = Callable[[RunSpec, RunDir, Attempt], None]
+_OF_CODE = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
+_OF_SHAPES = re.compile(
+    r"invalid for input of size|same dtype|strides should be|size of tensor|shapes cannot be multiplied|must match"
+)
 
 
 class Superseded(Exception):
@@ -102,11 +107,16 @@ def _fail(attempt: Attempt, who: str, status: int, message: str) -> int:
 
 
 def _of_the_model(error: Exception) -> UserError | None:
-    """The refusal that a ValueError of transformers' own modelling code is: some architectures want samples of certain
-    lengths, or arguments that no trainer gives (Reformer, X-MOD). Trying again would end in the same.
+    """The refusal that an error of transformers' own modelling code is, which trying again would not change.
+
+    Some architectures want samples of certain lengths or arguments that no trainer gives (Reformer, X-MOD), compute in
+    mixed dtypes, or have a configuration that does not fit together. A RuntimeError counts only where it is about
+    shapes and dtypes: memory, devices and networks are RuntimeErrors too.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    if not isinstance(error, ValueError) or not frames or "/transformers/models/" not in frames[-1].filename:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+    if not frames or not re.search(r"/transformers/(models|integrations)/", frames[-1].filename):
+        return None
+    if not isinstance(error, _OF_CODE) and not (type(error) is RuntimeError and _OF_SHAPES.search(str(error))):
         return None
     file, lines = Path(frames[-1].filename).name, str(error).strip().splitlines()
     what = f"the model refuses its input ({file}: {lines[0][:250] if lines else ''})"
