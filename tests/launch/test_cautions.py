@@ -42,6 +42,9 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["method.kind=qlora"], None),
         (["name=lion", "lr=3e-3"], None),
         (["optimizer.name=lion", "lr=3e-3"], "far above"),
+        (["optimizer.name=lion"], "optimizer.name=lion usually takes a third of AdamW's: set optimizer.lr=0.00017"),
+        (["optimizer.name=lion", "lr=1e-4"], None),
+        (["optimizer.name=adamw_8bit"], None),
         ([], None),
     ],
 )

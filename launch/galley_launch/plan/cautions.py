@@ -34,23 +34,37 @@ _FILLED = 0.95
 
 def of_rate(recipe: Recipe, source: Source, typed: set[str], facts: Facts) -> list[str]:
     """Notes on a learning rate that does not go with the method. ``typed``: keys given on the command line."""
-    kind, rate = recipe.method.kind, recipe.optimizer.lr
-    meant_for = _rate_set_for(source, typed)
-    full = kind == "full"
-    if meant_for and (meant_for == "full") != full:
-        usual = rate / 10 if full else rate * 10
-        times = "a tenth of an adapter's" if full else "ten times that of full fine-tuning"
-        return [
-            f"optimizer.lr {rate:g} was set for method.kind={meant_for}; method.kind={kind} usually takes {times}: "
-            f"set optimizer.lr={usual:g}"
-        ]
+    rate, full, lion = recipe.optimizer.lr, recipe.method.kind == "full", recipe.optimizer.name == "lion"
+    if kept := _kept_rate(recipe, _rate_set_for(source, typed)):
+        return [kept]
     low, high = _rates(full, facts)
-    scale = _LION if recipe.optimizer.name == "lion" else 1
+    scale = _LION if lion else 1
     low, high = low / scale, high / scale
     if low <= rate <= high:
         return []
     where = f"far {'above' if rate > high else 'below'} what {'full fine-tuning' if full else 'an adapter'} takes"
     return [f"optimizer.lr {rate:g} is {where} ({low:.0e} to {high:.0e} for a model of this size)"]
+
+
+def _kept_rate(recipe: Recipe, meant_for: tuple[str, str] | None) -> str:
+    """A note where the rate was set beside another method or optimizer, ``meant_for``; else empty."""
+    if meant_for is None:
+        return ""
+    kind, name = recipe.method.kind, recipe.optimizer.name
+    if (meant_for[0] == "full") != (kind == "full"):
+        factor, times = (
+            (0.1, "a tenth of an adapter's") if kind == "full" else (10, "ten times that of full fine-tuning")
+        )
+        given, now = f"method.kind={meant_for[0]}", f"method.kind={kind}"
+    elif (meant_for[1] == "lion") != (name == "lion"):
+        factor, times = (1 / _LION, "a third of AdamW's") if name == "lion" else (_LION, "three times Lion's")
+        given, now = f"optimizer.name={meant_for[1]}", f"optimizer.name={name}"
+    else:
+        return ""
+    rate = recipe.optimizer.lr
+    return (
+        f"optimizer.lr {rate:g} was set for {given}; {now} usually takes {times}: set optimizer.lr={rate * factor:.2g}"
+    )
 
 
 def _rates(full: bool, facts: Facts) -> tuple[float, float]:
@@ -62,8 +76,8 @@ def _rates(full: bool, facts: Facts) -> tuple[float, float]:
     return next((low, high) for limit, low, high in _FULL_RATES if size <= limit)
 
 
-def _rate_set_for(source: Source, typed: set[str]) -> str | None:
-    """Method of the recipe that set ``optimizer.lr``; None where the rate was typed, or is the schema's default."""
+def _rate_set_for(source: Source, typed: set[str]) -> tuple[str, str] | None:
+    """Method and optimizer of the recipe that set the rate; None where it was typed, or is the schema's default."""
     if source.run or "optimizer.lr" in typed:
         return None
     file = source.wrote.get("optimizer.lr")
@@ -72,7 +86,8 @@ def _rate_set_for(source: Source, typed: set[str]) -> str | None:
     if not isinstance(section, dict) or "lr" not in section:
         return None
     method: Any = tree.get("method")
-    return str(method.get("kind", "lora")) if isinstance(method, dict) else "lora"
+    kind = str(method.get("kind", "lora")) if isinstance(method, dict) else "lora"
+    return kind, str(section.get("name", "adamw"))
 
 
 def of_length(spec: RunSpec, run: RunDir) -> list[str]:
