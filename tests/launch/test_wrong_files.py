@@ -33,6 +33,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("rows.jsonl", ROW.encode("utf-16"), "iconv -f UTF-16"),
         ("alpaca.jsonl", ALPACA.encode(), "this is Alpaca's format"),
         ("sharegpt.jsonl", SHAREGPT.encode(), "this is ShareGPT's format"),
+        ("kto.jsonl", b'{"prompt": "a", "completion": "b", "label": false}\n', "these are preferences"),
+        ("acts.jsonl", b'{"system": "s", "conversations": [{"from": "human"}]}\n', "`system` becomes a first message"),
         ("notes.txt", b"Dear reader,\n", "notes.txt:1: not JSON: Expecting value"),
         ("rows.jsonl", b"{'messages': []}\n", "rows.jsonl:1: not JSON: Expecting property name"),
         ("page.jsonl", b"<!DOCTYPE html><html>", "a web page"),

@@ -84,7 +84,7 @@ def read_yaml(text: str, where: str) -> Tree:
     except yaml.YAMLError as error:
         raise UserError(where, f"not readable as YAML: {str(error).splitlines()[0]}", "save it as UTF-8 text") from None
     if not isinstance(tree, dict):
-        raise UserError(where, "holds no settings", "write keys such as 'model:' (see galley show)")
+        raise UserError(where, "holds no settings", "write lines such as 'key: value'")
     return tree
 
 

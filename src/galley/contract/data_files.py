@@ -148,13 +148,15 @@ def remedy(record: Mapping[str, Any]) -> str | None:
     turns = record.get("conversations", record.get("conversation"))
     if isinstance(turns, list) and turns and isinstance(turns[0], Mapping):
         if "from" in turns[0]:
-            return f"this is ShareGPT's format: {SHAREGPT}"
+            first = "; `system` becomes a first message of that role" if record.get("system") else ""
+            return f"this is ShareGPT's format: {SHAREGPT}{first}"
         return "rename the key to `messages`"
     if {"instruction", "output"} <= keys:
         asked = "instruction and input" if record.get("input") else "instruction"
         return f"this is Alpaca's format: write {PAIR.format(asked=asked, answered='output')}"
-    if {"chosen", "rejected"} <= keys:
-        return "these are preferences, which Galley does not train on: write the chosen answer as `messages`"
+    judged = "completion" in keys and isinstance(record.get("label"), bool)  # KTO's: false marks a bad answer
+    if {"chosen", "rejected"} <= keys or judged:
+        return "these are preferences, which Galley does not train on: write the chosen answers as `messages`"
     return _pair(record)
 
 
