@@ -56,7 +56,7 @@ class FileRendezvous(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """True: so ``env://`` would connect to port 0, which fails, and never listen."""
+        """True, so that a rank that used ``env://`` would try to connect to port 0, which fails, and never listen."""
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
     os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # as many ranks on each node: no exchange to number them
     os.environ[LAUNCHER] = str(os.getpid())
     try:
-        torchrun.main([*(() if "--rdzv-endpoint" in argv else ("--rdzv-endpoint", _OWN)), *argv])
+        torchrun.main(argv if "--rdzv-endpoint" in argv else ["--rdzv-endpoint", _OWN, *argv])
     except UserError as error:
         print(f"galley: {error}", file=sys.stderr, flush=True)
         if folder := os.environ.get("GALLEY_ATTEMPT_DIR"):

@@ -40,7 +40,7 @@ class State:
     skipped: int = 0
     """Steps that were left out, for their gradients overflowed fp16."""
     loss_scale: dict[str, float] | None = None
-    """With fp16: the loss's scale, and when it changes."""
+    """With fp16: ``engine.loss_scale`` after the step."""
     best_loss: float | None = None
     bad_evaluations: int = 0
     held_out_loss: float | None = None
@@ -71,9 +71,9 @@ def best_checkpoint(run: RunDir) -> Checkpoint | None:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint's directory, if it is there. The manifest goes first: no half checkpoint.
+    """Delete a checkpoint's directory, if it is there. The manifest goes first: without it no checkpoint exists.
 
-    What is not there is not deleted: a later attempt might just have made it.
+    A path that does not exist is left alone, even where it appears meanwhile: a later attempt may be making it.
     """
     manifest = Checkpoint(path).manifest
     if manifest.exists():

@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from galley.checkpoint import whole
 from galley.checkpoint.checkpoint import State, best_checkpoint, remove
 from galley.checkpoint.flats import Layout, by_flat, pack
+from galley.checkpoint.pending import Pending, SaveProgress
 from galley.contract.errors import UserError
 from galley.contract.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, write_atomic
 from galley.engine import swap
@@ -34,40 +35,6 @@ from galley.ranks.world import World
 _QUIET = 19
 """Niceness of the writing threads, the highest there is: training comes first. A rank that waits for its thread leaves
 its core to it."""
-
-
-@dataclass
-class Pending:
-    """A save on its way."""
-
-    state: State
-    checkpoint: Checkpoint
-    staging: Path
-    probes: dict[str, torch.Tensor]
-    began: float
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    layout: Layout = field(default_factory=list)
-    written: threading.Event = field(default_factory=threading.Event)
-    """This rank's file is on the disk, or could not be written."""
-    all_written: threading.Event = field(default_factory=threading.Event)
-    published: threading.Event = field(default_factory=threading.Event)
-    """On rank 0: the checkpoint stands, or could not be published."""
-    problem: str | None = None
-    seconds: float = 0.0
-    """From its beginning to its end."""
-    stall: float = 0.0
-    """Seconds that training stood still for it."""
-
-
-class SaveProgress(NamedTuple):
-    """How far this rank is with the save that is under way, as numbers that ranks add up; all 0 where none is."""
-
-    written: float
-    """1: its file is on the disk, or could not be written."""
-    failed: float
-    """1: it could not be written."""
-    published: float
-    """1, on rank 0 only: the checkpoint stands, or could not be published."""
 
 
 @dataclass
@@ -101,8 +68,10 @@ class Writer:
         began = time.perf_counter()
         checkpoint = self.run.checkpoint(state.step)
         staging = checkpoint.root.with_name(f".attempt-{self.attempt.number:04d}-{checkpoint.root.name}")
-        made_room = _problem(self._make_room, checkpoint, staging) if self.world.is_first else None
-        self._agreed(checkpoint, made_room)
+        # Rank 0 makes the directory first, and all agree that it is there: only then may the others write into it.
+        problem = _problem(self._make_room, checkpoint, staging) if self.world.is_first else None
+        self._agreed(checkpoint, problem)
+        # A copy of the state, since training goes on changing its own; tensors are copied in `_start`.
         pending = Pending(replace(state), checkpoint, staging, probes, began)
         self._agreed(checkpoint, _problem(self._start, pending))
         self.pending = pending
@@ -123,6 +92,7 @@ class Writer:
 
         Raises as ``begin`` does.
         """
+        # Every rank has the same sums, so that all finish at the same step: `finish` is collective.
         if failed or published:
             return self.finish()
         if self.pending and written == self.world.size:
@@ -137,6 +107,8 @@ class Writer:
         pending, self.pending = self.pending, None
         if pending is None:
             return None
+        # Twice together: all files must be there before rank 0 may publish, and its publishing must have succeeded
+        # before any rank counts the checkpoint as saved.
         pending.written.wait()
         self._agreed(pending.checkpoint, pending.problem)
         pending.all_written.set()
@@ -210,6 +182,7 @@ class Writer:
 
     def _held(self) -> tuple[dict[str, torch.Tensor], Layout]:
         """What this rank has to write, and has in memory: nothing where rank 0 holds the same."""
+        # Without ZeRO every rank steps all weights, to the same bits.
         if swap.is_used(self.engine) or (self.engine.zero_optimization_stage() == 0 and not self.world.is_first):
             return {}, []
         return pack(fragments(self.engine), base_optimizer(self.engine))
@@ -229,6 +202,7 @@ class Writer:
 
         Twice their size: torch's allocator of pinned memory rounds each tensor up to a power of two bytes.
         """
+        # The buffers of the save before are there already, and are used again.
         new = sum(value.nbytes for key, value in tensors.items() if key not in self.buffers)
         return 2 * new * self.neighbours < free_bytes()
 
@@ -256,7 +230,7 @@ class Writer:
                 pending.all_written.wait()
                 pending.problem = _problem(self._publish, pending)
                 self.tidy()
-        except BaseException as error:  # a library's panic is no Exception
+        except BaseException as error:  # a panic in safetensors' Rust code is no Exception
             pending.problem = pending.problem or f"{type(error).__name__}: {error}"
         finally:
             pending.written.set()
@@ -289,6 +263,8 @@ class Writer:
 
     def prune(self) -> None:
         """Delete all but the newest ``keep`` checkpoints and the best one, and what killed saves left."""
+        # The fence is looked at before each removal, not once: a later attempt may begin at any moment, and removing a
+        # large checkpoint takes seconds.
         folder = self.run.root / "checkpoints"
         best = best_checkpoint(self.run)
         older = self.run.checkpoints()[: -self.keep]

@@ -1,4 +1,4 @@
-"""Is a checkpoint what was written? Checksums of its files, and of its manifest."""
+"""Whether a checkpoint is what was written: checksums of its files, and of its manifest."""
 
 from __future__ import annotations
 
@@ -104,6 +104,7 @@ def newest(run: RunDir, world: World) -> Checkpoint | None:
     """
     steps = world.gather([checkpoint.step for checkpoint in written(run)])[0]  # a disk may show another rank fewer
     problems: list[str] = []
+    # Files are dealt to the ranks, so that terabytes are read once and by all of them; what one finds wrong, all know.
     for step in reversed(steps):
         checkpoint = run.checkpoint(step)
         in_share = damage(checkpoint, slice(world.rank, None, world.size))

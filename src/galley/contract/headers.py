@@ -60,7 +60,7 @@ def _end(name: str, tensor: Any) -> int:
         raise ValueError(f"its header says nothing usable about {shown}")
     shape, offsets = tensor.get("shape"), tensor.get("data_offsets")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"its header has no shape and place for {shown}")
+        raise ValueError(f"its header has no shape and offsets for {shown}")
     bits = _BITS.get(tensor["dtype"])
     if bits and math.prod(shape) * bits // 8 != offsets[1] - offsets[0]:
         raise ValueError(f"{shown} of {shape} {tensor['dtype']} has {offsets[1] - offsets[0]:,} bytes")

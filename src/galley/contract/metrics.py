@@ -6,6 +6,7 @@ something else there than a number. Keys that this version does not know are ign
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -117,7 +118,7 @@ def last_rows(path: Path) -> list[MetricsRow]:
 def newest(rows: Iterable[MetricsRow], before: MetricsRow | None = None) -> MetricsRow:
     """The newest of each number: rows of evaluations and saves do not hide those of steps."""
     values: dict[str, Any] = {}
-    for row in (before, *rows) if before else rows:
+    for row in itertools.chain([before] if before else [], rows):
         values |= {key: value for key, value in vars(row).items() if _is_finite(value)}
     return MetricsRow(**values)
 

@@ -93,7 +93,9 @@ def _text(value: object) -> str | None:
 
 def _whole(value: object) -> int | None:
     number = _real(value)
-    return number if isinstance(number, int) else int(number) if number is not None and number.is_integer() else None
+    if isinstance(number, float):
+        return int(number) if number.is_integer() else None
+    return number
 
 
 def _real(value: object) -> float | None:
@@ -122,7 +124,7 @@ _CONVERT: dict[str, Callable[[object], object]] = {
 
 
 def converters(kind: type) -> dict[str, Callable[[object], object]]:
-    """For each field of a record what makes its value of JSON's."""
+    """For each field of a record, the converter from a value that JSON may hold."""
     return {field.name: _CONVERT[str(field.type)] for field in fields(kind) if field.name != "unknown"}
 
 
@@ -130,13 +132,13 @@ _EXIT, _JOB = converters(ExitRecord), converters(JobRecord)
 
 
 def _split(body: Mapping[str, object], known: Mapping[str, Callable[[object], object]]) -> dict[str, Any]:
-    """The arguments of a record's class: its fields, and what it does not know."""
+    """The keyword arguments of a record's class: its fields, converted, and all other keys as ``unknown``."""
     values: dict[str, Any] = {key: known[key](value) for key, value in body.items() if key in known}
     return {**values, "unknown": {key: value for key, value in body.items() if key not in known}}
 
 
 def _body(record: ExitRecord | JobRecord) -> dict[str, object]:
-    """What is written of a record: fields that it has, in their order, then what it does not know."""
+    """A record as a JSON object: the fields that are not None, in their order, then ``unknown`` as it was read."""
     known = {field.name: getattr(record, field.name) for field in fields(record) if field.name != "unknown"}
     return {**{key: value for key, value in known.items() if value is not None}, **record.unknown}
 

@@ -20,7 +20,7 @@ UNVERIFIED = 3
 """Exit status of an export that was written, but whose check failed."""
 
 _NUMBER, _STEP = re.compile(r"[0-9]{4,9}"), re.compile(r"step-[0-9]{6,12}")
-"""Names of attempts and checkpoints: what a half copied run has beside them is none."""
+"""Names of attempts and checkpoints. A run that was copied by half may hold others, which are neither."""
 
 
 @dataclass(frozen=True)

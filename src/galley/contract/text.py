@@ -1,4 +1,4 @@
-"""What others wrote, made fit for a terminal. Part of the contract; the standard library only, in Python 3.9's grammar.
+"""Foreign text made harmless for a terminal. Part of the contract; the standard library only, in Python 3.9's grammar.
 
 Data, logs, names and recipes may hold anything: sequences that move the cursor or set the clipboard, and marks that
 turn letters around, so that a line does not say what it seems to.
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 LONGEST = 480
 """Characters of a refusal."""
 _END = 160
-"""Of them, those at its end are kept: they say what to do."""
+"""Characters that are kept of the end of a longer one: there stands what to do."""
 
 # Colours and whatever moves the cursor (ECMA-48, 5.4), and strings for the terminal itself (5.6), ended or not.
 _SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?")

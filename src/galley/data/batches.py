@@ -67,6 +67,8 @@ def share(
     Ranks wait for one another, and a short sample is padded to the longest beside it: so samples are dealt by their
     ``work``, the most first, there and back (to ranks 0, 1, 1, 0, 0 …). Which samples the step has stays as it is.
     """
+    # For 2 ranks and samples of work 9 8 7 6 5 4 3 2, rounds are (9 8) (7 6) (5 4) (3 2): rank 0 takes 9 6 5 2, rank 1
+    # takes 8 7 4 3, and a micro-batch of 2 has neighbours in size: (9 6) and (5 2), (8 7) and (4 3).
     missing = micro * ranks * accumulation - len(ids)
     dealt = sorted(ids, key=work, reverse=True) + [NOBODY] * missing
     rounds = [dealt[start : start + ranks] for start in range(0, len(dealt), ranks)]  # each rank gets one of each
@@ -139,6 +141,8 @@ def collate(split: Split, ids: list[int], packed: bool, device: torch.device) ->
 
 def segments_of(positions: np.ndarray) -> tuple[Segment, ...]:
     """The segments that cover ``positions`` [samples, length], flattened: positions restart at 0 in each document."""
+    # Rows follow one another, and each begins at position 0: so no document goes from one row into the next, and what
+    # lies between two zeros is one document. Padding is zeros, hence documents of one token.
     flat = positions.reshape(-1)
     starts = np.flatnonzero(flat == 0)
     segments: list[Segment] = []

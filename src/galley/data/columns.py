@@ -23,7 +23,9 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 Over = Literal["tokens", "samples", "sample bounds", "documents", "document bounds"]
-"""What an array has one entry for; bounds are one more than there are, where each starts and the end of the last."""
+"""What a column has one entry for. Bounds are where each sample or document starts, and where the last one ends: one
+more than there are.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Column:
         """Map it. Raises ``OSError`` where it is missing, ``ValueError`` for another type."""
         path = self.path(folder)
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+        # From another version, or not Galley's: a wrong dtype would be read as other numbers, in silence.
         if array.dtype != self.dtype or array.ndim != 1:
             what = f"{array.dtype} with {array.ndim} dimensions, not a row of {np.dtype(self.dtype)}"
             raise ValueError(f"{path}: {what}")
@@ -73,7 +76,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample; numpy views of the mapped files, all of length T but the last two, of length D."""
+    """One sample of T tokens and D documents: numpy views of the mapped files, [T] each but for the last two, [D]."""
 
     tokens: U32
     labels: I32
@@ -111,7 +114,7 @@ class Split:
 
     def lengths_by_kind(self) -> dict[Over, int]:
         """How long a column is, by what it has one entry for."""
-        samples, documents = len(self.samples), len(self.documents)
+        samples, documents = len(self.samples), len(self.documents)  # bounds, one more than there are
         return {
             "tokens": self.tokens_total if samples else 0,
             "samples": samples - 1,
@@ -174,12 +177,16 @@ class Split:
         return int(self.supervised.sum())
 
     def pairs(self, index: int) -> int:
-        """Pairs of tokens that sample ``index`` may attend over: the sum of its documents' lengths, squared."""
+        """Pairs of tokens that attention inside documents may compare in sample ``index``: the sum of L² over documents
+        of L tokens. It is what the time of a sample grows with beside its tokens.
+        """
         first, last = self._documents(index)
         return int((np.diff(self.documents[first : last + 1]) ** 2).sum())
 
     def _documents(self, index: int) -> tuple[int, int]:
         """The first of the documents that sample ``index`` consists of, and the first that is not its own."""
+        # Both columns count tokens of the whole split, and no document spans two samples: where a sample starts, a
+        # document does. Two binary searches, so that the mapped file is read in a few pages only.
         first, last = np.searchsorted(self.documents, self.samples[index : index + 2])
         return int(first), int(last)
 
@@ -193,6 +200,6 @@ class Split:
             tokens=self.tokens[start:end],
             labels=self.labels[start:end],
             positions=self.positions[start:end],
-            document_starts=self.documents[first:last] - start,
+            document_starts=self.documents[first:last] - start,  # from the start of the split to that of the sample
             sources=self.sources[first:last],
         )

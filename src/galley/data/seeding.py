@@ -25,13 +25,14 @@ def random_ranks(count: int, *entropy: int) -> I64:
 
 def random_order(count: int, *entropy: int) -> I64:
     """A permutation of 0 … count - 1 that depends on ``entropy`` only, [count]: raw 64-bit draws, sorted."""
+    # A stable sort, so that equal draws (a pair among billions) are in one order, too, whatever the algorithm.
     draws = np.random.PCG64(list(entropy)).random_raw(count)
     return np.argsort(draws, kind="stable")
 
 
 def sample_order(seed: int, epoch: int, samples: int, version: int) -> I64:
     """The samples of one epoch (from 0) in the order in which training takes them, [samples]."""
-    if version == 1:
+    if version == 1:  # numpy may change this: kept for the runs that began with it
         return np.random.default_rng((seed, epoch)).permutation(samples)
     return random_order(samples, seed, EPOCH, epoch)
 
@@ -40,10 +41,11 @@ def step_seed(seed: int, step: int, rank: int, version: int) -> int:
     """The seed of dropout and noise in one step on one rank: 0 … 2^63 - 1."""
     if version == 1:
         return hash((seed, step, rank)) % 2**63
+    # Mixed after each number, not once at the end: (seed 1, step 2) and (seed 2, step 1) must not meet.
     state = 0
     for number in (seed, step, rank):
         state = _mix(state ^ number)
-    return state >> 1
+    return state >> 1  # 63 bits: torch.manual_seed takes a signed 64-bit number
 
 
 def _mix(number: int) -> int:

@@ -60,6 +60,7 @@ def _groups(model: Any, optimizer: Optimizer) -> list[dict[str, Any]]:
 
 def build(model: Any, spec: RunSpec) -> Engine:
     """Wrap ``model`` in a DeepSpeed engine with the task's optimizer; the loop sets the learning rate."""
+    # A copy: DeepSpeed writes into the configuration that it is given, and so does `settle`.
     config = copy.deepcopy(spec.placement.deepspeed)
     config["gradient_clipping"] = spec.task.optimizer.clip or NO_CLIP
     zero = config.get("zero_optimization", {})
@@ -82,6 +83,8 @@ def set_learning_rate(engine: Engine, rate: float) -> None:
 
 def step(engine: Engine) -> float:
     """Take the optimizer step; returns the global gradient norm before clipping."""
+    # With ZeRO the optimizer has the norm, over all ranks' slices, before clipping; where it is not finite, DeepSpeed
+    # leaves the step out by itself.
     if engine.zero_optimization_stage() > 0:
         engine.step()
         return float(engine.get_global_grad_norm())
@@ -104,14 +107,14 @@ def has_skipped(engine: Engine) -> bool:
 
 
 def loss_scale(engine: Engine) -> dict[str, float] | None:
-    """With fp16: what the scale of the next loss follows from."""
+    """With fp16: the scale of the next loss, and the counters by which DeepSpeed will change it. None without."""
     if not (engine.fp16_enabled() and engine.optimizer.loss_scaler.dynamic):
         return None
     return {key: getattr(engine.optimizer.loss_scaler, key) for key in _SCALE}
 
 
 def set_loss_scale(engine: Engine, state: dict[str, float] | None) -> None:
-    """Go on with what ``loss_scale`` gave."""
+    """Go on with what :func:`loss_scale` returned when a checkpoint was saved."""
     for key, value in (state or {}).items():
         setattr(engine.optimizer.loss_scaler, key, value)
 
@@ -161,7 +164,7 @@ def _zero12_fragment(engine: Engine, name: str, parameter: Any) -> Iterator[Frag
     slice of the parameter, ``hp_fragment_address`` the same elements in this rank's fp32 stretch.
     """
     mapping = parameter._hp_mapping
-    if mapping is not None:
+    if mapping is not None:  # None: no element of this parameter lies in this rank's stretch
         flat = base_optimizer(engine).param_groups[mapping.param_group_index]["params"][0]
         in_parameter, in_flat = mapping.lp_fragment_address, mapping.hp_fragment_address
         yield Fragment(name, in_parameter.start, in_parameter.numel, flat, in_flat.start)
@@ -187,7 +190,7 @@ def _zero3_fragment(engine: Engine, name: str, parameter: Any) -> Fragment:
 
 def set_weight(parameter: Any, whole: torch.Tensor) -> None:
     """Put ``whole`` (fp32, flattened) into the weight that the forward pass uses, in its own dtype and sharding."""
-    if hasattr(parameter, "ds_tensor"):
+    if hasattr(parameter, "ds_tensor"):  # ZeRO-3: its partition of the parameter, whose own data are empty
         zero3_load.copy_partition(parameter, whole)
     else:
         parameter.data.view(-1).copy_(whole)
@@ -195,6 +198,8 @@ def set_weight(parameter: Any, whole: torch.Tensor) -> None:
 
 def refresh_gathered(engine: Engine, before: bool) -> None:
     """ZeRO-3 keeps small parameters gathered: release them before their partitions change, gather them after."""
+    # Below stage3_param_persistence_threshold elements. They are gathered and released all together, whichever of them
+    # the method is called on (runtime/zero/stage3.py, `checkpoint_event_epilogue`).
     small = getattr(engine.optimizer, "persistent_parameters", [])
     if small and before:
         small[0].partition(small)

@@ -74,11 +74,11 @@ def own_folder(path: Path, run: str) -> Path:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     path.mkdir(exist_ok=True)  # not its parents: a disk that is not mounted is a fault
     job, name = Path(tempfile.gettempdir()), f"galley-swap-{digest(run)}-"
-    place = job if job.is_relative_to(path) else path
-    for left in place.glob(f"{name}*"):
+    parent = job if job.is_relative_to(path) else path
+    for left in parent.glob(f"{name}*"):
         if int(left.name.removeprefix(name)) % world == rank:
             shutil.rmtree(left)
-    folder = place / f"{name}{rank}"
+    folder = parent / f"{name}{rank}"
     folder.mkdir(mode=0o700)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     _try_direct_access(folder / "probe")
@@ -106,6 +106,7 @@ def may_lock(size: int) -> bool:
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
     memory = mmap.mmap(-1, size)
     at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    # Locked as a trial only: the mapping, and the lock with it, goes when `memory` does.
     failed: int = ctypes.CDLL(None).mlock(ctypes.c_void_p(at), ctypes.c_size_t(size))
     return failed == 0
 

@@ -33,13 +33,13 @@ class Base:
 
 def name_base(spec: RunSpec, manifest: Manifest, run: RunDir) -> Base:
     """The base of the run's adapter. A converted GGUF gets names in the run's own ``base/``, which outlive a cache."""
-    place = Path(spec.placement.paths.model)
-    if not place.is_absolute():
-        return Base(str(place), manifest.model.revision, "")
-    if place.suffix != ".gguf":
-        return Base(str(place), None, f"The base model is the folder `{place}` on the machine that trained this.")
+    model = Path(spec.placement.paths.model)
+    if not model.is_absolute():
+        return Base(str(model), manifest.model.revision, "")
+    if model.suffix != ".gguf":
+        return Base(str(model), None, f"The base model is the folder `{model}` on the machine that trained this.")
     converted = Path(manifest.model.path)
-    what = f"The base model is `{place}`, converted to safetensors in bfloat16"
+    what = f"The base model is `{model}`, converted to safetensors in bfloat16"
     if _linked(converted, run.base):
         return Base(str(run.base.absolute()), None, f"{what}: `{run.base.absolute()}`. Copy that folder, too.")
     return Base(str(converted), None, f"{what}: `{converted}`, in a cache. Copy it before the cache is cleared.")

@@ -21,7 +21,7 @@ class Part:
     """A folder of an export."""
 
     kind: Literal["model", "adapter"]
-    place: Path
+    path: Path
     """Where it will be."""
     check: Check | None
     """None where it was not checked."""

@@ -68,6 +68,7 @@ def _write_through_model(folder: str, model: Model, reader: Reader, out: Path) -
 
 
 def _copy_index(folder: Path, out: Path) -> None:
+    # The files have the base's names and tensors, so its index holds; only their size may differ, with the dtype.
     index = folder / "model.safetensors.index.json"
     if index.exists() and not (out / "model.safetensors").exists():
         content = json.loads(index.read_text(encoding="utf-8"))

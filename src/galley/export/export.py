@@ -187,8 +187,8 @@ class Exporter:
                 verified[part] = check is not None and check.verified
                 tokenizer.save_pretrained(str(folder))
                 carry_over(Path(self.folder), folder, self.manifest.model.eos_ids)
-                place = (self.run.export if verified[part] else self.run.unverified).absolute() / part
-                described = card.Part(part, place, check, factory, bool(tokenizer.chat_template))
+                target = (self.run.export if verified[part] else self.run.unverified).absolute() / part
+                described = card.Part(part, target, check, factory, bool(tokenizer.chat_template))
                 text = card.render(self.spec, self.manifest, self.checkpoint, described, self.base_name)
                 (folder / "README.md").write_text(text, encoding="utf-8")
         return verified

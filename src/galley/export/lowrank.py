@@ -68,6 +68,7 @@ def layers(wrapped: Any) -> dict[str, Layer]:
 
 
 def _layer(path: str, module: Any) -> Layer | None:
+    # What peft adapts is a module's `weight`, or the parameter that a ParamWrapper names: experts that are one tensor.
     parameter = getattr(module, "parameter_name", None) or "weight"
     name, base = f"{inside(path)}.{parameter}", module.get_base_layer()
     if ADAPTER in getattr(module, "lora_embedding_A", {}):
@@ -80,7 +81,7 @@ def _layer(path: str, module: Any) -> Layer | None:
         transposed = getattr(base, "is_transposed", False) if fused else getattr(module, "fan_in_fan_out", False)
     else:
         return None
-    if any(factor.dim() != 2 for factor in pair):
+    if any(factor.dim() != 2 for factor in pair):  # a convolution's A has the kernel's dimensions, too
         return None
     has_magnitude = ADAPTER in getattr(module, "lora_magnitude_vector", {})
     return Layer(
@@ -119,6 +120,7 @@ def merge(wrapped: Any) -> Any:
 
     peft rounds the change to the adapter's dtype or the weight's before it adds the two.
     """
+    # So both are made fp32 before, and the sum is rounded to the weight's dtype after.
     for name, parameter in wrapped.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()
@@ -155,7 +157,8 @@ def error(layer: Layer, trained: Tensors, began: Tensors | None, method: Method,
     # thousand rows at a time, [rows, inputs]: of a large matrix several copies would not fit.
     wrong = changed = 0.0
     for expert, before, after in _matrices(layer, base.to(merged.device), merged):
-        first = before.float()
+        first = before.float()  # [outputs, inputs]
+        # PiSSA trained on the base less the adapter's beginning, rounded to the base's dtype.
         if began is not None:
             first = (first - factor * (began("B").to(first) @ began("A").to(first))).to(base.dtype).float()
         a, b = _factors(layer, down, up, expert)
@@ -169,7 +172,9 @@ def error(layer: Layer, trained: Tensors, began: Tensors | None, method: Method,
                 off = (after[rows][odd].float() - want[odd]).abs()
                 wrong += float(off[~(off <= most)].double().square().sum())
             changed += float(torch.linalg.vector_norm(want - before[rows].float())) ** 2
-    return 0.0 if wrong == 0 else math.sqrt(wrong / changed) if changed > 0 else math.inf
+    if wrong == 0:
+        return 0.0
+    return math.sqrt(wrong / changed) if changed > 0 else math.inf
 
 
 def _matrices(layer: Layer, *weights: torch.Tensor) -> Iterator[tuple[Any, ...]]:
@@ -180,7 +185,11 @@ def _matrices(layer: Layer, *weights: torch.Tensor) -> Iterator[tuple[Any, ...]]
 
 
 def _factors(layer: Layer, down: torch.Tensor, up: torch.Tensor, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B of one matrix; peft interleaves those of experts: A [experts, rank, …], B [outputs, rank, experts]."""
+    """A [rank, inputs] and B [outputs, rank] of one matrix.
+
+    peft joins those of a mixture's experts, and differently: A is [experts · rank, inputs], expert by expert, and B is
+    [outputs, rank · experts], with the experts' columns interleaved.
+    """
     if layer.experts == 1:
         return down, up
     return down.view(layer.experts, layer.rank, -1)[expert], up.view(len(up), layer.rank, layer.experts)[..., expert]
@@ -210,6 +219,8 @@ def _slack(
 def half_ulp(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Half a unit in the last place that ``dtype`` has for numbers of the size of ``value`` (fp32)."""
     info = torch.finfo(dtype)
+    # eps is the distance of 1 to the next number, so numbers in [1, 2) are eps apart, those in [2^(e-1), 2^e) are
+    # eps · 2^(e-1): half of that is eps / 4 · 2^e. Below the smallest normal number the distance stays as it is there.
     exponent = torch.frexp(value).exponent  # value = mantissa · 2^exponent, the mantissa in [0.5, 1)
     half = torch.ldexp(torch.full_like(value, info.eps / 4), exponent)
     return half.clamp_min(info.smallest_normal * info.eps / 2)

@@ -57,7 +57,9 @@ class Merged:
         return compare_model(loaded, ties, self._difference, self._most, buffers)
 
     def _most(self, name: str) -> float:
-        return math.inf if name in self.others else lowrank.TOLERANCE if name in self.layers else 0.0
+        if name in self.others:
+            return math.inf
+        return lowrank.TOLERANCE if name in self.layers else 0.0
 
     def _difference(self, name: str, tensor: torch.Tensor) -> float:
         trained = self.trained.as_trained

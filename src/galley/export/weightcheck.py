@@ -22,10 +22,10 @@ from galley.storage.weights import weight_files
 
 _SHOWN = 3
 _VOLATILE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures")
-"""Of a configuration: what says how it was saved, not what the model computes."""
+"""Keys of a configuration that say how it was saved, and nothing of what the model computes."""
 
 Difference = Callable[[str, torch.Tensor], float]
-"""Name and exported tensor to how far it is from what it must be: 0 where it is that, to its rounding."""
+"""From a tensor's name and exported value to its distance from what it must be; 0 where rounding explains it."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ def compare_model(loaded: Any, ties: dict[str, str], difference: Difference, mos
 
 
 def compare_configuration(folder: str, target: Path, model: Model) -> list[str]:
-    """What the exported configuration says otherwise than the base's."""
+    """Settings in which the exported configuration differs from the base's, a sentence each."""
     exported, base = _settings(str(target), model), _settings(folder, model)
     keys = sorted(key for key in exported.keys() | base.keys() if exported.get(key) != base.get(key))
     return [f"config.json has {key} {exported.get(key)!r}, the base {base.get(key)!r}" for key in keys]

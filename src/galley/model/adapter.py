@@ -60,7 +60,8 @@ def _added_rows(base: Any, method: Method, ids: list[int]) -> dict[str, list[int
     and added tokens would keep one logit between them. What is trained in full needs no rows.
     """
     names, tied = _ends(base)
-    names = [name for name in (names[:1] if tied else names) if not _any_ending(name, method.full_modules)]
+    matrices = names[:1] if tied else names
+    names = [name for name in matrices if not _any_ending(name, method.full_modules)]
     return {name.rpartition(".")[2]: ids for name in names} if ids and names else None
 
 

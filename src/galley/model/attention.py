@@ -122,7 +122,7 @@ class _ByDocument(torch.autograd.Function):
     def forward(
         ctx: Any, query: Any, key: Any, value: Any, segments: Sequence[Segment], scale: float, window: Any
     ) -> Any:
-        heads, out = query.shape[1], torch.empty_like(query)
+        heads, out = query.shape[1], torch.empty_like(query)  # every token is in a segment, so all of it gets filled
         log_sums = []  # of documents only, in their order
         for tokens, segment in _slices(segments):
             q, k, v = (_heads_first(tensor[tokens], heads) for tensor in (query, key, value))
@@ -132,6 +132,7 @@ class _ByDocument(torch.autograd.Function):
                 attended, log_sum = _flash(q, k, v, scale, window)
                 out[tokens] = attended.transpose(0, 1)
                 log_sums.append(log_sum)
+        # Saved through autograd, not as attributes, so that activation checkpointing can drop and recompute them.
         ctx.save_for_backward(query, key, value, out, *log_sums)
         ctx.settings = (segments, scale, window)
         return out
@@ -197,6 +198,7 @@ def _gradients(
 
 def _varlen(query: Any, key: Any, value: Any, segments: Sequence[Segment], scale: float, window: int | None) -> Any:
     """The same on a GPU. A run of padding is one more document there: nobody reads its output."""
+    # The kernel takes where each document ends, [0, L1, L1 + L2, …], in int32 on the device, and the longest length.
     sizes = torch.tensor([0, *(segment.length for segment in segments)], dtype=torch.int32)
     ends = sizes.cumsum(0, dtype=torch.int32).to(query.device)
     longest, back = int(sizes.max()), -1 if window is None else window - 1

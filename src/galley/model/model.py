@@ -199,6 +199,8 @@ def _load(spec: RunSpec, manifest: Manifest, device: torch.device) -> Any:
         model = _load_sharded(folder, spec)
     else:
         model = load_plain(folder, task.model, DTYPES[task.model.dtype], str(device))
+    # The order matters: kernels replace plain layers, an adapter wraps what is there by then, and only what is trained
+    # at the end is known to need fp32. Compilation takes the layers as they then are.
     if _attends_by_document(spec, manifest):
         model.set_attn_implementation(BY_DOCUMENT)
     if placement.liger:

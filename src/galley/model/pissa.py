@@ -66,7 +66,7 @@ def apply(wrapped: Any, path: Path, dtype: torch.dtype) -> None:
     """Give the adapters their beginning, and take it out of the base, which may be sharded by ZeRO-3."""
     with safe_open(path, "pt") as file:
         for name, layer in adapted(wrapped):
-            # As the forward pass rounds it, so that what is taken out is what the adapter gives back.
+            # As the forward pass rounds them, so that what is taken out of the base is what the adapter adds at first.
             down, up = (file.get_tensor(f"{name}.{which}").to(dtype) for which in "AB")
             layer.lora_A[_ADAPTER].weight.data.copy_(down)
             layer.lora_B[_ADAPTER].weight.data.copy_(up)
@@ -97,7 +97,9 @@ def _joined(which: str, last: torch.Tensor, first: torch.Tensor) -> torch.Tensor
 
 
 def as_lora(folder: Path, path: Path, method: Method, dtype: torch.dtype) -> None:
-    """Turn a saved adapter, which is one on what is left of the base, into one of twice the rank on the base itself."""
+    """Turn a saved adapter, which adds to the base less the adapter's beginning, into one of twice the rank that adds
+    to the base itself.
+    """
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     tensors, began = load_file(weights), load_file(path)
     for key, value in began.items():

@@ -47,7 +47,7 @@ def unused_by_text(model: Any) -> list[str]:
 
 
 def _text_model(model: Any) -> Any:
-    """The part that text passes through, of a model that has others; None where it is the whole or cannot be told."""
+    """The language model inside a multimodal one; None where the model is nothing else, or the part is not known."""
     parts = getattr(model.config, "sub_configs", {})
     if not any("text" not in part and getattr(model.config, part, None) is not None for part in parts):
         return None

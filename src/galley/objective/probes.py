@@ -16,6 +16,7 @@ Probes = dict[str, torch.Tensor]
 
 def measure(objective: Objective, engine: Any, split: Split, device: torch.device) -> Probes:
     """Probe the model that is being trained (collective under ZeRO-3)."""
+    # Unpacked on purpose, one document a row: whoever loads the export computes them so, without attention by document.
     batch = objective.probe_batch(split, device)
     with torch.compiler.set_stance("force_eager"):  # as an export computes them; and compiling took a while
         logits = objective.probe_outputs(engine, batch)

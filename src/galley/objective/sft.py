@@ -96,7 +96,8 @@ def loss(model: Any, batch: Batch) -> torch.Tensor:
     targets = batch.targets.reshape(-1)  # [samples x length], as hidden states are flattened by the hook
     indices = torch.nonzero(targets != IGNORED).reshape(-1)
     nothing = indices.numel() == 0
-    if nothing:  # one token still goes through the head, which ZeRO-3 gathers on all ranks together
+    # One token still goes through the head, which ZeRO-3 gathers on all ranks together; times 0 its gradient is none.
+    if nothing:
         indices = torch.zeros(1, dtype=torch.long, device=targets.device)
     with logits_only_at(output_head(model), indices), neftune.noise(model, batch):
         logits = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits

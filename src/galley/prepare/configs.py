@@ -24,8 +24,10 @@ def check_config(folder: Path, trust: bool) -> None:
     A layer has a tensor at least: with more layers than tensors, building the model would take all memory and time.
     """
     config = read_json(folder / "config.json") or {}
-    text = config.get("text_config")
-    for part in (config, *([text] if isinstance(text, dict) else [])):
+    parts = [config]
+    if isinstance(text := config.get("text_config"), dict):
+        parts.append(text)
+    for part in parts:
         for wrong in _wrong(part, len(read_headers(folder))):
             raise UserError("model.path", f"'{folder}/config.json' says {wrong}", "download the model again")
     from transformers import AutoConfig

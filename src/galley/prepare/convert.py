@@ -18,7 +18,7 @@ MODELS, GGUF, ROWS = "models", "gguf-", "rows-"
 
 
 def is_made(folder: Path) -> bool:
-    """Whether Galley made ``folder`` in a cache: named after its content, it is what it was."""
+    """Whether Galley made ``folder`` in a cache: named after what it was made from, and never written to again."""
     return folder.parent.name == MODELS and folder.name.startswith((GGUF, ROWS))
 
 

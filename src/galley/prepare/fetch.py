@@ -51,17 +51,17 @@ def fetch_model(spec: RunSpec, cache: Path, commit: str | None = None) -> Fetche
     ``commit`` is what an earlier attempt was pinned to. Raises :class:`UserError` for every way in which the user's
     model can be missing, out of reach, incomplete or unknown to transformers.
     """
-    place, revision = Path(spec.placement.paths.model), None
-    if not place.is_absolute():
+    path, revision = Path(spec.placement.paths.model), None
+    if not path.is_absolute():
         folder, revision = _download(spec, commit)
-    elif place.suffix == ".gguf":
+    elif path.suffix == ".gguf":
         from galley.prepare.convert import convert_gguf
 
-        folder = convert_gguf(place, cache)
-    elif place.is_dir():
-        folder = place
+        folder = convert_gguf(path, cache)
+    elif path.is_dir():
+        folder = path
     else:
-        what = f"'{place}' {'is a file' if place.exists() else 'does not exist'}"
+        what = f"'{path}' {'is a file' if path.exists() else 'does not exist'}"
         raise UserError("model.path", what, "give a model's folder, a .gguf file or a hub id")
     check_folder("model.path", folder)
     check_architecture(folder, spec.task.model.trust_remote_code)

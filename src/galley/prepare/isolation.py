@@ -247,7 +247,7 @@ def measure(config: Any, attention: str, trust: bool, together: str | None = Non
         # Two rows, with the boundary in two places, as a micro-batch of packed samples has it.
         both = [_both_orders(pair) for pair in (documents, positions)]
         packed = _logits(model, *both) if together in (None, attention) else _by_document(model, together, *both)
-    alone = _both_orders(apart)
+    alone = _both_orders(apart)  # [2, 54, vocabulary], as `packed`
     difference = (packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-12)
     return float(difference.max())
 

@@ -26,6 +26,7 @@ def pick_held_out(count: int, share: float, seed: int, kept: I64) -> tuple[I64, 
         return np.arange(count), np.empty(0, np.int64)
     ranks = random_ranks(count, seed, SPLIT)
     wanted = max(1, round(share * len(kept)))
+    # The rank of the last kept row that is held out. Rows without a document fall on either side of it.
     last = np.sort(ranks[kept])[wanted - 1]
     return np.flatnonzero(ranks > last), np.flatnonzero(ranks <= last)
 

@@ -198,7 +198,10 @@ def install(folder: Path, run: RunDir, manifest: Manifest) -> None:
     run.data.mkdir(parents=True, exist_ok=True)
     fsync_path(run.data)
     for old in run.data.iterdir():
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
     for name in (TRAIN, HELD_OUT, TOKENIZER):
         if (folder / name).is_dir():
             link_tree(folder / name, run.data / name)

@@ -217,4 +217,7 @@ def _load(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:]) if sys.argv[1:] else print(folder())
+    if sys.argv[1:]:
+        main(*sys.argv[1:])
+    else:
+        print(folder())

@@ -20,7 +20,7 @@ class Progress:
 
     shows: bool = False
     """Whether anything is printed: on the first rank only."""
-    say: Callable[[str], None] = _print
+    write: Callable[[str], None] = _print
     first_s: float = FIRST_S
     """Seconds of silence before the first line about what is going on, then ``every_s`` between lines."""
     every_s: float = EVERY_S
@@ -32,7 +32,7 @@ class Progress:
     _thread: threading.Thread | None = None
 
     def at(self, what: str) -> None:
-        """Something begins; empty: nothing is going on, or what follows prints by itself."""
+        """``what`` begins now; an empty string: nothing does, or it prints by itself."""
         if not self.shows:
             return
         with self._changed:
@@ -57,5 +57,5 @@ class Progress:
                     continue
                 seconds = round(time.monotonic() - self._since)
                 part = f"{self._part}, " if self._part else ""
-                self.say(f"{self._what}: {part}{seconds} s so far")
+                self.write(f"{self._what}: {part}{seconds} s so far")
                 self._next = time.monotonic() + self.every_s

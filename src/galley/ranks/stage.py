@@ -43,8 +43,11 @@ class Unverified(Exception):
 def current_attempt(run: RunDir) -> Attempt:
     """The attempt that ``GALLEY_ATTEMPT`` names, else the newest, else the first: a stage can be started by hand."""
     number = os.environ.get("GALLEY_ATTEMPT")
-    attempts = run.attempts()
-    attempt = run.attempt(int(number)) if number else attempts[-1] if attempts else run.attempt(1)
+    if number:
+        attempt = run.attempt(int(number))
+    else:
+        attempts = run.attempts()
+        attempt = attempts[-1] if attempts else run.attempt(1)
     attempt.logs.mkdir(parents=True, exist_ok=True)
     return attempt
 

@@ -1,4 +1,4 @@
-"""The ranks of one attempt: who am I, agree with the others, and hold the run while alive."""
+"""The ranks of one attempt: this one's number and device, sums and messages over all, and the lock on the run."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def join(placement: Placement) -> World:
     this rank and its host, when the ranks cannot reach each other.
     """
     world = _place(placement)
-    operators.adopt(placement)
+    operators.adopt(placement)  # before DeepSpeed looks for one
     store = _store()
     if placement.nodes == 1:
-        stay_inside()
+        stay_inside()  # before the backend chooses an interface to listen on
     meet(store, world, _gpu(world.device))
     if problem := _within(REACH, lambda: _connect(store, world)):
         what = f"ranks could not reach each other within {REACH:g} s: {problem}"
@@ -153,7 +153,7 @@ def keep_memory() -> None:
 
 
 def _gpu(device: torch.device) -> str:
-    """The GPU, so that two ranks on it name it alike, whatever number it has for each; empty on a CPU."""
+    """A name of the GPU that is the same for every rank on it, whatever index it has for each; empty on a CPU."""
     if device.type == "cpu":
         return ""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid} of {platform.node()}"
@@ -183,6 +183,7 @@ def _shared(gpus: list[str]) -> str | None:
 
 def _connect(store: Store, world: World) -> None:
     """Make the process group, and add up over it."""
+    # The first all-reduce is part of connecting: Gloo and NCCL connect pairs of ranks when these first exchange data.
     bound: dict[str, Any] = {}
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)  # of this thread

@@ -68,6 +68,7 @@ def _sweep(final: Path) -> None:
 def _build(final: Path, build: Callable[[Path], None]) -> None:
     beside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
     try:
+        # On the disk before it gets its name: after a power cut an entry that is there must be whole.
         build(beside)
         _open_to_all(beside)
         fsync_tree(beside)

@@ -197,7 +197,7 @@ def file_fingerprint(path: Path) -> str:
         if size <= WHOLE:
             return hashlib.file_digest(file, "sha256").hexdigest()
         sampled = hashlib.sha256(str(size).encode())
-        for number in range(BLOCKS):
+        for number in range(BLOCKS):  # the first block at 0, the last one at the end of the file
             file.seek(number * (size - BLOCK) // (BLOCKS - 1))
             sampled.update(file.read(BLOCK))
     return sampled.hexdigest()

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from galley.checkpoint.checkpoint import State
-from galley.checkpoint.saving import Pending, Writer
+from galley.checkpoint.pending import Pending
+from galley.checkpoint.saving import Writer
 from galley.contract.errors import UserError
 from galley.contract.spec import RunSpec
 from galley.data import batches
@@ -108,11 +109,13 @@ class Loop:
         started = time.perf_counter()
         with self.profiler.phase("data"):
             micro_batches = self._micro_batches(step)
+        # Every rank goes by the same sums, so that none enters a collective which another leaves out.
         sums = self._step_sums(micro_batches)
         if self.stop.is_due(sums.stop):
             return self._stopping()
         self._saved(self.writer.advance(sums.written, sums.failed, sums.published))
         task = self.spec.task
+        # Dropout and noise are a function of (seed, step, rank): a resumed run draws the same, with no state saved.
         torch.manual_seed(step_seed(task.seed, step, self.mesh.rank, task.seeding))
         loss = self._forward_backward(step, micro_batches, sums.units)
         rate = learning_rate(task.schedule, task.optimizer.lr, step, self.order.steps)
@@ -127,9 +130,9 @@ class Loop:
 
     def _micro_batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step."""
-        place, mesh = self.spec.placement, self.mesh
+        placement, mesh = self.spec.placement, self.mesh
         samples, work = self.order.batch(step), self.train_split.pairs
-        shares = batches.share(samples, work, place.micro_batch, place.accumulation, mesh.rank, mesh.size)
+        shares = batches.share(samples, work, placement.micro_batch, placement.accumulation, mesh.rank, mesh.size)
         return [batches.collate(self.train_split, ids, self.packed, self.world.device) for ids in shares]
 
     def _step_sums(self, micro_batches: list[Batch]) -> StepSums:
@@ -167,7 +170,8 @@ class Loop:
                     self.engine.backward(loss * (self.mesh.size / units), scale_wrt_gas=False)
                     if number < len(micro_batches):
                         self.engine.step()  # before the boundary: counts the micro-step, and steps nothing
-            sums.append(float(loss.detach()))
+            sums.append(float(loss.detach()))  # waits for the GPU
+        # Summed in float64 on the way to a loss that is the same on every rank, and so is what is concluded from it.
         total = self.world.sum(sum(sums))[0]
         if not math.isfinite(total):
             raise self._not_finite(step, micro_batches, sums)
@@ -255,14 +259,15 @@ class Loop:
     def _save(self) -> None:
         """Have the state as it is now saved; training waits for a copy of it, and for the save before to end."""
         step, pending = self.state.step, self.writer.pending
-        if step == 0 or (pending and pending.state == self.state):
+        if step == 0 or (pending and pending.state == self.state):  # nothing was trained, or it is under way already
             return
         heartbeat.beat("save", step)
         self.progress.at(f"saving step {step}")
         self._finish_save()
-        if self.writer.stands(step):
+        if self.writer.stands(step):  # saved before an evaluation, or by the attempt before
             self.writer.amend(self.state)
             return
+        # The weights as they are now, before the copy: what the export is held against must be of this very step.
         started = time.perf_counter()
         split = self.held_out_split or self.train_split
         measured = probes.measure(self.objective, self.engine, split, self.world.device)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from galley.checkpoint.saving import Pending
+from galley.checkpoint.pending import Pending
 from galley.contract.metrics import MetricsRow, drop_after, row_line
 from galley.contract.rundir import Attempt, RunDir
 from galley.contract.spec import RunSpec
@@ -63,6 +63,7 @@ def peak_memory_gb(device: torch.device) -> float:
     """Most memory that this rank has used: allocated on its GPU, or resident on a CPU. In GB (10⁹ bytes)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    # Linux counts ru_maxrss in KiB (getrusage(2)).
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
@@ -113,6 +114,7 @@ class Recorder:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        # A kill may have come after rows that no checkpoint covers: their steps will be taken, and recorded, again.
         drop_after(run.metrics, step)
         self.file = run.metrics.open("a", encoding="utf-8", buffering=1)
         self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
@@ -158,6 +160,7 @@ class Recorder:
 
     def stalled(self, step: int, seconds: float) -> None:
         """Record how long training stood still after ``step``: for the end of a save, and for the copy of another."""
+        # One number a step, whatever it is made of: the last row of a step counts when rows are merged.
         before = self.stall[1] if self.stall[0] == step else 0.0
         self.stall = (step, before + seconds)
         self._write(MetricsRow(step, stall_s=round(self.stall[1], 4)))

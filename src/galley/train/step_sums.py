@@ -20,7 +20,7 @@ class StepSums(NamedTuple):
     stop: float
     """Whether to go on, see ``ranks.stop``: only the first rank's is not 0."""
     written: float
-    """Of the save that is under way: ranks whose file is on the disk (``saving.SaveProgress``)."""
+    """Of the save that is under way: ranks whose file is on the disk (``checkpoint.pending``)."""
     failed: float
     """Ranks that could not write it."""
     published: float

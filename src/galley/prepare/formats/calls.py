@@ -1,4 +1,4 @@
-"""Tools and tool calls as a row may write them, made what the chat template at hand renders right."""
+"""Tools and tool calls: from the forms that rows have them in to the one that the chat template renders correctly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Message = dict[str, Any]
 
 
 def parsed(where: str, name: str, value: object) -> Any:
-    """``value``, or what it says where it is a string of JSON; an empty string is None. Raises :class:`UserError`."""
+    """``value``; of a string, the JSON value in it, None for an empty one. Raises :class:`UserError` for other text."""
     if not isinstance(value, str):
         return value
     if not value.strip():

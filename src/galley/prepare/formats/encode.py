@@ -82,6 +82,7 @@ class Documents:
 def encode(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any], limits: Limits, folder: Path) -> Documents:
     """Tokenise all rows into two flat files in ``folder``; prints how far it is every few seconds."""
     outcomes, offsets, notes = Outcomes(), [0], Counter[str]()
+    # Tokens go to the disk as they come, 8 bytes each with their labels; per document only some numbers stay in memory.
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "tokens.flat").open("wb") as tokens, (folder / "labels.flat").open("wb") as labels:
         for index, row, document in _documents(rows, encoder):
@@ -124,6 +125,7 @@ def _documents(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any]) -> It
 def _outcome(document: Document, limits: Limits) -> int:
     if len(document.tokens) > limits.max_length and limits.overlong == "drop":
         return OVERLONG
+    # What a truncated document is trained on may all lie behind the cut.
     return KEPT if (document.labels[: limits.max_length] != IGNORED).any() else UNSUPERVISED
 
 
@@ -190,6 +192,7 @@ def _copy(folder: Path, documents: Documents, order: I64, sizes: I64, bounds: I6
     """
     columns = {name: COLUMNS[name].create(folder, int(bounds[-1])) for name in ("tokens", "labels", "positions")}
     supervised = np.empty(len(order), np.int64)
+    # Documents at which about every BLOCK tokens begin; long documents may hold several such points, hence `unique`.
     cuts = np.unique(np.searchsorted(bounds, np.arange(0, int(bounds[-1]), BLOCK))).tolist()
     for first, last in itertools.pairwise([*cuts, len(order)]):
         block = slice(first, last)
@@ -203,7 +206,7 @@ def _copy(folder: Path, documents: Documents, order: I64, sizes: I64, bounds: I6
         columns["tokens"][target] = documents.tokens[indices]
         columns["labels"][target] = labels
         columns["positions"][target] = positions
-        supervised[block] = np.add.reduceat(labels != IGNORED, starts, dtype=np.int64)
+        supervised[block] = np.add.reduceat(labels != IGNORED, starts, dtype=np.int64)  # sums from start to start
     for column in columns.values():
         column.flush()
     return supervised

@@ -100,6 +100,8 @@ def _turn(template: Template, row: Conversation, text: str, index: int) -> Span 
         through, closing = through.removesuffix(template.tail), closing.removesuffix(template.tail)
     if start is None or not text.startswith(through):
         return None
+    # The text through this turn, less what follows the answer, plus as much of that as is trained on: its end-of-turn
+    # token, without the line break that templates put after it.
     if closing and through.endswith(closing):
         end = len(through) - len(closing) + min(template.trained, len(closing))
     else:  # a turn that ends otherwise, such as a tool call
@@ -118,6 +120,7 @@ def _start(template: Template, row: Conversation, text: str, index: int) -> int 
     answered = render(template, [*earlier, {"role": "assistant", "content": ANSWER}], row.tools)
     if not (asked.startswith(bare) and answered.startswith(bare)):
         return None
+    # The prompt and a finished answer agree so far, and no further: what the prompt has beyond it is its overhang.
     start = len(bare) + shared(asked[len(bare) :], answered[len(bare) :])
     known = asked[start:] == template.overhang or answered.startswith(ANSWER, start)
     return start if known and text.startswith(asked[:start]) else None
@@ -132,7 +135,7 @@ def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Document]:
 def _label(encoding: Any, rendered: Rendered) -> Document:
     tokens = np.array(encoding.ids, np.uint32)  # [tokens]; labels the same, not shifted
     labels = np.full(len(tokens), IGNORED, np.int32)
-    for span in rendered.spans:
+    for span in rendered.spans:  # characters to tokens
         first, last = token_range(encoding, span, rendered.text)
         labels[first:last] = tokens[first:last]
     labels[:1] = IGNORED  # nothing predicts the first token
@@ -155,11 +158,15 @@ def token_range(encoding: Any, span: Span, text: str) -> tuple[int, int]:
     def end(token: int) -> int:
         return int(encoding.token_to_chars(token)[1])
 
+    # Both ends grow with the token's number, so that two binary searches find the range among thousands of tokens.
     everything = range(len(encoding.ids))
     first = bisect.bisect_left(everything, span[0], key=start)
     last = max(first, bisect.bisect_right(everything, span[1], key=end))
-    if text[span[0] - 1 : span[0]].isspace() and first and end(first - 1) > span[0]:
-        first -= text[start(first - 1) : span[0]].isspace()
-    if text[span[1] : span[1] + 1].isspace() and first <= last < len(everything) and start(last) < span[1]:
-        last += text[span[1] : end(last)].isspace()
+    # White space at an edge, and a token that straddles it; it counts where all that it has outside is white space.
+    at_start = text[span[0] - 1 : span[0]].isspace() and first > 0 and end(first - 1) > span[0]
+    if at_start and text[start(first - 1) : span[0]].isspace():
+        first -= 1
+    at_end = text[span[1] : span[1] + 1].isspace() and first <= last < len(everything) and start(last) < span[1]
+    if at_end and text[span[1] : end(last)].isspace():
+        last += 1
     return first, last
