@@ -11,7 +11,8 @@ HEADS: dict[str, Any] = {
     "num_hidden_layers": 2,
 }  # fmt: skip
 LATENT: dict[str, Any] = {
-    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+    "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
 }  # fmt: skip
 PARTICULARS: dict[str, dict[str, Any]] = {
     "blenderbot": {"d_model": 64, "decoder_layers": 2, "encoder_layers": 2, "decoder_attention_heads": 4},
