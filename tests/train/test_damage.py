@@ -232,7 +232,7 @@ def test_data_without_their_manifest_are_refused_by_ranks(made: Made, ranks: Ran
     run.data_manifest.unlink()
     assert ranks.run("galley.train.train:main", [str(run.spec)], 2, run.root / "ranks.log") == [2, 2]
     message = str(run.attempt(1).errors()[0]["message"])
-    assert message.startswith(f"{run.data_manifest}: cannot be read (no such file or directory); remove"), message
+    assert message.startswith(f"{run.data_manifest}: cannot be read (No such file or directory); remove"), message
 
 
 def test_nothing_but_checkpoints_is_left_beside_them(made: Made) -> None:
