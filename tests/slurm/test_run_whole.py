@@ -29,8 +29,10 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("launch", "src", "slurm", "recipes", "ds_configs"):
         ignored = shutil.ignore_patterns("__pycache__", *(["data"] if name == "recipes" else []))
         shutil.copytree(ROOT / name, tmp_path / "checkout" / name, ignore=ignored)
-    loop = tmp_path / "checkout" / "src" / "galley" / "train" / "loop.py"
-    loop.write_text(loop.read_text().replace("trainable parameters (", "trainable parameters, says the copy ("))
+    begin = tmp_path / "checkout" / "src" / "galley" / "train" / "begin.py"
+    text = begin.read_text()
+    assert "trainable parameters (" in text
+    begin.write_text(text.replace("trainable parameters (", "trainable parameters, says the copy ("))
     return tmp_path / "checkout"
 
 
