@@ -67,9 +67,9 @@ def show_plan(name: str, settings: Settings) -> int:
     if settings.submits:
         return _show_submission(name, settings)
     composed = compose.compose(name, settings, imagine=True)
-    outlook = resume.outlook(composed.run, request.earlier(composed.run), composed.spec)
-    todo = plan.left(_make_plan(composed.spec, composed.run, outlook.attempt), outlook.what)
-    screen.show(composed, todo, _notes(composed, outlook.what, "run"), composed.run.root, settings.options.files)
+    action = resume.next_action(composed.run, composed.earlier, composed.spec)
+    todo = plan.left(_make_plan(composed.spec, composed.run, action.attempt), action.what)
+    screen.show(composed, todo, _notes(composed, action.what, "run"), composed.run.root, settings.options.files)
     return 0
 
 
@@ -79,23 +79,24 @@ def _notes(composed: compose.Composed, what: resume.What, verb: str) -> list[str
     return [*composed.notes, *cautions.of_length(spec, composed.run), *_already(what, spec.name, verb)]
 
 
-def _submission(name: str, settings: Settings) -> tuple[compose.Composed, Submission, resume.Outlook]:
+def _submission(name: str, settings: Settings) -> tuple[compose.Composed, Submission, resume.NextAction]:
     from galley_launch.submit import submission
 
     composed = compose.compose(name, settings, imagine=True)
     assert composed.cluster is not None
-    old = request.earlier(composed.run)
-    outlook = resume.outlook(composed.run, old, composed.spec)
-    todo = submission.make(composed.spec, composed.run, old, composed.cluster_name, composed.cluster, outlook)
-    return composed, todo, outlook
+    action = resume.next_action(composed.run, composed.earlier, composed.spec)
+    todo = submission.make(
+        composed.spec, composed.run, composed.earlier, composed.cluster_name, composed.cluster, action
+    )
+    return composed, todo, action
 
 
 def _show_submission(name: str, settings: Settings) -> int:
     """The files of a submission, and its ``sbatch`` commands: what ``submit`` writes and runs, byte for byte."""
     from galley_launch.submit import submission
 
-    composed, todo, outlook = _submission(name, settings)
-    notes = _notes(composed, outlook.what, "submit")
+    composed, todo, action = _submission(name, settings)
+    notes = _notes(composed, action.what, "submit")
     copies = list(submission.code()) if todo.jobs else []
     screen.show(composed, todo.plan(), notes, composed.run.root.absolute(), settings.options.files, copies)
     return 0
@@ -105,11 +106,11 @@ def submit(name: str, settings: Settings) -> int:
     """Submit a run to a cluster."""
     from galley_launch.submit import submission
 
-    composed, todo, outlook = _submission(name, settings)
+    composed, todo, action = _submission(name, settings)
     if not todo.jobs:
         print(f"run {composed.spec.name} is finished: {composed.run.root}")
         return 0
-    _note(_notes(composed, outlook.what, "submit"))
+    _note(_notes(composed, action.what, "submit"))
     assert composed.cluster is not None
     return submission.start(composed.spec, composed.run, composed.cluster, todo)
 

@@ -12,7 +12,7 @@ from galley_launch import cli
 from galley_launch.base import assets
 from galley_launch.base.table import width
 from galley_launch.cluster.profile import Cluster
-from galley_launch.job.slurm_parse import partitions_from_sinfo
+from galley_launch.job.slurm_sinfo import partitions_from_sinfo
 from galley_launch.submit import clusters
 
 __all__ = ["fakes", "here"]

@@ -87,9 +87,9 @@ class Bench:
         given = {key: value for key, (value, _) in OVERRIDES.items() if key != "data.path" or name not in OWN_DATA}
         words = [f"{key}={value}" for key, value in given.items()]
         made = compose.compose(name, read([*words, f"ranks={ranks}"]), imagine=False)
-        outlook = resume.outlook(made.run, request.earlier(made.run), made.spec)
-        attempt = made.run.attempt(outlook.attempt)
-        todo = plan.left(plan.make(made.spec, made.run, attempt.number, None), outlook.what)
+        action = resume.next_action(made.run, request.earlier(made.run), made.spec)
+        attempt = made.run.attempt(action.attempt)
+        todo = plan.left(plan.make(made.spec, made.run, attempt.number, None), action.what)
         runner.write(todo, made.run, attempt)
         assert [each.name for each in todo.stages] == ["prepare", "train", "export"]
         for stage in todo.stages:

@@ -17,10 +17,9 @@ from galley_launch.job.slurm_parse import (
     parse_exit,
     parse_limit,
     parse_time,
-    partitions_from_sinfo,
     start_from_test,
-    states_from_sinfo,
 )
+from galley_launch.job.slurm_sinfo import partitions_from_sinfo, states_from_sinfo
 
 RECORDED = Path(__file__).with_name("recorded")
 

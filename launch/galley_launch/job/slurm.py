@@ -15,19 +15,16 @@ from pathlib import Path
 from galley.contract.sensitive import is_withheld
 from galley_launch.job.slurm_parse import (
     SACCT_FIELDS,
-    SINFO_FIELDS,
     SQUEUE_FIELDS,
     Job,
-    Partition,
     SlurmError,
     hostnames,
     id_from_sbatch,
     jobs_from_sacct,
     jobs_from_squeue,
-    partitions_from_sinfo,
     start_from_test,
-    states_from_sinfo,
 )
+from galley_launch.job.slurm_sinfo import SINFO_FIELDS, Partition, partitions_from_sinfo, states_from_sinfo
 
 __all__ = ["Job", "Partition", "SlurmError", "hostnames"]  # the rest of this module is public without saying so
 

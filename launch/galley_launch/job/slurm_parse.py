@@ -1,4 +1,4 @@
-"""What Slurm's commands print, as values. Pure functions of text; written after Slurm 22.05 to 25.11.
+"""What Slurm's commands print of jobs, as values. Pure functions of text; written after Slurm 22.05 to 25.11.
 
 Only formats that Galley itself asks for are read (columns between ``|``, free text last), never ``--json``: its keys
 change between versions, and its plugin is not installed everywhere. A site's own notices between the lines are skipped.
@@ -27,9 +27,6 @@ SQUEUE_FIELDS = (
 SACCT_FIELDS = ("JobIDRaw", "State", "NodeList", "Start", "End", "Timelimit", "ExitCode", "Reason", "JobName")
 """Columns of ``sacct --parsable2``. ``Restarts`` is newer than 23.11; older ones refuse the whole call for it."""
 _SACCT_AS_SQUEUE = (*SQUEUE_FIELDS[:7], "Reason", "Name")
-SINFO_FIELDS = ("%P", "%a", "%l", "%D", "%T", "%c", "%m", "%G", "%f")
-"""Columns of ``sinfo -o``: partition, state, limit, nodes, their state, CPUs, memory, devices, features."""
-
 
 _PASSING = re.compile(
     r"no answer from|unable to contact|timed out|time-?out|temporar|standby|connect failure|try again"
@@ -84,35 +81,14 @@ class Job:
         return not self.is_over()
 
 
-@dataclass(frozen=True)
-class Partition:
-    """A partition. Where its nodes differ, ``cores``, ``memory_mb`` and GPUs are those of the most frequent kind."""
-
-    name: str
-    is_default: bool
-    state: str
-    """``up``, ``down``, ``drain`` or ``inact``."""
-    limit_s: int | None
-    nodes: int
-    idle: int
-    away: int
-    """Nodes that are drained, draining, down or do not answer."""
-    cores: int
-    """CPUs of a node, as Slurm counts them (hardware threads on many sites)."""
-    memory_mb: int
-    gpus: int
-    gpu_type: str
-    """As in ``--gres=gpu:TYPE:N``; "" where the site names none."""
-    features: tuple[str, ...]
-
-
-def _known(text: str) -> str:
+def known(text: str) -> str:
     """``text``, or "" for one of Slurm's many words for nothing."""
     text = text.strip()
     return "" if text.lower() in _NOTHING else text
 
 
-def _integer(text: str) -> int:
+def integer(text: str) -> int:
+    """The number that ``text`` begins with (``4+`` where nodes differ); else 0."""
     found = re.match(r"\d+", text.strip())
     return int(found.group()) if found else 0
 
@@ -167,7 +143,8 @@ def _rows(text: str, columns: int) -> Iterator[list[str]]:
         yield cells
 
 
-def _named(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+def named(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    """Cells by their columns' names."""
     return dict(zip(names, cells))  # noqa: B905 - ``strict`` is newer than 3.9
 
 
@@ -180,88 +157,30 @@ def _job(row: dict[str, str]) -> Job:
         id=row["JobID"],
         name=row["Name"],
         state=state,
-        reason=_known(row["Reason"]),
-        nodes=tuple(hostnames(_known(row["NodeList"]))),
+        reason=known(row["Reason"]),
+        nodes=tuple(hostnames(known(row["NodeList"]))),
         start=parse_time(row["StartTime"]),
         end=parse_time(row["EndTime"]),
         limit_s=parse_limit(row["TimeLimit"]),
-        restarts=_integer(row.get("RestartCnt", "")),
+        restarts=integer(row.get("RestartCnt", "")),
         exit_status=status,
         exit_signal=signal,
         preempted=state == "PREEMPTED" or parse_time(row.get("PreemptTime", "")) is not None,
-        dependency=_known(row.get("Dependency", "")),
+        dependency=known(row.get("Dependency", "")),
         requeue_allowed=row.get("Requeue") == "1",
     )
 
 
 def jobs_from_squeue(text: str) -> dict[str, Job]:
     """Jobs by id from ``squeue -O`` with :data:`SQUEUE_FIELDS`, each ended by ``|``."""
-    rows = (_named(SQUEUE_FIELDS, cells) for cells in _rows(text, len(SQUEUE_FIELDS)))
+    rows = (named(SQUEUE_FIELDS, cells) for cells in _rows(text, len(SQUEUE_FIELDS)))
     return {row["JobID"]: _job({**row, "Name": row["Name"].removesuffix("|")}) for row in rows}
 
 
 def jobs_from_sacct(text: str) -> dict[str, Job]:
     """Jobs by id from ``sacct --parsable2`` with :data:`SACCT_FIELDS`; of several records the last."""
-    rows = (_named(_SACCT_AS_SQUEUE, cells) for cells in _rows(text, len(SACCT_FIELDS)))
+    rows = (named(_SACCT_AS_SQUEUE, cells) for cells in _rows(text, len(SACCT_FIELDS)))
     return {row["JobID"]: _job(row) for row in rows}
-
-
-def _gpus(gres: str) -> tuple[int, str]:
-    """Number and type in ``gpu:h100:4(S:0-1),nvme:1``; of several types the most frequent, with all of them counted."""
-    found = re.findall(r"(?:^|,)gpu(?::([^:,()]+))??(?::no_consume)?:(\d+)(?=[(,]|$)", gres)
-    if not found:
-        return 0, ""
-    most = max(found, key=lambda each: int(each[1]))
-    return sum(int(count) for _, count in found), str(most[0])
-
-
-def _kind(rows: Sequence[dict[str, str]]) -> tuple[int, str, int, int]:
-    """(GPUs, their type, CPUs, MB) of the most frequent kind of node; CPUs and memory the least among that kind."""
-    kinds: dict[tuple[int, str], int] = {}
-    for row in rows:
-        kinds[_gpus(row["%G"])] = kinds.get(_gpus(row["%G"]), 0) + _integer(row["%D"])
-    most = max(kinds, key=lambda kind: (kinds[kind], kind[0]))
-    alike = [row for row in rows if _gpus(row["%G"]) == most]
-    return (*most, min(_integer(row["%c"]) for row in alike), min(_integer(row["%m"]) for row in alike))
-
-
-_AWAY = re.compile(r"drain|down(?!_)|fail|error|unknown|\*$")
-
-
-def _partition(name: str, rows: Sequence[dict[str, str]]) -> Partition:
-    gpus, gpu_type, cores, memory_mb = _kind(rows)
-    features = (feature for row in rows for feature in _known(row["%f"]).split(",") if feature)
-    return Partition(
-        name=name.rstrip("*"),
-        is_default=name.endswith("*"),
-        state=rows[0]["%a"],
-        limit_s=parse_limit(rows[0]["%l"]),
-        nodes=sum(_integer(row["%D"]) for row in rows),
-        # "idle~" is switched off and comes when it is needed; "idle*" does not answer
-        idle=sum(_integer(row["%D"]) for row in rows if row["%T"].rstrip("~#") == "idle"),
-        away=sum(_integer(row["%D"]) for row in rows if _AWAY.search(row["%T"])),
-        cores=cores,
-        memory_mb=memory_mb,
-        gpus=gpus,
-        gpu_type=gpu_type,
-        features=tuple(dict.fromkeys(features)),
-    )
-
-
-def partitions_from_sinfo(text: str) -> list[Partition]:
-    """Partitions in Slurm's order from ``sinfo -o`` with :data:`SINFO_FIELDS`: a line for each kind of node."""
-    groups: dict[str, list[dict[str, str]]] = {}
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) == len(SINFO_FIELDS) and cells[3].isdecimal():
-            groups.setdefault(cells[0], []).append(_named(SINFO_FIELDS, cells))
-    return [_partition(name, rows) for name, rows in groups.items()]
-
-
-def states_from_sinfo(text: str) -> dict[str, str]:
-    """Upper-case states by node from ``sinfo -N -o '%N|%T'``."""
-    pairs = (line.split("|") for line in text.splitlines())
-    return {pair[0].strip(): pair[1].strip().upper() for pair in pairs if len(pair) == 2 and pair[0].strip()}
 
 
 _ID = re.compile(r"\s*(\d+)(?:;\S*)?\s*")

@@ -133,16 +133,16 @@ def start(spec: RunSpec, run: RunDir, make_plan: MakePlan) -> int:
     """Run ``spec`` in ``run``: a new attempt, or nothing where it is finished. Returns the exit status."""
     _refuse_if_queued(run)
     with locks.held(run) as lock:
-        outlook = resume.outlook(run, request.earlier(run), spec)
-        if outlook.what == "nothing":
+        action = resume.next_action(run, request.earlier(run), spec)
+        if action.what == "nothing":
             say(f"run {run.root.name} is finished: {_where(run)}")
             return 0
-        attempt = run.attempt(outlook.attempt)
-        todo = plan.left(make_plan(attempt.number), outlook.what)
-        if outlook.what == "export":
+        attempt = run.attempt(action.attempt)
+        todo = plan.left(make_plan(attempt.number), action.what)
+        if action.what == "export":
             _reopen(attempt)
         write(todo, run, attempt)
-        if outlook.what == "train":
+        if action.what == "train":
             say(_greeting(spec, run, attempt))
         return attempt_stages(todo, run, attempt, lock)
 

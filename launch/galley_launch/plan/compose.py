@@ -33,6 +33,8 @@ class Composed:
 
     spec: RunSpec
     run: RunDir
+    earlier: RunSpec | None
+    """What ``run`` holds already."""
     notes: tuple[str, ...]
     cluster: Cluster | None = None
     """Where it is submitted to; None: it runs on this box."""
@@ -57,7 +59,8 @@ def compose(name: str, settings: Settings, imagine: bool) -> Composed:
     fixed = wanted.typed | {line.partition(" ")[0] for line in from_json}
     rate = cautions.of_rate(settled.recipe, wanted.source, set(fixed), facts)
     notes = (*where.devices.notes, *settled.notes, *_habits(where.cluster), *rate)
-    return Composed(spec, where.run, notes, where.cluster, where.cluster_name, (*wanted.source.changes, *from_json))
+    changed = (*wanted.source.changes, *from_json)
+    return Composed(spec, where.run, where.earlier, notes, where.cluster, where.cluster_name, changed)
 
 
 def _as_begun(wanted: Request, where: Target) -> Recipe:

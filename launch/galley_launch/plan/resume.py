@@ -16,7 +16,7 @@ What = Literal["train", "export", "nothing"]
 
 
 @dataclass(frozen=True)
-class Outlook:
+class NextAction:
     """What running a run would do."""
 
     what: What
@@ -87,12 +87,12 @@ def is_exported(run: RunDir) -> bool:
     return last is not None and bool(last.exported)
 
 
-def outlook(run: RunDir, old: RunSpec | None, new: RunSpec) -> Outlook:
+def next_action(run: RunDir, old: RunSpec | None, new: RunSpec) -> NextAction:
     """What ``galley run`` would do for ``new`` in ``run``, which holds ``old``. Raises ``UserError`` as ``check``."""
     attempts = run.attempts()
     last = attempts[-1].number if attempts else 0
     if old is not None:
         check(run, old, new)
         if is_done(run, old, new):
-            return Outlook("nothing" if is_exported(run) else "export", last)
-    return Outlook("train", last + 1)
+            return NextAction("nothing" if is_exported(run) else "export", last)
+    return NextAction("train", last + 1)

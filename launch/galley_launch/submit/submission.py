@@ -47,14 +47,14 @@ def _needs_preparing(run: RunDir, old: RunSpec | None, new: RunSpec) -> bool:
 
 
 def make(
-    spec: RunSpec, run: RunDir, old: RunSpec | None, name: str, cluster: Cluster, outlook: resume.Outlook
+    spec: RunSpec, run: RunDir, old: RunSpec | None, name: str, cluster: Cluster, action: resume.NextAction
 ) -> Submission:
     """The files of the run and the jobs to submit, one a stage. ``old``: what ``run`` holds already."""
-    if outlook.what == "nothing":
+    if action.what == "nothing":
         return Submission({}, ())
-    files = scripts.scripts(spec, run, cluster) | {"cluster.json": scripts.facts(run, name, cluster, outlook.attempt)}
+    files = scripts.scripts(spec, run, cluster) | {"cluster.json": scripts.facts(run, name, cluster, action.attempt)}
     files |= {"run.json": spec.to_json()}
-    if outlook.what == "export":
+    if action.what == "export":
         return Submission(files, (_export(run, cluster),))
     options = (*_federated(cluster), *chain.options(run, seconds(cluster.time), None))
     train = JobRequest("train", _script(run, "train"), options)

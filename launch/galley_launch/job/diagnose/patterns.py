@@ -35,6 +35,7 @@ from galley_launch.job.diagnose.advice import (
     ROOM,
     SCRATCH,
     SHM,
+    SIGKILL,
 )
 
 
@@ -292,10 +293,7 @@ SIGNALS = {
     4: ("code", "A program ran an instruction that this processor does not have: install builds for it."),
     7: ("host_oom", SHM),
     8: ("code", "A program divided by zero outside Python: look at the rank's log."),
-    9: (
-        "killed",
-        "Check whether the kernel ran out of memory (dmesg, or the job's MaxRSS): then ask for more host memory.",
-    ),
+    9: ("killed", SIGKILL),
     11: ("code", "A library crashed: PYTHONFAULTHANDLER: 1 among cluster.variables shows where."),
 }
 """Signals that a rank died of by itself; 15 and 6 are what torchrun and its peers' libraries do to the others."""
