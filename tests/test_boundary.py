@@ -50,7 +50,7 @@ PYDANTIC = {"spec", "task", "pace"}
 """Of the contract, what may import pydantic."""
 
 
-LINES_OF_A_FUNCTION, LINES_OF_A_FILE = 40, 300
+LINES_OF_A_FUNCTION, LINES_OF_A_FILE = 40, 320
 """As CONTRIBUTING.md has them."""
 
 
