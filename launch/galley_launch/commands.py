@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import galley
 from galley.contract.errors import UserError
@@ -18,9 +19,9 @@ from galley_launch.base.options import LaunchOptions, Settings
 from galley_launch.plan import cautions, compose, plan, request, resume, screen
 from galley_launch.recipe.schema import header
 from galley_launch.recipe.schema import schema as recipe_schema
-from galley_launch.runs import runs, table
-from galley_launch.submit import queue
-from galley_launch.submit.requests import Submission
+
+if TYPE_CHECKING:
+    from galley_launch.submit.requests import Submission
 
 
 def show(name: str, settings: Settings) -> int:
@@ -133,6 +134,9 @@ def run(name: str, settings: Settings) -> int:
 
 def status(name: str, settings: Settings) -> int:
     """Print the table of runs, or how one run is."""
+    from galley_launch.runs import runs, table
+    from galley_launch.submit import queue
+
     base = settings.options.base
     if name:
         run = runs.find(name, base)
@@ -151,6 +155,8 @@ def status(name: str, settings: Settings) -> int:
 
 def logs(name: str, settings: Settings) -> int:
     """Print a run's logs, and follow them while it is live."""
+    from galley_launch.runs import runs
+
     run = runs.find(name, settings.options.base)
     rank, number = settings.options.rank, settings.options.attempt
     first = runs.first_logs(run, rank, number)
@@ -163,6 +169,8 @@ def logs(name: str, settings: Settings) -> int:
 
 def stop(name: str, settings: Settings) -> int:
     """Ask a live run to save and end."""
+    from galley_launch.runs import runs
+
     print(runs.stop(runs.find(name, settings.options.base)))
     return 0
 
@@ -185,6 +193,8 @@ def clusters(name: str, settings: Settings) -> int:
 def cancel(name: str, settings: Settings) -> int:
     """End a run now: its jobs, or its processes on this box."""
     from galley_launch.local import cancelling
+    from galley_launch.runs import runs
+    from galley_launch.submit import queue
 
     run = runs.find(name, settings.options.base)
     print(queue.cancel(run) if queue.is_submitted(run) else cancelling.cancel(run))
@@ -200,6 +210,7 @@ def forget(names: Sequence[str], settings: Settings) -> int:
 
 def why(name: str, settings: Settings) -> int:
     """Print why a run failed."""
+    from galley_launch.runs import runs
     from galley_launch.runs import why as reasons
 
     print("\n".join(reasons.lines(runs.find(name, settings.options.base))))
@@ -209,6 +220,7 @@ def why(name: str, settings: Settings) -> int:
 def report(name: str, settings: Settings) -> int:
     """Write one page about a run, and print where it is."""
     from galley_launch.report import report as page
+    from galley_launch.runs import runs
 
     print(page.write(runs.find(name, settings.options.base)))
     return 0
@@ -227,6 +239,7 @@ def _export_there(spec: RunSpec, run: RunDir, options: LaunchOptions) -> int:
 def export(name: str, settings: Settings) -> int:
     """Write a run's export from a checkpoint."""
     from galley_launch.local import runner
+    from galley_launch.runs import runs
 
     options = settings.options
     run, step = runs.find(name, options.base), options.step

@@ -205,6 +205,11 @@ def _is_on(word: str, switch: str) -> bool:
     return key == switch and foreign.is_true(value)
 
 
+def _own_verb(word: str, verbs: Verbs) -> str:
+    """Galley's own verb for ``word``, where there is one; the table of foreign words is read only if need be."""
+    return word if word in verbs or word.startswith("-") else foreign.verb(word) or word
+
+
 def parse(argv: list[str], verbs: Verbs) -> Command:
     """The command that ``argv`` (without the program's name) gives. Raises ``UserError``."""
     for word in argv:
@@ -212,9 +217,9 @@ def parse(argv: list[str], verbs: Verbs) -> Command:
             raise UserError("command line", f"{word!r} is not UTF-8", "use another name")
     asks_help = any(word in ("--help", "-h") for word in argv)
     if asks_help or not argv or argv[0] == "help":
-        names = [foreign.verb(word) or word for word in argv if word in verbs or foreign.verb(word)]
-        return Command(names[0] if names else "", (), (), help=True)
-    typed = verbs.get(foreign.verb(argv[0]) or argv[0])
+        names = (_own_verb(word, verbs) for word in argv)
+        return Command(next((name for name in names if name in verbs), ""), (), (), help=True)
+    typed = verbs.get(_own_verb(argv[0], verbs))
     follows = typed is not None and "follow" in typed.implied
     words = _normal_words([word for word in argv[1:] if not (follows and word == "-f")])
     verb, words, notes = _verb(argv[0], words, verbs)

@@ -6,7 +6,6 @@ the key to use. The standard library only, for every command line passes through
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,6 +58,8 @@ def _by_value_of(section: dict[str, dict[str, Cell]]) -> dict[str, dict[str, Cel
 
 @cache
 def _table() -> _Table:
+    import tomllib  # five milliseconds, for a word that is not known
+
     raw = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
     return _Table(
         verbs=raw["verbs"],
