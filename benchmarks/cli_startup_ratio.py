@@ -1,4 +1,4 @@
-"""How long the command line takes to start in two checkouts, side by side: ``python cli_startup_ratio.py BEFORE AFTER``.
+"""How long the command line takes to start in two checkouts, side by side: ``cli_startup_ratio.py BEFORE AFTER``.
 
 Starts alternate, so that other work on the machine falls on both; CPU seconds (user and system) count, not the clock.
 Both run with the Python and the packages of this process.
