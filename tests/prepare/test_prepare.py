@@ -17,8 +17,8 @@ import pytest
 from prepare.conftest import chat, rows, write_jsonl
 
 import galley.prepare.arrays
-import galley.prepare.formats.chat
 import galley.prepare.formats.encode
+import galley.prepare.formats.rendering
 import galley.prepare.prepare
 import galley.storage.cache
 from galley.contract.errors import UserError
@@ -396,7 +396,7 @@ def fork(target: Callable[[], None]) -> multiprocessing.process.BaseProcess:
 
 # Reading, packing, writing, linking, syncing and renaming, each after a pause that is long enough to be hit.
 PAUSED = [
-    (galley.prepare.formats.chat, "tokenize"),
+    (galley.prepare.formats.rendering, "tokenize"),
     (galley.prepare.arrays, "write_split"),
     (galley.prepare.arrays, "pack"),
     (galley.prepare.formats.encode, "_copy"),
