@@ -13,6 +13,8 @@ from galley_launch.submit.requests import JobRequest
 _ASKED = re.compile(
     r"--(nodes|gpus-per-node|gres|cpus-per-task|mem|mem-per-cpu|partition|constraint|reservation|exclude|clusters)=\S+"
 )
+_MEMORY = ("memory_per_rank", "mem", "less, or cluster.memory_request=mem-per-cpu or none")
+
 # What Slurm and sites' plug-ins say (slurm_errno.c of 22.05 to 25.05), the key that answers it, its option, what to do.
 # The special stands before the general.
 _RULES = (
@@ -31,7 +33,7 @@ _RULES = (
         "partition",
         "see sinfo",
     ),
-    (r"--mem\b", "memory_per_rank", "mem", "less, or cluster.memory_request=mem-per-cpu or none"),
+    (r"--mem\b", *_MEMORY),
     (r"(?:cores?|CPUs?)[ -]per[ -]GPU", "cores_per_rank", "cpus-per-task", "what the site gives with each GPU"),
     (r"account|project|allocation group", "account", "account", "one that is yours (sacctmgr show assoc user=$USER)"),
     (r"feature|constraint|architecture", "constraint", "constraint", "one that nodes have (sinfo -o '%P %f')"),
@@ -42,7 +44,7 @@ _RULES = (
         "gres",
         "gres or none; cluster.gpu_type names the site's type",
     ),
-    (r"\bmemory\b", "memory_per_rank", "mem", "less, or cluster.memory_request=mem-per-cpu or none"),
+    (r"\bmemory\b", *_MEMORY),
     (r"--ntasks|number of tasks", "ntasks", "ntasks", "true"),
     (r"CPU count|processors|--cpus-per-task|\bcores?\b", "cores_per_rank", "cpus-per-task", "what nodes have"),
     (r"node count|--nodes|number of nodes", "nodes", "nodes", "what there is (sinfo)"),
