@@ -1,4 +1,4 @@
-"""Each top-level key of DeepSpeed's has its fate, and none of them is silent where it is switched on."""
+"""Each top-level key of DeepSpeed's has its outcome, and none of them is silent where it is switched on."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from galley_launch.base.devices import Devices
 from galley_launch.base.options import read
 from galley_launch.deepspeed import settle
 from galley_launch.deepspeed.keys import table
-from galley_launch.deepspeed.table import FATES
+from galley_launch.deepspeed.table import OUTCOMES
 from galley_launch.recipe.model_facts import Facts
 from galley_launch.recipe.schema import build, override
 
@@ -66,21 +66,21 @@ def refused(config: dict[str, Any], *words: str, device: str = "cuda") -> str:
 
 
 def test_each_key_of_deepspeed_has_a_fate() -> None:
-    assert set(FATES) == set(table()["keys"]), "a new DeepSpeed: decide what becomes of the key"
-    spoken = {key for key, fate in FATES.items() if fate.what in ("left out", "refused")}
+    assert set(OUTCOMES) == set(table()["keys"]), "a new DeepSpeed: decide what becomes of the key"
+    spoken = {key for key, outcome in OUTCOMES.items() if outcome.what in ("left out", "refused")}
     assert spoken == set(ON_AND_OFF) | NEVER_SAID
 
 
 @pytest.mark.parametrize("key", ON_AND_OFF)
 def test_what_is_switched_on_and_not_honoured_is_said(key: str) -> None:
     on, off = ON_AND_OFF[key]
-    if FATES[key].what == "refused":
+    if OUTCOMES[key].what == "refused":
         line = refused({key: on})
         assert key in line
-        assert FATES[key].reason in line
+        assert OUTCOMES[key].reason in line
     else:
         done = settled({key: on})
-        assert f"deepspeed x.json: {key} is left out: {FATES[key].reason}" in done.notes
+        assert f"deepspeed x.json: {key} is left out: {OUTCOMES[key].reason}" in done.notes
         assert key not in done.config
         assert "s3cret" not in json.dumps(done.config) + " ".join(done.notes)
     quiet = settled({key: off})
@@ -92,7 +92,7 @@ def test_a_pipeline_of_one_stage_is_said_to_be_left_out() -> None:
     assert "pipeline is left out" in " ".join(settled({"pipeline": {"stages": "auto", "partition": "best"}}).notes)
 
 
-@pytest.mark.parametrize("key", sorted(key for key, fate in FATES.items() if fate.what == "kept"))
+@pytest.mark.parametrize("key", sorted(key for key, outcome in OUTCOMES.items() if outcome.what == "kept"))
 def test_what_is_kept_reaches_deepspeed_as_it_stands(key: str) -> None:
     values: dict[str, Any] = {
         "zero_optimization": {"stage": 1, "overlap_comm": False},

@@ -18,7 +18,7 @@ class Gpu:
     """One visible GPU."""
 
     index: str
-    """Index, or a MIG device's own id: what ``CUDA_VISIBLE_DEVICES`` takes."""
+    """Its number, or a MIG device's own id: what ``CUDA_VISIBLE_DEVICES`` takes."""
     uuid: str = ""
     name: str = "GPU"
     total_mib: int = 0
@@ -47,23 +47,26 @@ class Devices:
 
 
 def _query() -> list[Gpu]:
+    """Every GPU that ``nvidia-smi`` lists; empty where it is missing or fails."""
     command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines() if line.strip()]
     return [_gpu(row) for row in rows if len(row) == 5]
 
 
 def _gpu(row: list[str]) -> Gpu:
+    # Memory is a plain number of MiB (nounits), or text such as "[N/A]" where the driver does not report it.
     index, uuid, name, total, used = row
     return Gpu(index, uuid, name, int(total) if total.isdigit() else 0, int(used) if used.isdigit() else 0)
 
 
 def _mask() -> str | None:
-    """The list of devices that this process may use; None: all. A Slurm allocation is never exceeded."""
+    """The list of devices that this process may use, separated by commas; None: all of the machine."""
     mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # Inside a job without a mask the allocation is the limit; a job that was given no GPU gets an empty list, not all.
     if mask is None and "SLURM_JOB_ID" in os.environ:
         return os.environ.get("SLURM_STEP_GPUS", os.environ.get("SLURM_JOB_GPUS", ""))
     return mask
@@ -74,18 +77,19 @@ def visible() -> list[Gpu]:
     mask = _mask()
     if mask is None:
         return _query()
-    found: list[Gpu] = []
+    gpus: list[Gpu] = []
     names = [name.strip() for name in mask.split(",") if name.strip()]
-    present = _query() if names else []
+    present = _query() if names else []  # an empty mask hides every GPU, so there is nothing to ask
     for name in names:
         match = [gpu for gpu in present if gpu.is_called(name)]
         if match:
-            found.append(match[0])
+            gpus.append(match[0])
         elif name.startswith("MIG-"):
-            found.append(Gpu(name, name, "MIG device"))
+            # A slice of a GPU has an id of its own, which the query above, for whole GPUs, does not list.
+            gpus.append(Gpu(name, name, "MIG device"))
         else:
             break  # CUDA ignores everything from the first unknown device on.
-    return found
+    return gpus
 
 
 def _busy_notes(gpus: list[Gpu]) -> tuple[str, ...]:
@@ -96,6 +100,7 @@ def _busy_notes(gpus: list[Gpu]) -> tuple[str, ...]:
 
 
 def _pick(present: list[Gpu], names: list[str], ranks: int | None) -> list[Gpu]:
+    """The first ``ranks`` of ``present``, or of those with ``names`` (indices or UUIDs). Raises ``UserError``."""
     listing = ", ".join(gpu.index for gpu in present)
     chosen = []
     for name in names or [gpu.index for gpu in present]:
@@ -112,7 +117,7 @@ def _pick(present: list[Gpu], names: list[str], ranks: int | None) -> list[Gpu]:
 
 
 def on_cpu(ranks: int | None, gpus: list[str]) -> Devices:
-    """CPU ranks, which have to be asked for."""
+    """``ranks`` ranks on the CPU (one by default), which is only used where the user asks for it."""
     if gpus:
         raise UserError("gpus", f"given as {','.join(gpus)} with device=cpu", "remove one of the two")
     return Devices("cpu", ranks or 1, None)
@@ -120,10 +125,10 @@ def on_cpu(ranks: int | None, gpus: list[str]) -> Devices:
 
 def on_gpus(ranks: int | None, gpus: list[str]) -> Devices:
     """All visible GPUs, or those that are asked for. Raises ``UserError`` where they are not there."""
-    return _take(visible(), ranks, gpus)
+    return _devices(visible(), ranks, gpus)
 
 
-def _take(present: list[Gpu], ranks: int | None, gpus: list[str]) -> Devices:
+def _devices(present: list[Gpu], ranks: int | None, gpus: list[str]) -> Devices:
     if not present:
         todo = f"use device=cpu ranks={ranks or 1} to train on the CPU"
         raise UserError("device", "no GPU is visible here", todo)
@@ -135,7 +140,7 @@ def imagined(ranks: int | None, gpus: list[str]) -> Devices:
     """For ``plan`` where there is no GPU: the GPUs that were asked for, or one."""
     present = visible()
     if present:
-        return _take(present, ranks, gpus)
+        return _devices(present, ranks, gpus)
     count = ranks or len(gpus) or 1
     names = tuple(gpus[:count]) or tuple(str(index) for index in range(count))
     if len(names) < count:

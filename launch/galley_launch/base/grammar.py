@@ -1,7 +1,7 @@
-"""The grammar of the command line, settled before Fire sees a word.
+"""The grammar of the command line, checked before Fire sees a word.
 
-``key=value``, ``--key=value`` and ``--key value`` are the same. Fire by itself would run a command first and complain
-about a misspelt flag after, let a flag swallow the next word, and turn ``1e3`` into a float.
+``key=value``, ``--key=value`` and ``--key value`` are the same. Fire by itself would call the function first and
+complain about a misspelt flag afterwards, let a flag take the next word for its value, and turn ``1e3`` into a float.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from galley_launch.base.options import CLUSTER_PREFIX, RESERVED, split
 
 _KEY = re.compile(r"[A-Za-z_][\w.-]*=")
 _BY_VALUE = frozenset(["device", "gpus"])
-"""Keys of the launcher whose values are looked up: other trainers write them otherwise."""
+"""Launch options whose values are looked up in ``words.toml``: other trainers write these values differently."""
 _SWITCHES = frozenset(["dry_run", "follow", "yes"])
-"""Keys that are true where they stand without a value."""
+"""Keys that are true where they are given without a value (``--yes``)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Verb:
     preview: str = ""
     """The verb that shows what this one would do: what ``--dry-run`` makes of it."""
     implied: frozenset[str] = frozenset()
-    """Switches of other programs that ask for what it does in any case."""
+    """Switches of other programs that ask for what this verb does anyway (``--follow`` for ``logs``): ignored."""
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class Command:
     """``key=value`` words, in order."""
     help: bool = False
     notes: tuple[str, ...] = ()
-    """Words that are not Galley's own, and what they were taken for."""
+    """For each word that is not Galley's own: how it was understood."""
 
     @property
     def argv(self) -> list[str]:
@@ -76,6 +76,7 @@ class Command:
 
 def is_text(value: str) -> bool:
     """Whether ``value`` can be written as UTF-8: names of files and words of a command line may be any bytes."""
+    # Python decodes other bytes to lone surrogates (PEP 383, "surrogateescape"), which no file or job script can hold.
     return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
@@ -83,15 +84,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, or the list of what is known where nothing is near."""
     known = sorted(set(known))
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    # difflib counts capital and small letters as different: LR resembles lr no more than any other two letters.
     matches = matches or [name for name in known if name.lower() == word.lower()]
     return f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(known)}"
 
 
 def _normal_words(argv: list[str]) -> list[str]:
     """``argv`` with every ``--key value`` and ``--key=value`` written ``key=value``."""
-    words, waiting = [], list(argv)
-    while waiting:
-        word = waiting.pop(0)
+    words, remaining = [], list(argv)
+    while remaining:
+        word = remaining.pop(0)
         if not word.startswith("-"):
             words.append(word)
             continue
@@ -99,18 +101,19 @@ def _normal_words(argv: list[str]) -> list[str]:
         if not word.startswith("--") or not name:
             todo = foreign.answer(word.removeprefix("-")) or "write key=value, or see galley --help"
             raise UserError("command line", f"{word!r} is not an option", todo)
-        words.append(f"{_key(name)}={value if equals else _value(word, _key(name), waiting)}")
+        words.append(f"{_key(name)}={value if equals else _value(word, _key(name), remaining)}")
     return words
 
 
-def _value(word: str, key: str, waiting: list[str]) -> str:
-    """The value of the flag ``word``, taken from ``waiting``; a switch that stands alone is true."""
+def _value(word: str, key: str, remaining: list[str]) -> str:
+    """The value of the flag ``word``, taken from the ``remaining`` words; a switch without one is true."""
     switch = key in _SWITCHES or foreign.is_switch(key)
-    if switch and (not waiting or not foreign.is_truth(waiting[0])):
+    # After a switch, only a word that is a boolean is its value: in `--yes old` the name is that of a run.
+    if switch and (not remaining or not foreign.is_boolean(remaining[0])):
         return "true"
-    if not waiting or waiting[0].startswith("--") or _KEY.match(waiting[0]):
+    if not remaining or remaining[0].startswith("--") or _KEY.match(remaining[0]):
         raise UserError("command line", f"{word} has no value", f"write {key}=VALUE")
-    return waiting.pop(0)
+    return remaining.pop(0)
 
 
 def _key(name: str) -> str:
@@ -119,7 +122,7 @@ def _key(name: str) -> str:
 
 def _check_count(verb: Verb, positionals: list[str]) -> None:
     words = verb.cluster_words if verb.cluster_words and positionals[:1] == ["cluster"] else verb.words
-    expected = words.split()
+    expected = words.split()  # such as RECIPE [TO]
     least = sum(not word.startswith("[") for word in expected)
     usage = f"write: galley {verb.name} {words}".rstrip()
     if len(positionals) < least:
@@ -161,8 +164,8 @@ def _unknown_key(verb: Verb, key: str) -> UserError:
     return UserError(verb.name, f"takes no key {key!r}", foreign.answer(key) or known)
 
 
-def _understood(verb: Verb, settings: list[str]) -> tuple[list[str], list[str]]:
-    """``settings`` in Galley's own words, and notes of what was taken for them.
+def _translated(verb: Verb, settings: list[str]) -> tuple[list[str], list[str]]:
+    """``settings`` with foreign keys (``learning_rate=``) replaced by Galley's own, and a note for each of those.
 
     Raises ``UserError`` with the key to use where a word could mean several.
     """
@@ -170,14 +173,15 @@ def _understood(verb: Verb, settings: list[str]) -> tuple[list[str], list[str]]:
     on_cluster = verb.on_cluster or any(split(setting).key == "cluster" for setting in settings)
     for setting in settings:
         key, value = split(setting)
-        means = None if key in verb.keys - _BY_VALUE else foreign.meaning(key, value, on_cluster)
-        if means is None:
+        # A key that this verb takes is its own, even where another program uses the word for something else.
+        meaning = None if key in verb.keys - _BY_VALUE else foreign.meaning(key, value, on_cluster)
+        if meaning is None:
             own.append(setting)
             continue
-        if means.refusal:
-            raise UserError("command line", f"{setting!r} is not understood", means.refusal)
-        own += means.settings
-        notes.append(means.note)
+        if meaning.refusal:
+            raise UserError("command line", f"{setting!r} is not understood", meaning.refusal)
+        own += meaning.settings
+        notes.append(meaning.note)
     return own, notes
 
 
@@ -196,8 +200,8 @@ def _verb(word: str, words: list[str], verbs: Verbs) -> tuple[Verb, list[str], l
             raise UserError(name, "has no dry run", f"write: galley {verb.preview} RECIPE cluster=NAME")
         notes.append(f"galley {name} with {dry} is read as galley {verb.preview}")
         verb = verbs[verb.preview]
-    left = [word for word in words if not any(_is_on(word, switch) for switch in verb.implied)]
-    return verb, left, notes
+    remaining = [word for word in words if not any(_is_on(word, switch) for switch in verb.implied)]
+    return verb, remaining, notes
 
 
 def _is_on(word: str, switch: str) -> bool:
@@ -206,7 +210,8 @@ def _is_on(word: str, switch: str) -> bool:
 
 
 def _own_verb(word: str, verbs: Verbs) -> str:
-    """Galley's own verb for ``word``, where there is one; the table of foreign words is read only if need be."""
+    """Galley's own verb for ``word``, where there is one."""
+    # Foreign words are looked up last: reading their table takes time.
     return word if word in verbs or word.startswith("-") else foreign.verb(word) or word
 
 
@@ -219,6 +224,7 @@ def parse(argv: list[str], verbs: Verbs) -> Command:
     if asks_help or not argv or argv[0] == "help":
         names = (_own_verb(word, verbs) for word in argv)
         return Command(next((name for name in names if name in verbs), ""), (), (), help=True)
+    # -f is the one short option that is understood, and only for a verb that follows anyway (galley logs -f).
     typed = verbs.get(_own_verb(argv[0], verbs))
     follows = typed is not None and "follow" in typed.implied
     words = _normal_words([word for word in argv[1:] if not (follows and word == "-f")])
@@ -226,6 +232,7 @@ def parse(argv: list[str], verbs: Verbs) -> Command:
     settings = [word for word in words if _KEY.match(word)]
     positionals = [word for word in words if not _KEY.match(word)]
     _check_count(verb, positionals)
-    settings, taken = _understood(verb, settings)
+    # Foreign keys become Galley's own first: optimizer.lr=… beside learning_rate=… is then one key given twice.
+    settings, translations = _translated(verb, settings)
     _check_keys(verb, settings)
-    return Command(verb.name, tuple(positionals), tuple(settings), notes=(*notes, *taken))
+    return Command(verb.name, tuple(positionals), tuple(settings), notes=(*notes, *translations))

@@ -12,7 +12,7 @@ _BYTES: Units = ((" GB", 1e9), (" MB", 1e6), (" kB", 1e3))
 
 
 def unit_of(value: float, units: Units) -> tuple[str, float]:
-    """The largest of ``units`` that ``value`` has one of, and its size; no unit, and 1, where it has none."""
+    """The largest of ``units`` that is not larger than ``value``, and its size; ``("", 1.0)`` where all are larger."""
     return next(((unit, size) for unit, size in units if value >= size), ("", 1.0))
 
 
@@ -30,7 +30,7 @@ def size_text(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """``1 h 02 min``, ``3 min 20 s``, ``12 s``."""
-    whole = round(seconds)
+    whole = round(seconds)  # before it is divided: 119.7 s is "2 min 00 s", not "1 min 60 s"
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

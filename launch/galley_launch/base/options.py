@@ -16,7 +16,7 @@ from galley.contract.errors import UserError
 
 CLUSTER_PREFIX = "cluster."
 _PROFILE_KEYS = {"ranks": "cluster.ranks_per_node", "device": "cluster.device"}
-"""Launch options that are keys of a cluster's profile, where a run is submitted."""
+"""Launch options that, where a run is submitted, change the cluster's profile instead."""
 
 
 class Setting(NamedTuple):
@@ -34,20 +34,20 @@ def split(word: str) -> Setting:
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """Where and how to launch. None: the command line does not say."""
+    """Where and how to launch. None: not given on the command line."""
 
     name: str | None = None
-    """Of the run."""
+    """The name of the run."""
     runs: Path | None = None
     """The directory of runs."""
     deepspeed: str | None = None
     """A preset, or the path of a JSON file."""
     take: str = ""
-    """``deepspeed`` or ``recipe``: whose values hold where the two differ. Empty: a difference is refused."""
+    """``deepspeed`` or ``recipe``: whose values are used where the two differ. Empty: a difference is refused."""
     device: str | None = None
-    """``cuda`` or ``cpu``. Always None for a submission, whose profile says it."""
+    """``cuda`` or ``cpu``. Always None for a submission, whose profile has it."""
     ranks: int | None = None
-    """On each node. Always None for a submission, as ``device``."""
+    """Ranks on each node. Always None for a submission, as ``device`` is."""
     gpus: tuple[str, ...] | None = None
     """GPUs by index or UUID; ``()``: all that are visible."""
     nodes: int | None = None
@@ -78,15 +78,15 @@ class Settings:
 
     options: LaunchOptions = LaunchOptions()
     overrides: tuple[Setting, ...] = ()
-    """Of keys of the recipe: dotted paths, or their last parts."""
+    """New values for keys of the recipe, which are dotted paths or their last parts."""
     words: tuple[str, ...] = ()
-    """As they were typed, without ``files``; ``run.json`` keeps them."""
+    """Every ``key=value`` as it was typed, without ``files``; ``run.json`` keeps them."""
     submits: bool = False
     """Whether the run goes to a cluster, not to this box."""
 
 
 def whole(key: str, least: int) -> Callable[[str], int]:
-    """A reader of whole numbers from ``least``."""
+    """A function that reads a whole number of at least ``least``; ``key`` names it in messages."""
 
     def read_whole(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -103,7 +103,7 @@ def _device(text: str) -> str:
     return text
 
 
-_GPU = re.compile(r"\d+|(?:GPU|MIG)-\S+")  # what CUDA_VISIBLE_DEVICES takes
+_GPU = re.compile(r"\d+|(?:GPU|MIG)-\S+")  # what CUDA_VISIBLE_DEVICES takes: an index or a UUID
 
 
 def _gpus(text: str) -> tuple[str, ...]:
@@ -112,17 +112,17 @@ def _gpus(text: str) -> tuple[str, ...]:
     names = read_names(text)
     if not names:
         raise UserError("gpus", "names no GPU", "write gpus=0,1 or gpus=all; device=cpu ranks=N for the CPU")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise UserError("gpus", f"GPU {twice} is given twice", "one rank takes one GPU; write gpus=0,1 or gpus=all")
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated:
+        raise UserError("gpus", f"GPU {repeated} is given twice", "one rank takes one GPU; write gpus=0,1 or gpus=all")
     if "all" in names and len(names) > 1:
         raise UserError("gpus", f"{text!r} names all and some", "write gpus=all alone")
-    odd = next((name for name in names if not (name == "all" or _GPU.fullmatch(name))), None)
-    if odd:
-        first, dash, last = odd.partition("-")
-        several = bool(dash) and first.isdecimal() and last.isdecimal() and int(first) < int(last) < 1000
-        todo = f"write gpus={','.join(map(str, range(int(first), int(last) + 1)))}" if several else "write gpus=0,1"
-        raise UserError("gpus", f"{odd!r} is neither a GPU's number nor its UUID", todo)
+    invalid = next((name for name in names if not (name == "all" or _GPU.fullmatch(name))), None)
+    if invalid:
+        first, dash, last = invalid.partition("-")  # 0-3 is answered with the list that it probably means
+        is_range = bool(dash) and first.isdecimal() and last.isdecimal() and int(first) < int(last) < 1000
+        todo = f"write gpus={','.join(map(str, range(int(first), int(last) + 1)))}" if is_range else "write gpus=0,1"
+        raise UserError("gpus", f"{invalid!r} is neither a GPU's number nor its UUID", todo)
     return () if names == ["all"] else tuple(names)
 
 
@@ -146,6 +146,7 @@ def _yes(text: str) -> bool:
 
 
 def _force(_text: str) -> str:
+    # It is among the options only so that it is answered here; completion leaves it out.
     raise UserError("force", "nothing here can be forced", "leave it out")
 
 
@@ -167,7 +168,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "yes": _yes,
     "force": _force,
 }
-"""Every launch option, but for those that begin with ``cluster.``, and what reads its value."""
+"""Every launch option, apart from those that begin with ``cluster.``, and the function that reads its value."""
 
 RESERVED = frozenset(_READERS)
 """Keys of the launcher; no key of a recipe may be one of these."""
@@ -182,7 +183,7 @@ def read(words: Iterable[str], submits: bool | None = None) -> Settings:
     if submits is None:
         submits = any(setting.key == "cluster" for setting in settings)
     values: dict[str, Any] = {}
-    overrides, of_profile = [], []
+    overrides, of_profile = [], []  # the settings of the recipe, and those of the cluster's profile
     for key, value in settings:
         if key.startswith(CLUSTER_PREFIX):
             of_profile.append(Setting(key, value))

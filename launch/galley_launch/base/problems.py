@@ -1,4 +1,7 @@
-"""What is wrong with a DeepSpeed JSON, gathered so that all of it is told at once, on one line."""
+"""What is wrong with a DeepSpeed JSON, gathered so that all of it is reported at once, on one line.
+
+A problem is a mistake in the JSON. A difference is a value that is right by itself, but is not what the recipe has.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from galley.contract.errors import UserError
 
 LONGEST = 480
 """Characters of a refusal; what does not fit is counted."""
-_LEVELS, _SOME = 4, 3  # How briefly things can be said; how many differences are named at the briefest.
+# A refusal is written in full first; where it is too long, more briefly, in four levels (see `_differences_text`).
+_LEVELS = 4
+_NAMED = 3  # Differences that are named at the briefest level; the others are counted.
 _WORD = 60  # Characters of a value or of a key that the user wrote.
 
 
@@ -25,31 +30,31 @@ class Problem:
     where: str = ""
     """Another place than the JSON, such as a key of the recipe."""
     brief: str = ""
-    """A shorter way to say both, where there is much to say."""
+    """A shorter text for both, for a line with many problems."""
 
     def line(self, brief: bool = False) -> str:
-        """``what; todo``, with the place where that is another one."""
-        return (
-            self.brief if brief and self.brief else f"{self.where}: " * bool(self.where) + f"{self.what}; {self.todo}"
-        )
+        """``what; todo``, after the place if that is not the JSON; ``brief``: the shorter text, if there is one."""
+        if brief and self.brief:
+            return self.brief
+        return f"{self.where}: {self.what}; {self.todo}" if self.where else f"{self.what}; {self.todo}"
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A value in the JSON that is the recipe's to say, where the recipe says something else."""
+class Difference:
+    """A value in the JSON that the recipe has too, and has otherwise."""
 
     path: str
     """Dotted path in the JSON."""
     value: Any
-    """What stands there."""
+    """The JSON's value."""
     because: str
-    """What the recipe makes of it: ``batch.samples 16 makes it 16``."""
+    """What the recipe has instead: ``batch.samples 16 makes it 16``."""
     words: tuple[str, ...] = ()
-    """``key=value`` words that would make the recipe agree; none: no setting does."""
+    """``key=value`` words that would make the recipe agree; empty: no setting does."""
     todo: str = ""
     """What to do where there are no such words."""
     minor: bool = False
-    """With ``take=deepspeed`` a note is enough where there are no such words."""
+    """Whether a note is enough with ``take=deepspeed``, even where there are no such words."""
 
     def line(self) -> str:
         """``optimizer.params.lr 3e-05, but the recipe says 0.0002``."""
@@ -58,20 +63,20 @@ class Claim:
 
 @dataclass
 class Findings:
-    """What there is to say about a JSON beside a recipe."""
+    """The result of comparing a JSON with a recipe."""
 
-    claims: list[Claim] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def shown(value: Any) -> str:
-    """``value`` as the JSON has it, not too long, in ASCII."""
+    """``value`` as it is written in JSON, cut to a readable length, in ASCII."""
     return clip(json.dumps(value, default=str))
 
 
 def clip(text: str) -> str:
-    """``text`` without line breaks, characters that a terminal would obey, or a great length."""
+    """``text`` in printable ASCII (no line breaks, no control codes of a terminal) and at most 60 characters."""
     text = text.encode("ascii", "backslashreplace").decode()
     text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= _WORD else f"{text[: _WORD - 2]} …"
@@ -85,78 +90,88 @@ def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def short(label: str) -> str:
-    """A path of which the end tells enough."""
+    """A path, of which only the end is kept where it is long."""
     return clip(label) if len(label) <= _WORD else f"…{label[-_WORD + 1 :]}"
 
 
-def words_of(claims: Sequence[Claim]) -> list[str]:
-    """The ``key=value`` words of all ``claims``, each key once."""
-    matches: dict[str, str] = {}
-    for word in (word for claim in claims for word in claim.words):
-        matches[word.partition("=")[0]] = word
-    return list(matches.values())
+def words_of(differences: Sequence[Difference]) -> list[str]:
+    """The ``key=value`` words of all ``differences``, each key once."""
+    by_key: dict[str, str] = {}
+    for word in (word for difference in differences for word in difference.words):
+        by_key[word.partition("=")[0]] = word
+    return list(by_key.values())
 
 
-def refusal(label: str, problems: Sequence[Problem], claims: Sequence[Claim], more: str = "") -> UserError:
-    """All of it as one error. ``more``: what else ``take=deepspeed`` would need."""
+def refusal(
+    label: str, problems: Sequence[Problem], differences: Sequence[Difference], obstacle: str = ""
+) -> UserError:
+    """All of it as one error. ``obstacle``: what would be wrong next if ``take=deepspeed`` were added."""
     label = short(label)
     here = f"deepspeed {label}"
-    if len(problems) == 1 and not claims:
+    if len(problems) == 1 and not differences:
         only = problems[0]
         return UserError(only.where or here, only.what, only.todo)
-    if len(claims) == 1 and not problems:
-        return UserError(here, claims[0].line(), _remedy(claims, more))
+    if len(differences) == 1 and not problems:
+        return UserError(here, differences[0].line(), _remedy(differences, obstacle))
     if not problems:
         room = LONGEST - len(here)
-        lines = [_differences(claims, level, more) for level in range(_LEVELS)]
+        lines = [_differences_text(differences, level, obstacle) for level in range(_LEVELS)]
         what, _, todo = next((line for line in lines if len(line) <= room), lines[-1]).partition("; ")
         return UserError(here, what, todo)
-    return _numbered(here, problems, claims, more)
+    return _numbered(here, problems, differences, obstacle)
 
 
-def _numbered(here: str, problems: Sequence[Problem], claims: Sequence[Claim], more: str) -> UserError:
-    """Everything, if need be more briefly, and as much of it as one line takes."""
-    room = LONGEST - len(here) - 60
+def _numbered(here: str, problems: Sequence[Problem], differences: Sequence[Difference], obstacle: str) -> UserError:
+    """All of it, numbered, at the first level of brevity that fits; what does not fit even then is counted."""
+    room = LONGEST - len(here) - 60  # 60 characters are left for "N things: " and the advice at the end
     for level in range(_LEVELS):
-        parts = [_differences(claims, level, more)] if claims else []
+        parts = [_differences_text(differences, level, obstacle)] if differences else []
         texts = [*(problem.line(level > 0) for problem in problems), *parts]
         texts = [f"({number}) {text}" for number, text in enumerate(texts, 1)]
         if len(" ".join(texts)) <= room:
             break
+    # The first is always kept, so that the line says something; then as many as fit.
     kept = [text for number, text in enumerate(texts) if number == 0 or len(" ".join(texts[: number + 1])) <= room]
     left = len(texts) - len(kept)
     todo = f"and {left} more, reported once these are fixed" if left else "then plan again"
     return UserError(here, f"{len(texts)} things: {' '.join(kept)}", todo)
 
 
-def _remedy(claims: Sequence[Claim], more: str) -> str:
-    words = words_of(claims)
+def _remedy(differences: Sequence[Difference], obstacle: str) -> str:
+    words = words_of(differences)
     if not words:
-        return claims[0].todo or 'write "auto" there, or add take=recipe'
+        return differences[0].todo or 'write "auto" there, or add take=recipe'
     take = f"add {' '.join(words)} or take=deepspeed, or keep the recipe's with take=recipe"
-    return f"{take}; with take=deepspeed also: {more}" if more else take
+    return f"{take}; with take=deepspeed also: {obstacle}" if obstacle else take
 
 
-def _differences(claims: Sequence[Claim], level: int, more: str) -> str:
-    """``level``: 0 says everything, 1 leaves out the recipe's values, 2 the file's paths too, 3 the words instead."""
-    if len(claims) == 1:
-        return f"{claims[0].line()}; {_remedy(claims, more)}"
-    texts = [claim.line() if level == 0 else f"{claim.path} {shown(claim.value)}" for claim in claims]
-    if level == _LEVELS - 1 and len(texts) > _SOME:
-        texts[_SOME:] = [f"{len(texts) - _SOME} more"]
-    named = "" if level == 2 else f": {', '.join(texts)}"
-    stuck = [claim.path for claim in claims if not claim.words and not claim.minor]
+def _differences_text(differences: Sequence[Difference], level: int, obstacle: str) -> str:
+    """All ``differences`` and the remedy, as ``what; todo``.
+
+    ``level``: 0 has everything; 1 leaves out the recipe's values; 2 the JSON's paths and values too; 3 names a few of
+    those, and leaves out the words that would make the recipe agree.
+    """
+    if len(differences) == 1:
+        return f"{differences[0].line()}; {_remedy(differences, obstacle)}"
+    named = [f"{difference.path} {shown(difference.value)}" for difference in differences]
+    texts = [difference.line() for difference in differences] if level == 0 else named
+    if level == _LEVELS - 1 and len(texts) > _NAMED:
+        texts[_NAMED:] = [f"{len(texts) - _NAMED} more"]
+    listing = "" if level == 2 else f": {', '.join(texts)}"
+    # One value that no setting can take spoils take=deepspeed for all, so only the other two remedies are offered.
+    stuck = [difference.path for difference in differences if not difference.words and not difference.minor]
     if stuck:
         end = f"no setting takes {', '.join(stuck)}: take=recipe, or change the file"
     else:
-        end = _taking(claims, level, more)
-    return f"{len(claims)} values differ from the recipe's{named}; {end}"
+        end = _taking(differences, level, obstacle)
+    return f"{len(differences)} values differ from the recipe's{listing}; {end}"
 
 
-def _taking(claims: Sequence[Claim], level: int, more: str) -> str:
-    words = " ".join(words_of(claims))
+def _taking(differences: Sequence[Difference], level: int, obstacle: str) -> str:
+    """What ``take=deepspeed`` and ``take=recipe`` would do."""
+    words = " ".join(words_of(differences))
     take = ("take=deepspeed takes them" if level == _LEVELS - 1 else f"take=deepspeed sets {words}") if words else ""
-    left = [claim.path for claim in claims if not claim.words]
+    left = [difference.path for difference in differences if not difference.words]
     take += f" (but cannot take {', '.join(left)})" if left else ""
-    take += f" (and also: {more})" if more else ""
+    take += f" (and also: {obstacle})" if obstacle else ""
     return f"{take}, take=recipe keeps the recipe's".removeprefix(", ")

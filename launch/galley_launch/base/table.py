@@ -13,6 +13,7 @@ _WIDEST = 120
 
 def screen_width() -> int:
     """Columns to write in: those of the terminal, where there is one, and at most 120."""
+    # Notes go to stderr, so that one stream may be a pipe while the other is still read on a terminal.
     terminal = any(os.isatty(stream) for stream in (1, 2))
     return min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST) if terminal else _WIDEST
 
@@ -27,9 +28,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _print_bold(line: str) -> None:
     if sys.stdout.isatty():
-        getattr(sys.stdout, "stream", sys.stdout).write(
-            f"\033[1m{line}\033[0m\n"
-        )  # past the guard of `galley.contract.text`
+        # Straight to the stream below: `galley.contract.text.Plain`, which guards stdout, would take the codes for bold
+        # (ESC [1m … ESC [0m) out again.
+        getattr(sys.stdout, "stream", sys.stdout).write(f"\033[1m{line}\033[0m\n")
     else:
         print(line)
 
@@ -40,13 +41,14 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def cut(text: str, room: int) -> str:
-    """``text`` in at most ``room`` columns, with a mark where something is missing."""
+    """``text`` in at most ``room`` columns, with ``…`` at the end where something is cut off."""
     return text if len(text) <= room else f"{text[: max(room - 1, 0)].rstrip()}…"
 
 
 def width(text: str) -> int:
-    """Columns of a terminal that ``text`` takes: some letters take two, accents none."""
+    """Columns of a terminal that ``text`` takes: wide letters (Chinese, Japanese, Korean, emoji) take two."""
     if text.isascii():
         return len(text)
-    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
-    return len(text) + wide - sum(unicodedata.category(each) in ("Mn", "Me", "Cf") for each in text)
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)  # wide or full-width
+    # Combining accents are drawn over the letter before them, and format characters (a soft hyphen) not at all.
+    return len(text) + wide - sum(unicodedata.category(character) in ("Mn", "Me", "Cf") for character in text)

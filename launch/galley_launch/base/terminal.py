@@ -15,13 +15,13 @@ from galley.contract.rundir import Attempt, RunDir
 from galley_launch.base.numbers import duration
 
 _GOES_ON = " so far"
-"""How a line of the log ends that says what has been going on for a while (``galley.ranks.progress``)."""
+"""The end of a log line that reports something slow, again and again while it lasts (``galley.ranks.progress``)."""
 _DOING = 60
-"""Letters of such a line that the live line shows."""
+"""Characters of such a line that the live line shows."""
 
 
 def say(text: str) -> None:
-    """One line to the terminal. A terminal that is gone never ends a run: from then on nothing is shown."""
+    """Print one line. If the terminal is gone (ssh was cut), nothing more is shown, and the run goes on."""
     try:
         print(text, flush=True)
     except OSError:
@@ -29,6 +29,7 @@ def say(text: str) -> None:
 
 
 def _silence() -> None:
+    """Send all further output to ``/dev/null``, that of child processes too, which inherit descriptors 1 and 2."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(null, stream)
@@ -36,7 +37,7 @@ def _silence() -> None:
 
 
 MOST = 64 << 20
-"""Bytes of a log that are shown at once: of a longer one, its end."""
+"""Bytes of a log that are shown at once; of a longer one, only its end."""
 
 
 @dataclass
@@ -45,7 +46,9 @@ class Tail:
 
     path: Path
     position: int = 0
+    """Bytes that have been read."""
     rest: bytes = b""
+    """The beginning of a line whose end has not been written yet."""
 
     def lines(self) -> list[str]:
         """The whole lines that have come since the last call."""
@@ -61,7 +64,7 @@ class Tail:
             return []
         self.position += len(data)
         *whole, self.rest = (self.rest + data).split(b"\n")
-        # Of a progress bar, what it drew last.
+        # A progress bar draws over itself with carriage returns: what it drew last is behind the last of them.
         return [line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2] for line in whole]
 
     def skip(self) -> Tail:
@@ -82,7 +85,7 @@ class Screen(Protocol):
 
 @dataclass
 class Lines:
-    """Plain lines, copied from logs; but not why a stage failed, which the launcher says itself at the end."""
+    """Plain lines, copied from logs, without a stage's error (``galley: …``): the launcher prints that at the end."""
 
     tails: list[Tail]
 
@@ -111,7 +114,7 @@ class Bar:
     """The newest line of the log that is not about a finished step."""
 
     def show(self) -> None:
-        """Draw the newest row; a start without rows is drawn too, for loading a model takes a while."""
+        """Draw the newest row of the metrics; before there is one, the bar without numbers: loading takes a while."""
         self._last = newest(self.metrics.rows()[0], self._last)
         try:
             if self._progress is None:
@@ -119,7 +122,7 @@ class Bar:
             for line in self.log.lines():
                 if line.startswith("warning: "):
                     self._progress.console.print(line, markup=False, highlight=False)
-                else:
+                else:  # Before the first step any line tells how far the start is; later only what is slow is shown.
                     self._doing = line[:_DOING] if self._last.steps is None or line.endswith(_GOES_ON) else ""
             self._draw()
         except OSError:
@@ -135,6 +138,7 @@ class Bar:
             self._progress.update(self._task, status=self._doing)
 
     def _open(self) -> None:
+        # Imported here, because rich takes longer to import than most verbs take to run.
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -159,7 +163,7 @@ class Bar:
 
 
 def status(row: MetricsRow) -> str:
-    """The numbers of a metrics row that a person watches."""
+    """``loss 1.2345 · held-out 1.3000 · 1,234 tokens/s · 3 min 20 s left``, without what ``row`` lacks."""
     parts = [
         "" if row.loss is None else f"loss {row.loss:.4f}",
         "" if row.held_out_loss is None else f"held-out {row.held_out_loss:.4f}",
@@ -170,7 +174,7 @@ def status(row: MetricsRow) -> str:
 
 
 def screen(stage: str, run: RunDir, attempt: Attempt) -> Screen:
-    """How ``stage`` is shown here: call before it starts."""
+    """How ``stage`` is shown here. Call it before the stage starts: what its log holds already is not shown again."""
     known = stages.named(stage)
     log = Tail(attempt.log(known.log)).skip()
     return Bar(Follower(run.metrics).skip(), log) if known.on_ranks and sys.stdout.isatty() else Lines([log])

@@ -1,7 +1,7 @@
 """Words that are not Galley's own: what other trainers, their users and Slurm call things, from ``words.toml``.
 
-Where such a word can mean one thing only, it is taken for Galley's own and a note says so; any other is answered with
-the key to use. The standard library only, for every command line passes through here.
+Where such a word can mean one thing only, it is replaced by Galley's own and a note tells the user; any other is
+refused with the key to use. The standard library only, because every command line passes through here.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from pathlib import Path
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "null")
 
 Cell = str | dict[str, str]
-"""What a value comes to: Galley's own words; or a reason, under ``instead`` or ``because``."""
+"""What a value is replaced by. A string: Galley's own words, in which ``{}`` stands for the value and ``{names}`` for a
+list without brackets. A table: ``instead`` (the value is refused, with this answer) or ``because`` (it has no effect,
+for this reason)."""
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a foreign ``key=value`` comes to."""
+    """How a foreign ``key=value`` is understood."""
 
     settings: tuple[str, ...] = ()
     """Galley's own ``key=value`` words; none where nothing has to be set."""
     note: str = ""
-    """What the user is told of it."""
+    """What the user is told about it."""
     refusal: str = ""
     """What to use instead, where the word could mean several things, or something that is not there."""
 
@@ -39,16 +41,18 @@ class _Table:
     cluster: dict[str, str]
     answers: dict[str, str]
     own: dict[str, dict[str, Cell]]
-    """Galley's own key to value to what it comes to."""
+    """Galley's own key to its foreign values: ``optimizer.name`` to ``adamw_torch``."""
     values: dict[str, dict[str, Cell]]
-    """The same for foreign keys."""
+    """Foreign key to its values, where the key alone does not decide."""
 
 
 def _by_name(section: dict[str, str]) -> dict[str, str]:
+    """``{"own": "foreign names"}`` turned round: each foreign name to Galley's own."""
     return {name: text for text, names in section.items() for name in names.split()}
 
 
 def _by_value_of(section: dict[str, dict[str, Cell]]) -> dict[str, dict[str, Cell]]:
+    """Key to value to cell, where the file names several keys, and several values, at once."""
     tables: dict[str, dict[str, Cell]] = {}
     for keys, table in section.items():
         cells = {value: cell for names, cell in table.items() for value in names.split()}
@@ -58,7 +62,7 @@ def _by_value_of(section: dict[str, dict[str, Cell]]) -> dict[str, dict[str, Cel
 
 @cache
 def _table() -> _Table:
-    import tomllib  # five milliseconds, for a word that is not known
+    import tomllib  # takes five milliseconds, and is only needed where a word is not Galley's own
 
     raw = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
     return _Table(
@@ -88,7 +92,7 @@ def is_true(value: str) -> bool:
     return value.lower() in _TRUE
 
 
-def is_truth(value: str) -> bool:
+def is_boolean(value: str) -> bool:
     """Whether ``value`` is true or false in one of the ways in which people write that."""
     return value.lower() in (*_TRUE, *_FALSE)
 
@@ -99,6 +103,7 @@ def meaning(key: str, value: str, on_cluster: bool = False) -> Meaning | None:
     ``on_cluster``: whether the verb submits, so that Slurm's words are keys of the cluster's profile.
     """
     table = _table()
+    # On a cluster, Slurm's meaning of a word comes before what trainers mean by it.
     if key in table.cluster and on_cluster:
         return _renamed(key, value, table.cluster[key])
     if key in table.same:
@@ -119,8 +124,8 @@ def _read(key: str, value: str, settings: list[str]) -> Meaning:
 
 
 def _by_value(key: str, value: str, cells: dict[str, Cell]) -> Meaning | None:
-    """What ``cells`` say of ``value``; None: it passes as it is."""
-    word = value.lower()
+    """What ``cells`` make of ``value``; None: it passes unchanged."""
+    word = value.lower()  # a cell under "*" is for every value that has none of its own
     if word in _TRUE and "true" in cells:
         word = "true"
     elif word in _FALSE and "false" in cells:
@@ -137,7 +142,7 @@ def _by_value(key: str, value: str, cells: dict[str, Cell]) -> Meaning | None:
 
 
 def answer(key: str) -> str:
-    """How Galley calls what ``key`` is elsewhere, or what stands in its place; empty where nothing is known of it."""
+    """How to write in Galley what ``key`` is elsewhere, or why it is not needed; empty where ``key`` is not known."""
     table = _table()
     if key in table.answers:
         return table.answers[key]
@@ -166,12 +171,12 @@ def verb(word: str) -> str:
 
 
 def verb_answer(word: str) -> str:
-    """What to use instead of the verb ``word``; empty where nothing is known of it."""
+    """What to use instead of the verb ``word``; empty where ``word`` is not known."""
     return _table().verb_answers.get(word, "")
 
 
 def file_key(word: str) -> str:
-    """The key that a file of rows or of a model, by the suffix of ``word``, is a value of; else empty."""
+    """The key whose value the file name ``word`` probably is, by its suffix; empty where the suffix is another."""
     if word.endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")):
         return "data.path"
     return "model.path" if word.endswith((".gguf", ".safetensors")) else ""

@@ -1,7 +1,7 @@
 """YAML and ``key=value`` text as trees of strings: nothing is guessed here, the schema decides types later.
 
 YAML's own guesses make ``1e-4`` a string, ``12:00:00`` a number and ``no`` a bool (YAML 1.1 as PyYAML reads it).
-Only null is kept: an unquoted ``null`` or ``~``, or nothing at all.
+Only null keeps its meaning: an unquoted ``null`` or ``~``, or nothing after the colon.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ Tree = dict[str, Any]
 """Keys to strings, None, lists or further trees."""
 
 ONE_OF = {"batch": ("samples", "tokens"), "duration": ("epochs", "steps", "tokens")}
-"""Keys of a section that are answers to one question: who says one of them takes back the others."""
+"""Keys of a section of which only one may be set: setting one removes the others."""
 
 _NULL = "tag:yaml.org,2002:null"
 
 
-# Far above any recipe or profile: what nests or repeats more would take all memory, or Python's stack.
+# Far above any recipe or profile. Aliases of aliases can expand a few lines to gigabytes (the "billion laughs" attack),
+# and deep nesting overflows Python's stack, for PyYAML reads recursively.
 _DEPTH, _ALIASES, _BYTES = 32, 20, 1 << 20
 
 
@@ -35,13 +36,13 @@ class _Loader(yaml.BaseLoader):
     aliases = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As PyYAML has it, which follows aliases and nesting without end."""
-        at = self.peek_event()  # type: ignore[no-untyped-call]
-        self.aliases += isinstance(at, yaml.AliasEvent)
+        """As PyYAML's own, which has no limits on aliases and nesting."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        self.aliases += isinstance(event, yaml.AliasEvent)
         if self.aliases > _ALIASES:
-            raise yaml.composer.ComposerError(None, None, f"more than {_ALIASES} aliases (*name)", at.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"more than {_ALIASES} aliases (*name)", event.start_mark)
         if self.depth == _DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nests deeper than {_DEPTH} levels", at.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"nests deeper than {_DEPTH} levels", event.start_mark)
         self.depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
@@ -60,6 +61,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
     return tree
 
 
+# BaseLoader resolves no scalar, so that null is the only one with a type. PyYAML looks resolvers up by a scalar's first
+# character, and under "" for an empty one: hence the list. Quoted scalars are never resolved: "null" stays a string.
 _Loader.add_implicit_resolver(_NULL, re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
 _Loader.add_constructor(_NULL, lambda _loader, _node: None)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
@@ -90,11 +93,12 @@ def read_yaml(text: str, where: str) -> Tree:
 
 def merged(base: Tree, over: Tree, one_of: tuple[str, ...] = ()) -> Tree:
     """``base`` with every key of ``over`` put in its place, sections key by key. ``one_of``: as in :data:`ONE_OF`."""
+    # Where `over` sets one of `one_of`, `base` loses them all: a recipe that sets steps must not inherit epochs too.
     result = {key: value for key, value in base.items() if key not in one_of or not set(one_of) & set(over)}
     for key, value in over.items():
-        below = result.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
-            value = merged(below, value, ONE_OF.get(key, ()))
+        inherited = result.get(key)
+        if isinstance(value, dict) and isinstance(inherited, dict):
+            value = merged(inherited, value, ONE_OF.get(key, ()))
         result[key] = value
     return result
 

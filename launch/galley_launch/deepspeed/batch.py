@@ -1,16 +1,16 @@
-"""The batch, clipping and precision in a DeepSpeed JSON, beside what the recipe says of them."""
+"""The batch, clipping and precision in a DeepSpeed JSON, compared with the recipe."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from galley.contract.errors import UserError
-from galley_launch.base.problems import Claim, Findings, Problem, shown
+from galley_launch.base.problems import Difference, Findings, Problem, shown
 from galley_launch.recipe.schema import Recipe
 
 Config = dict[str, Any]
 
-_MOST = 4096  # Micro-batches up to this size are tried.
+_MOST = 4096  # The largest micro-batch that is tried when a fitting one is looked for.
 # DeepSpeed's names of the dtypes (runtime.config.DtypeEnum), by the recipe's.
 _DTYPES = {
     "float32": ("fp32", "float32", "float", "torch.float32"),
@@ -34,9 +34,12 @@ def dtype_of(name: Any) -> str | None:
 
 def accumulation(recipe: Recipe, ranks: int) -> int:
     """Micro-batches a step. Raises ``UserError`` with the whole product where the batch cannot be split so."""
+    # samples a step = micro_batch x accumulation x ranks (DeepSpeed asserts the same), so accumulation is what divides.
     samples, step = recipe.samples_per_step, recipe.micro_batch * ranks
     if samples % step == 0:
         return samples // step
+    # Suggestions: the multiples of micro_batch x ranks around the batch (-(-a // b) rounds up), in the unit that the
+    # recipe uses, and the largest smaller micro-batch that fits.
     unit, factor = ("samples", 1) if recipe.batch.samples else ("tokens", recipe.data.max_length)
     below, above = samples // step * step * factor, -(-samples // step) * step * factor
     near = [f"batch.{unit}={value}" for value in (below, above) if value]
@@ -58,22 +61,29 @@ def batch(config: Config, recipe: Recipe, ranks: int, findings: Findings) -> Non
         at(config, "gradient_accumulation_steps"),
     )
     unit = f"batch.samples {samples}" if recipe.batch.samples else f"batch.tokens {recipe.batch.tokens}"
+    # The micro-batch that the file has, else the largest up to the recipe's with which the file's batch can be split.
     fits = small or next(
         (size for size in range(min(micro, _MOST), 0, -1) if (whole or 0) % (size * ranks) == 0), micro
     )
     if whole not in (None, samples):
         smaller = [f"micro_batch={fits}"] if small is None and fits != micro else []
         because = f"{unit} makes it {samples}"
-        findings.claims.append(Claim("train_batch_size", whole, because, (f"batch.samples={whole}", *smaller)))
+        findings.differences.append(
+            Difference("train_batch_size", whole, because, (f"batch.samples={whole}", *smaller))
+        )
     if small not in (None, micro):
         because = f"micro_batch {micro} makes it {micro}"
-        findings.claims.append(Claim("train_micro_batch_size_per_gpu", small, because, (f"micro_batch={small}",)))
+        findings.differences.append(
+            Difference("train_micro_batch_size_per_gpu", small, because, (f"micro_batch={small}",))
+        )
     if steps is not None:
         _steps(steps, whole, fits, recipe, ranks, findings)
 
 
 def _steps(steps: int, whole: int | None, micro: int, recipe: Recipe, ranks: int, findings: Findings) -> None:
-    """``gradient_accumulation_steps``: it follows from the batch where the file gives one, else the batch from it."""
+    """``gradient_accumulation_steps``: with a batch in the file, accumulation follows from it and a contradiction is a
+    note (DeepSpeed would stop); without one, it determines the batch.
+    """
     path, product, samples = "gradient_accumulation_steps", steps * micro * ranks, recipe.samples_per_step
     if whole is not None and product != whole:
         follows = f"{whole} samples a step / (micro_batch {micro} x ranks {ranks})"
@@ -81,11 +91,11 @@ def _steps(steps: int, whole: int | None, micro: int, recipe: Recipe, ranks: int
     elif whole is None and samples != steps * recipe.micro_batch * ranks:
         need = f"{samples} samples a step / (micro_batch {recipe.micro_batch} x ranks {ranks})"
         because = f"{need} makes it {samples / (recipe.micro_batch * ranks):.4g}"
-        findings.claims.append(Claim(path, steps, because, (f"batch.samples={product}",)))
+        findings.differences.append(Difference(path, steps, because, (f"batch.samples={product}",)))
 
 
 def clipping(config: Config, recipe: Recipe, findings: Findings) -> None:
-    """``gradient_clipping``; ``max_grad_norm`` among the optimizer's parameters where it stands alone."""
+    """``gradient_clipping``, or the optimizer's ``max_grad_norm`` where the file has only that."""
     clip = recipe.optimizer.clip
     given, old = at(config, "gradient_clipping"), at(config, "optimizer.params.max_grad_norm")
     path = "gradient_clipping" if given is not None else "optimizer.params.max_grad_norm"
@@ -94,31 +104,32 @@ def clipping(config: Config, recipe: Recipe, findings: Findings) -> None:
         findings.problems.append(Problem(f"{path} {shown(given)} is not a number", "write gradient_clipping instead"))
     elif given is not None and given != clip:
         because = f"optimizer.clip {clip} makes it {clip}"
-        findings.claims.append(Claim(path, given, because, (f"optimizer.clip={given}",)))
+        findings.differences.append(Difference(path, given, because, (f"optimizer.clip={given}",)))
     if old is not None:
         findings.notes.append("optimizer.params.max_grad_norm is ignored: DeepSpeed reads gradient_clipping")
 
 
 def precision(config: Config, recipe: Recipe, stage: int, findings: Findings) -> None:
     """``fp16``, ``bf16``, ``torch_autocast`` and ``data_types``."""
-    half, brain = at(config, "fp16.enabled"), at(config, "bf16.enabled")
+    fp16, bf16 = at(config, "fp16.enabled"), at(config, "bf16.enabled")
     dtype = recipe.model.dtype
-    if half and brain:
+    if fp16 and bf16:
         findings.problems.append(Problem("fp16.enabled and bf16.enabled are both true", "keep one of them"))
         return
     autocast = _autocast(config, recipe, stage, findings)
-    want = "bfloat16" if brain else "float16" if half else _neither(half, brain, dtype)
-    is_half = half or (want == "float32" and dtype == "float16")
-    path, given = ("fp16.enabled", half) if is_half else ("bf16.enabled", brain)
+    want = "bfloat16" if bf16 else "float16" if fp16 else _neither(fp16, bf16, dtype)
+    # The block to name: the one that is on, or the one that is off although the recipe's dtype needs it.
+    is_fp16 = fp16 or (want == "float32" and dtype == "float16")
+    path, given = ("fp16.enabled", fp16) if is_fp16 else ("bf16.enabled", bf16)
     if want != dtype and not (autocast and want == "float32"):
         because = f"model.dtype {dtype} makes it {str(not given).lower()}"
-        findings.claims.append(Claim(path, given, because, (f"model.dtype={want}",)))
+        findings.differences.append(Difference(path, given, because, (f"model.dtype={want}",)))
     _data_types(config, recipe, want, findings)
 
 
-def _neither(half: bool | None, brain: bool | None, dtype: str) -> str:
-    """The dtype where neither is on: fp32 where the file says so of the dtype that the recipe has."""
-    given = {"float16": half, "bfloat16": brain}.get(dtype)
+def _neither(fp16: bool | None, bf16: bool | None, dtype: str) -> str:
+    """The dtype where neither is on: fp32 if the file switches the recipe's ``dtype`` off, else that dtype."""
+    given = {"float16": fp16, "bfloat16": bf16}.get(dtype)
     return "float32" if given is False else dtype
 
 
@@ -132,12 +143,12 @@ def _autocast(config: Config, recipe: Recipe, stage: int, findings: Findings) ->
         if want != dtype:
             words = (f"model.dtype={want}",) if want == "bfloat16" else ()
             todo = "" if words else "under ZeRO-0 only bfloat16 is computed so: change the file, or add take=recipe"
-            findings.claims.append(Claim("torch_autocast.dtype", name or "bfloat16", because, words, todo))
+            findings.differences.append(Difference("torch_autocast.dtype", name or "bfloat16", because, words, todo))
         return True
     if on:
         because = f"under ZeRO-{stage} weights have the dtype that is computed in (model.dtype {dtype})"
         todo = "remove the block (take=recipe), or use stage 0: model.dtype is the precision"
-        findings.claims.append(Claim("torch_autocast.enabled", True, because, (), todo))
+        findings.differences.append(Difference("torch_autocast.enabled", True, because, (), todo))
     if on is False and stage == 0 and dtype == "bfloat16":
         findings.notes.append(
             "torch_autocast is on all the same: ZeRO-0 in bfloat16 trains fp32 weights under autocast"
@@ -151,11 +162,13 @@ def _data_types(config: Config, recipe: Recipe, want: str, findings: Findings) -
     if name is not None and given != grads:
         because = f"optimizer.grad_dtype {grads} makes it {shown({'float32': 'fp32', 'bfloat16': 'bf16'}[grads])}"
         words = (f"optimizer.grad_dtype={given}",) if given in ("float32", "bfloat16") else ()
-        findings.claims.append(Claim("data_types.grad_accum_dtype", name, because, words))
+        findings.differences.append(Difference("data_types.grad_accum_dtype", name, because, words))
     model = at(config, "data_types.param_dtype")
     if model is not None and dtype_of(model) != want:
         because = f"the weights are {want}"
-        findings.claims.append(Claim("data_types.param_dtype", model, because, (), "remove it, or add take=recipe"))
+        findings.differences.append(
+            Difference("data_types.param_dtype", model, because, (), "remove it, or add take=recipe")
+        )
     if at(config, "data_types.buffer_dtype") is not None:
         what = f"data_types.buffer_dtype {shown(at(config, 'data_types.buffer_dtype'))} would round rotary frequencies"
         findings.problems.append(Problem(what, "remove it: buffers keep their own dtype"))

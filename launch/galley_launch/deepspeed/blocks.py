@@ -1,39 +1,48 @@
-"""The ``optimizer`` and ``scheduler`` blocks of a user's DeepSpeed JSON: the recipe's keys say these things here.
+"""The ``optimizer`` and ``scheduler`` blocks of a user's DeepSpeed JSON, compared with the recipe's keys for the same.
 
-Whatever DeepSpeed's builder would make of them, the loop's own optimizer and schedule are what runs.
+DeepSpeed's own optimizers and schedulers are not used: the loop makes both from the recipe.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from galley_launch.base.problems import Claim, Findings, Problem, clip, closest, shown
+from galley_launch.base.problems import Difference, Findings, Problem, clip, closest, shown
 from galley_launch.deepspeed.batch import at
 from galley_launch.deepspeed.keys import is_comment, table
 from galley_launch.recipe.schema import Recipe
 
 Config = dict[str, Any]
 
-# DeepSpeed's "Adam" is AdamW, unless adam_w_mode is false.
+# DeepSpeed's "Adam" is AdamW unless adam_w_mode is false (runtime/engine.py, _configure_basic_optimizer).
 _OPTIMIZERS = {"adamw": "adamw", "adam": "adamw", "lion": "lion"}
-_GONE = ("OneBitAdam", "ZeroOneAdam", "OneBitLamb")  # DeepSpeed's until it gave up compressed communication
+_GONE = ("OneBitAdam", "ZeroOneAdam", "OneBitLamb")  # former optimizers of DeepSpeed, with compressed communication
 _NUMBERS = ("lr", "eps", "weight_decay")
-# How the steps are computed, not which.
-_MANNER = ("torch_adam", "foreach", "fused", "capturable", "differentiable", "set_grad_none", "fp32_optimizer_states")
-# What would be another optimizer, and the value at which it is not.
+# Parameters of how a step is computed, which do not change its result: ignored.
+_IMPLEMENTATION = (
+    "torch_adam",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "set_grad_none",
+    "fp32_optimizer_states",
+)
+# Parameters with which it would be another optimizer: the value at which it is the same one, and what it would be.
 _ANOTHER = {
     "adam_w_mode": (True, "Adam, whose decay goes through the moments; here it is AdamW"),
     "bias_correction": (True, "moments without their correction in the first steps"),
     "amsgrad": (False, "AMSGrad"),
     "maximize": (False, "ascent"),
 }
+# The recipe's schedules by DeepSpeed's type: after the warm-up, WarmupLR stays at the peak, WarmupDecayLR falls to 0.
 _CURVES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 _SCHEDULED = ("warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "warmup_type", "total_num_steps", "cos_min_ratio")
 _MINOR = 0.1  # A warm-up that begins below this share of the rate differs little from one that begins at 0.
 
 
 def optimizer(config: Config, recipe: Recipe, findings: Findings) -> None:
-    """The ``optimizer`` block beside the recipe's optimizer."""
+    """Compare the ``optimizer`` block with the recipe's optimizer."""
     block = config.get("optimizer")
     if not isinstance(block, dict):
         return
@@ -41,22 +50,28 @@ def optimizer(config: Config, recipe: Recipe, findings: Findings) -> None:
     same = _OPTIMIZERS.get(str(kind).lower())
     if kind is not None and not _known_optimizer(kind, same, findings):
         return
-    wanted = recipe.optimizer
-    if kind is not None and same != wanted.name:
-        because = f"the recipe says optimizer.name {wanted.name}"
+    own = recipe.optimizer
+    if kind is not None and same != own.name:
+        because = f"the recipe says optimizer.name {own.name}"
         words = (f"optimizer.name={same}",) if same else ()
         todo = "there is no such optimizer here: use AdamW or Lion, or add take=recipe"
-        findings.claims.append(Claim("optimizer.type", kind, because, words, todo))
+        findings.differences.append(Difference("optimizer.type", kind, because, words, todo))
         if not same:
             return
     params = _params(block, "optimizer", findings)
     _another(params, kind, findings)
     for name, value in params.items():
-        if value not in (None, "auto") and name not in _MANNER and name not in _ANOTHER and name != "max_grad_norm":
+        if (
+            value not in (None, "auto")
+            and name not in _IMPLEMENTATION
+            and name not in _ANOTHER
+            and name != "max_grad_norm"
+        ):
             _parameter(name, value, config, recipe, findings)
 
 
 def _known_optimizer(kind: Any, same: str | None, findings: Findings) -> bool:
+    """Whether DeepSpeed has, or had, such an optimizer; if not, a problem. ``same``: the recipe's name for it."""
     names = table()["optimizers"]
     if same or kind in names or str(kind).lower() in (*names, *(name.lower() for name in _GONE)):
         return True
@@ -69,9 +84,10 @@ def _known_optimizer(kind: Any, same: str | None, findings: Findings) -> bool:
 
 
 def _params(block: Config, name: str, findings: Findings) -> Config:
+    """The ``params`` of the ``optimizer`` or ``scheduler`` block, without comments; empty where they are no object."""
     params = at(block, "params")
     if isinstance(params, dict) or params is None:
-        known = (*_NUMBERS, "betas", *_MANNER, *_ANOTHER) if name == "optimizer" else _SCHEDULED
+        known = (*_NUMBERS, "betas", *_IMPLEMENTATION, *_ANOTHER) if name == "optimizer" else _SCHEDULED
         return {key: value for key, value in (params or {}).items() if not is_comment(key, known)}
     keys = "lr, betas, eps, weight_decay" if name == "optimizer" else "warmup_max_lr, warmup_num_steps, total_num_steps"
     findings.problems.append(Problem(f"{name}: params {shown(params)} is not an object", f"its keys: {keys}"))
@@ -79,9 +95,10 @@ def _params(block: Config, name: str, findings: Findings) -> Config:
 
 
 def _another(params: Config, kind: Any, findings: Findings) -> None:
+    """Refuse parameters that mean another optimizer."""
     for name, (same, what) in _ANOTHER.items():
         value = params.get(name)
-        if value in (None, "auto") or (value is same):
+        if value in (None, "auto") or (value is same):  # `is`, because 1 == True
             continue
         if name == "adam_w_mode" and value is False and str(kind).lower() == "adamw":
             findings.notes.append("optimizer.params.adam_w_mode is ignored, as DeepSpeed does for AdamW")
@@ -95,16 +112,16 @@ def _another(params: Config, kind: Any, findings: Findings) -> None:
 
 
 def _parameter(name: str, value: Any, config: Config, recipe: Recipe, findings: Findings) -> None:
-    path, wanted = f"optimizer.params.{name}", recipe.optimizer
+    path, own = f"optimizer.params.{name}", recipe.optimizer
     if name == "betas":
         pair = value if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) else None
         if pair is None or not all(0 <= beta < 1 for beta in pair):
             findings.problems.append(
                 Problem(f"{path} {shown(value)} is not two numbers from 0 to 1", "write [0.9, 0.95]")
             )
-        elif list(pair) != list(wanted.betas):
+        elif list(pair) != list(own.betas):
             words = (f"optimizer.betas=[{pair[0]},{pair[1]}]",)
-            findings.claims.append(Claim(path, value, f"the recipe says {list(wanted.betas)}", words))
+            findings.differences.append(Difference(path, value, f"the recipe says {list(own.betas)}", words))
         return
     if name not in _NUMBERS:
         near = closest(name, [*_NUMBERS, "betas"])
@@ -117,9 +134,9 @@ def _parameter(name: str, value: Any, config: Config, recipe: Recipe, findings: 
         findings.problems.append(Problem(f"{path} {shown(value)} is not {means}", _without_quotes(value)))
     elif name == "lr" and _peak_of_scheduler(config) not in (None, value):
         findings.notes.append(f"{path} {shown(value)} gives way to scheduler.params.warmup_max_lr, as in DeepSpeed")
-    elif value != getattr(wanted, name):
-        because = f"the recipe says {getattr(wanted, name)}"
-        findings.claims.append(Claim(path, value, because, (f"optimizer.{name}={value}",)))
+    elif value != getattr(own, name):
+        because = f"the recipe says {getattr(own, name)}"
+        findings.differences.append(Difference(path, value, because, (f"optimizer.{name}={value}",)))
 
 
 def _is_number(value: Any) -> bool:
@@ -134,7 +151,7 @@ def _without_quotes(value: Any) -> str:
 
 
 def _peak_of_scheduler(config: Config) -> Any:
-    """The rate that the scheduler rises to, where it says so: it overrides the optimizer's."""
+    """The ``warmup_max_lr`` that the scheduler has, which overrides the optimizer's rate; None where it has none."""
     block = config.get("scheduler")
     if not isinstance(block, dict) or at(block, "type") not in ("WarmupLR", "WarmupDecayLR"):
         return None
@@ -143,7 +160,7 @@ def _peak_of_scheduler(config: Config) -> Any:
 
 
 def scheduler(config: Config, recipe: Recipe, findings: Findings) -> None:
-    """The ``scheduler`` block beside the recipe's schedule: its type too where every parameter is "auto"."""
+    """Compare the ``scheduler`` block with the recipe's schedule: its type even where every parameter is "auto"."""
     block = config.get("scheduler")
     if not isinstance(block, dict):
         return
@@ -158,7 +175,7 @@ def scheduler(config: Config, recipe: Recipe, findings: Findings) -> None:
         because = f"the recipe says schedule.kind {recipe.schedule.kind}"
         words = (f"schedule.kind={curve}",) if curve else ()
         todo = "there is no such schedule here: use WarmupCosineLR, WarmupDecayLR or WarmupLR, or add take=recipe"
-        findings.claims.append(Claim("scheduler.type", kind, because, words, todo))
+        findings.differences.append(Difference("scheduler.type", kind, because, words, todo))
         if not curve:
             return
     params = {key: value for key, value in _params(block, "scheduler", findings).items() if value not in (None, "auto")}
@@ -190,18 +207,20 @@ def _curve_parameters(params: Config, recipe: Recipe, findings: Findings) -> Non
 
 
 def _rates(params: Config, recipe: Recipe, findings: Findings) -> None:
+    """Compare the peak rate, the lowest one (as a share of the peak) and the one that the warm-up begins at."""
     peak, lowest, path = recipe.optimizer.lr, recipe.schedule.min_lr_ratio, "scheduler.params"
     top = params.get("warmup_max_lr")
     if top == 0:
         findings.problems.append(Problem(f"{path}.warmup_max_lr 0 would train nothing", 'write the rate, or "auto"'))
     elif top not in (None, peak):
-        claim = Claim(f"{path}.warmup_max_lr", top, f"the recipe says {peak}", (f"optimizer.lr={top}",))
-        findings.claims.append(claim)
+        difference = Difference(f"{path}.warmup_max_lr", top, f"the recipe says {peak}", (f"optimizer.lr={top}",))
+        findings.differences.append(difference)
     ratio = params.get("cos_min_ratio")
     if ratio not in (None, lowest):
         because = f"the recipe says schedule.min_lr_ratio {lowest}"
         words = (f"schedule.min_lr_ratio={ratio}",) if ratio < 1 else ()
-        findings.claims.append(Claim(f"{path}.cos_min_ratio", ratio, because, words))
+        findings.differences.append(Difference(f"{path}.cos_min_ratio", ratio, because, words))
+    # WarmupLR begins at a rate (warmup_min_lr), WarmupCosineLR at a share of the peak (warmup_min_ratio).
     for name, whole in (("warmup_min_lr", top or peak), ("warmup_min_ratio", 1.0)):
         first = params.get(name) or 0
         if 0 < first <= _MINOR * whole:
@@ -209,14 +228,18 @@ def _rates(params: Config, recipe: Recipe, findings: Findings) -> None:
         elif first:
             because = "the warm-up begins at 0 here"
             todo = "set schedule.warmup=0 and remove it, or add take=recipe"
-            findings.claims.append(Claim(f"{path}.{name}", first, because, (), todo))
+            findings.differences.append(Difference(f"{path}.{name}", first, because, (), todo))
 
 
 def _lengths(params: Config, recipe: Recipe, findings: Findings) -> None:
-    """Warm-up and total steps: the recipe has a share and a duration, so steps need the duration in steps."""
-    warm, total, path = params.get("warmup_num_steps"), params.get("total_num_steps"), "scheduler.params"
+    """Compare the numbers of warm-up steps and of all steps.
+
+    The recipe's warm-up is a share of the run (``schedule.warmup``), DeepSpeed's is in steps: they can only be compared
+    where the number of all steps is known, from the file or from ``duration.steps``.
+    """
+    warm_up, total, path = params.get("warmup_num_steps"), params.get("total_num_steps"), "scheduler.params"
     steps = recipe.duration.steps
-    for name, value in (("warmup_num_steps", warm), ("total_num_steps", total)):
+    for name, value in (("warmup_num_steps", warm_up), ("total_num_steps", total)):
         if value is not None and value != int(value):
             findings.problems.append(Problem(f"{path}.{name} {shown(value)} is not a whole number", "write one"))
             return
@@ -225,32 +248,35 @@ def _lengths(params: Config, recipe: Recipe, findings: Findings) -> None:
         return
     if total not in (None, steps):
         because = f"the recipe runs for {_duration(recipe)}"
-        findings.claims.append(Claim(f"{path}.total_num_steps", total, because, (f"duration.steps={int(total)}",)))
-    if warm is not None:
-        _warm_up(int(warm), int(total or steps or 0), recipe.schedule.warmup, findings)
+        findings.differences.append(
+            Difference(f"{path}.total_num_steps", total, because, (f"duration.steps={int(total)}",))
+        )
+    if warm_up is not None:
+        _warm_up(int(warm_up), int(total or steps or 0), recipe.schedule.warmup, findings)
 
 
-def _warm_up(warm: int, total: int, share: float, findings: Findings) -> None:
+def _warm_up(steps: int, total: int, share: float, findings: Findings) -> None:
+    """``steps`` of warm-up in the file, ``share`` in the recipe; ``total`` steps, 0 where their number is not known."""
     path = "scheduler.params.warmup_num_steps"
-    if round(share * total) == warm and (total or share == 0):
+    if round(share * total) == steps and (total or share == 0):
         return
-    if warm == 0 or warm < total:
+    if steps == 0 or steps < total:
         because = f"the recipe says schedule.warmup {share:g}" + f": {round(share * total)} steps" * bool(total)
-        findings.claims.append(Claim(path, warm, because, (f"schedule.warmup={_share(warm, total)}",)))
+        findings.differences.append(Difference(path, steps, because, (f"schedule.warmup={_share(steps, total)}",)))
         return
     because = f"schedule.warmup {share:g} is a share of the run's {total or 'steps, whose number is not known yet'}"
     todo = "set schedule.warmup in the recipe and remove it, set duration.steps too, or add take=recipe"
-    findings.claims.append(Claim(path, warm, because, (), todo, minor=not total))
+    findings.differences.append(Difference(path, steps, because, (), todo, minor=not total))
 
 
-def _share(warm: int, total: int) -> str:
-    """The shortest decimal that is ``warm`` steps of ``total``."""
-    exact = warm / total if total else 0.0
+def _share(steps: int, total: int) -> str:
+    """The shortest decimal that, of ``total`` steps, rounds to ``steps``: ``0.03`` for 30 of 1000."""
+    exact = steps / total if total else 0.0
     texts = (f"{exact:.{digits}g}" for digits in range(1, 18))
-    return next(text for text in texts if round(float(text) * total) == warm)
+    return next(text for text in texts if round(float(text) * total) == steps)
 
 
 def _duration(recipe: Recipe) -> str:
-    asked = recipe.duration
-    unit = next((name for name in ("epochs", "steps", "tokens") if getattr(asked, name) is not None), "epochs")
-    return f"duration.{unit} {getattr(asked, unit)}"
+    duration = recipe.duration
+    unit = next((name for name in ("epochs", "steps", "tokens") if getattr(duration, name) is not None), "epochs")
+    return f"duration.{unit} {getattr(duration, unit)}"

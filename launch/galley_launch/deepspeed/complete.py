@@ -1,7 +1,7 @@
 """Finish a DeepSpeed configuration: a preset, or the user's own JSON full of ``"auto"``, becomes a complete dict.
 
-The recipe rules: where the JSON says ``"auto"`` or nothing, it gets the recipe's value. ``ds_settle`` has compared the
-two by then.
+Where the JSON has ``"auto"`` or nothing, it gets the recipe's value. Values that it does have agree with the recipe:
+:mod:`galley_launch.deepspeed.settle` has compared the two before.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ Config = dict[str, Any]
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _HPZ = "zero_optimization.zero_hpz_partition_size"
 _NVME = "zero_optimization.offload_optimizer.nvme_path"
-_NEVER = 10**9  # steps_per_print: DeepSpeed's own lines would only repeat the loop's.
+_NEVER = 10**9  # steps_per_print: the loop prints its own lines, and DeepSpeed's would repeat them.
 
 
 def find(name: str, beside: Path | None) -> tuple[Config, str]:
-    """The configuration ``name`` and where it is: a path, else a name in ``./ds_configs``, else a shipped one."""
+    """The configuration ``name``, and what messages call it. Raises ``UserError`` where there is none.
+
+    What looks like a path is looked for in the working directory, then ``beside`` (the folder of the recipe's file);
+    any other name in ``./ds_configs``, then among the shipped presets.
+    """
     paths = [Path(name)] if beside is None else [Path(name), beside / name]
     looks_like_path = "/" in name or bool(Path(name).suffix)
     if not looks_like_path:
@@ -43,9 +47,14 @@ def find(name: str, beside: Path | None) -> tuple[Config, str]:
 
 
 def reopen(config: Config, other_device: bool) -> Config:
-    """A finished configuration with everything ``"auto"`` that another placement may change."""
+    """A finished configuration whose values that follow from the placement are ``"auto"`` again.
+
+    ``other_device``: whether the run moves between GPUs and CPUs, so that what follows from the device is reopened too.
+    """
     config = copy.deepcopy(config)
+    # Only booleans follow from the device (overlap_comm, pin_memory); bucket sizes follow from the model, and stay.
     device_keys = tuple(_autos(Facts(), "cpu")) if other_device else ()
+    # A second partition may be absent: written as "auto" then, it would be switched on.
     ranks_keys = (*_BATCH_KEYS, _HPZ) if _at(config, _HPZ) else _BATCH_KEYS
     for path in (*ranks_keys, *(path for path in device_keys if isinstance(_at(config, path), bool))):
         _put(config, path, "auto")
@@ -73,17 +82,19 @@ def _put_batch(config: Config, recipe: Recipe, ranks: int) -> None:
 
 
 def _put_precision(config: Config, recipe: Recipe, stage: int) -> None:
-    """One of ``bf16`` and ``fp16``, switched on; ``torch_autocast`` where ZeRO-0 trains in bf16.
+    """Switch on ``bf16`` or ``fp16``, or ``torch_autocast`` where ZeRO-0 trains in bf16, or none for fp32.
 
-    Plain fp32 weights accumulate in fp32 by nature, and ZeRO-0 in bf16 cannot accumulate in fp32 at all (DeepSpeed
-    0.19: NotImplementedError). There the weights that train stay fp32, and autocast computes in bf16.
+    In stages 1 to 3 the weights have the half-precision dtype, the optimizer keeps fp32 copies, and gradients
+    accumulate in ``grad_accum_dtype``. fp32 weights accumulate in fp32 without a setting. ZeRO-0 in bf16 cannot
+    accumulate in fp32 (DeepSpeed 0.19: NotImplementedError): there the trained weights stay fp32, and autocast computes
+    in bf16.
     """
     dtype = recipe.model.dtype
-    half, brain = config.pop("fp16", {}), config.pop("bf16", {})
+    fp16, bf16 = config.pop("fp16", {}), config.pop("bf16", {})
     autocast, types = config.pop("torch_autocast", {}), config.pop("data_types", {})
     types = {key: value for key, value in types.items() if key == "keep_in_fp32_modules" and value != "auto"}
     if dtype != "float32" and stage > 0:
-        name, block = ("bf16", brain) if dtype == "bfloat16" else ("fp16", half)
+        name, block = ("bf16", bf16) if dtype == "bfloat16" else ("fp16", fp16)
         config[name] = block | {"enabled": True}
         types["grad_accum_dtype"] = {"float32": "fp32", "bfloat16": "bf16"}[recipe.optimizer.grad_dtype]
     elif dtype != "float32":
@@ -93,16 +104,21 @@ def _put_precision(config: Config, recipe: Recipe, stage: int) -> None:
 
 
 def _autos(facts: Facts, device: str, per_node: int = 1) -> dict[str, Any]:
-    """What "auto" stands for, where neither the recipe nor the batch says it. None: needs an unknown fact.
+    """The value of each "auto" that the recipe has no key for. None: it needs the hidden size, which is not known.
 
-    The bucket sizes are those of transformers' DeepSpeed integration, so that its JSON files mean the same here.
+    ``per_node``: ranks on each node. The bucket sizes are those of transformers' DeepSpeed integration, so that files
+    written for it mean the same here.
     """
+    # All sizes are numbers of elements, not of bytes: a bucket as large as one hidden x hidden weight matrix holds
+    # hidden² elements, twice as many bytes in bf16. Parameters below the persistence threshold (norms, biases, small
+    # adapters) stay whole on every rank under ZeRO-3 instead of being gathered for each use.
     hidden, cuda = facts.hidden_size, device == "cuda"
     return {
         "zero_optimization.reduce_bucket_size": hidden and hidden * hidden,
-        "zero_optimization.stage3_prefetch_bucket_size": hidden and hidden * hidden * 9 // 10,
+        "zero_optimization.stage3_prefetch_bucket_size": hidden and hidden * hidden * 9 // 10,  # 0.9, in integers
         "zero_optimization.stage3_param_persistence_threshold": hidden and hidden * 10,
-        _HPZ: per_node,
+        _HPZ: per_node,  # hpZ keeps a second partition inside each node, so that its gathers do not cross nodes
+        # Reducing beside the backward pass takes CUDA streams, and pinned memory a GPU that copies from it.
         "zero_optimization.overlap_comm": cuda,
         "zero_optimization.offload_optimizer.pin_memory": cuda,
         "zero_optimization.offload_param.pin_memory": cuda,
@@ -110,7 +126,7 @@ def _autos(facts: Facts, device: str, per_node: int = 1) -> dict[str, Any]:
 
 
 def _fill_autos(config: Config, values: Config, stage: int, model: str, label: str) -> None:
-    """Give each "auto" its value. One without a rule is left to DeepSpeed's default, as DeepSpeed itself does."""
+    """Replace each "auto" by its value. One without a rule is dropped, so that DeepSpeed's default applies."""
     for path in _auto_paths(config):
         unused = stage < 3 and ("stage3_" in path or path == _HPZ)
         if path not in values or unused:
@@ -130,17 +146,17 @@ def _drop(config: Config, path: str) -> None:
 
 
 def _auto_paths(config: Config, prefix: str = "") -> list[str]:
-    found = []
+    paths = []
     for key, value in config.items():
         if value == "auto":
-            found.append(prefix + key)
+            paths.append(prefix + key)
         elif isinstance(value, dict):
-            found += _auto_paths(value, f"{prefix}{key}.")
-    return found
+            paths += _auto_paths(value, f"{prefix}{key}.")
+    return paths
 
 
 def broken(config: Config, where: Devices) -> list[Problem]:
-    """A second partition (ZeRO++ hpZ) that the ranks cannot be divided into."""
+    """The problem of a second partition (ZeRO++ hpZ) whose size does not divide the number of ranks; else empty."""
     ranks = where.nodes * where.ranks
     size = _at(config, _HPZ) or 1
     if size == "auto" or ranks % int(size) == 0:
@@ -151,14 +167,16 @@ def broken(config: Config, where: Devices) -> list[Problem]:
 def complete(config: Config, label: str, recipe: Recipe, where: Devices, facts: Facts) -> Config:
     """The finished DeepSpeed dict for ``recipe`` on all ranks of all nodes. ``label`` names ``config`` in messages.
 
-    ``config`` agrees with the recipe by now (``ds_settle``). Raises ``UserError`` for a batch that does not split, and
-    an ``"auto"`` that needs what is not known.
+    ``config`` agrees with the recipe (:func:`galley_launch.deepspeed.settle.settle`). Raises ``UserError`` for a batch
+    that does not split, and for an ``"auto"`` that needs a fact of the model that is not known.
     """
     config = copy.deepcopy(config)
+    # The loop makes the optimizer and the schedule itself, from the recipe, so DeepSpeed must not make its own.
     for block in ("optimizer", "scheduler"):
         config.pop(block, None)
     stage = int(_at(config, "zero_optimization.stage") or 0)
-    if _at(config, _NVME) == "auto":  # each node's own scratch directory, which only its ranks know
+    # "auto" is each node's own scratch directory, which only its ranks know: they fill it in.
+    if _at(config, _NVME) == "auto":
         del config["zero_optimization"]["offload_optimizer"]["nvme_path"]
     _put_batch(config, recipe, where.nodes * where.ranks)
     _put_precision(config, recipe, stage)

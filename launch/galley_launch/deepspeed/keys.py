@@ -1,6 +1,6 @@
-"""The keys and values of a user's DeepSpeed JSON: what DeepSpeed does not know is refused, what has two names gets one.
+"""The keys and values of a user's DeepSpeed JSON: unknown keys are refused, and old names are replaced by today's.
 
-DeepSpeed itself lets ``gradient_cliping`` pass in silence, and stops in every rank at ``"reduce_bucket_size": "5e8"``.
+DeepSpeed itself ignores ``gradient_cliping`` in silence, and fails in every rank at ``"reduce_bucket_size": "5e8"``.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from galley_launch.deepspeed import values
 Config = dict[str, Any]
 
 _ZERO = "zero_optimization"
-# Not in DeepSpeed's own table: names of its first releases that are still copied from file to file.
+# Names of DeepSpeed's first releases that its own table of deprecated keys lacks, and that files still have.
 _OLD_NAMES = {f"{_ZERO}.cpu_offload_params": "offload_param"}
 _OFFLOADS = ("offload_optimizer", "offload_param")
-_SENTENCE = 200  # Characters of what DeepSpeed says of a removed key: its first sentences.
+_SENTENCE = 200  # Characters of DeepSpeed's own message about a removed key that are kept: its first sentences.
 _WITH_FP16 = ("fp16.loss_scale_window", "fp16.min_loss_scale")
-_MANY = 4  # More unknown keys than these are told together.
+_MANY = 4  # More unknown keys than these are reported as one problem.
+# Blocks that may be "auto" as a whole, which means the same as no block.
 _WHOLE = ("bf16", "fp16", "data_types", "torch_autocast", "optimizer", "scheduler")
 
 
 @dataclass
 class Read:
-    """A configuration under one set of names, with typed values, and what there is to say about it."""
+    """A configuration with today's names and typed values, with problems and notes."""
 
     config: Config
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     comments: list[str] = field(default_factory=list)
-    """Keys that hold comments."""
+    """Keys whose values are comments."""
     off: dict[str, Problem] = field(default_factory=dict)
-    """Removed features that the file switches off, by key; DeepSpeed refuses the mere key."""
+    """Problems with removed features that the file switches off, by key: DeepSpeed refuses the key in any case."""
 
 
 @functools.cache
@@ -49,14 +50,19 @@ def table() -> dict[str, Any]:
 
 
 def read_keys(config: Config) -> Read:
-    """``config`` as DeepSpeed understands it, and everything in it that DeepSpeed would refuse or pass over."""
+    """``config`` as DeepSpeed understands it, and everything in it that DeepSpeed would refuse or ignore."""
+    # The order matters: removed keys are not in the table of known keys, and would count as unknown further down. What
+    # marks a comment is compared with the known keys as they are nested in the file. Values come last, because their
+    # types are listed under today's names.
     read = Read(copy.deepcopy(config))
     _take_out_removed(read)
     _take_out_comments(read.config, table()["keys"], read)
     if read.comments:
         read.notes.append(f"ignored as comments: {', '.join(read.comments[:_MANY])}")
     _rename(read)
-    if isinstance(stage := read.config.get(_ZERO), bool):  # of the first releases; DeepSpeed still reads it
+    if isinstance(
+        stage := read.config.get(_ZERO), bool
+    ):  # true is stage 1, as in the first releases; DeepSpeed still reads it
         read.config[_ZERO] = {"stage": int(stage)}
         read.notes.append(f"{_ZERO} {shown(stage)} is read as stage {int(stage)}, as DeepSpeed does")
     for name in [name for name, value in read.config.items() if value is None or (name in _WHOLE and value == "auto")]:
@@ -66,7 +72,7 @@ def read_keys(config: Config) -> Read:
 
 
 def is_on(value: Any) -> bool:
-    """Whether a block or a value switches something on: ``enabled`` where there is such a key, else anything at all."""
+    """Whether a block or a value switches something on: by its ``enabled``, or else by any value that is not empty."""
     if isinstance(value, dict):
         return is_on(value["enabled"]) if "enabled" in value else any(is_on(part) for part in value.values())
     return value not in (None, False, 0, "auto", "") and value != []
@@ -91,7 +97,7 @@ def _take_out_removed(read: Read) -> None:
 
 
 def is_comment(key: str, known: Iterable[str]) -> bool:
-    """Whether a key is one of the names by which people put comments into JSON, and no misspelt one of ``known``."""
+    """Whether a key marks a comment (``_comment``, ``//``, ``#``), and is not a misspelt one of ``known``."""
     if "comment" in key.lower():
         return True
     return key.startswith(("_", "//", "#")) and closest(key.strip("_/# "), known) is None
@@ -127,7 +133,10 @@ def _rename(read: Read) -> None:
 
 
 def _offload(zero: Config, old: str, value: Any, new: str, read: Read) -> None:
-    """``cpu_offload: true`` is a block today. Pinning is the blocks' own: DeepSpeed heeds its old key no more."""
+    """Replace ``cpu_offload: true`` by the block that it is today.
+
+    ``cpu_offload_use_pin_memory`` has no effect in DeepSpeed any more: each block has a ``pin_memory`` of its own.
+    """
     path = f"{_ZERO}.{old}"
     if value not in (True, False, None, "auto"):
         read.problems.append(Problem(f"{path} {shown(value)} is not true or false", f"write {new} instead"))
@@ -141,12 +150,12 @@ def _offload(zero: Config, old: str, value: Any, new: str, read: Read) -> None:
 
 
 def _block(block: Config, allowed: dict[str, Any], prefix: str, read: Read) -> Config:
-    """``block`` with typed values and without keys that were refused."""
+    """``block`` with typed values, and without keys that are refused. ``allowed``: the part of the table for it."""
     kept: Config = {}
     unknown = [key for key in block if key not in allowed]
-    read.problems += _strangers(unknown) if len(unknown) > _MANY else [_unknown(k, prefix, allowed) for k in unknown]
+    read.problems += _many_unknown(unknown) if len(unknown) > _MANY else [_unknown(k, prefix, allowed) for k in unknown]
     for key, value in block.items():
-        path, spec = prefix + key, allowed.get(key)
+        path, spec = prefix + key, allowed.get(key)  # a dict: a block; a list: [type, limits] of a value
         if spec is None:
             continue
         if isinstance(spec, dict) and isinstance(value, dict):
@@ -163,24 +172,25 @@ def _block(block: Config, allowed: dict[str, Any], prefix: str, read: Read) -> C
             more = ", …" if len(spec) > len(first) else ""
             read.problems.append(Problem(what, f"its keys: {', '.join(first)}{more}"))
         elif value is None and spec[1].get("strict") and spec[0] != "enum":
-            continue  # Read by hand, where null is what a key that is not there gives.
+            continue  # DeepSpeed reads these with dict.get, so null is the same as no key.
         else:
             typed, problem = values.check(path, value, spec)
             if problem and not (path in _WITH_FP16 and value in (0, -1) and not is_on(block.get("enabled"))):
                 read.problems.append(problem)
             elif problem:
-                continue  # DeepSpeed looks at them only where fp16 is on.
+                continue  # DeepSpeed checks these only where fp16 is on.
             else:
                 kept[key] = typed
     return kept
 
 
 def _is_never(path: str, value: Any) -> bool:
-    """``steps_per_print`` as accelerate writes it into the files that it saves."""
+    """Whether this is ``steps_per_print`` as infinity, which accelerate writes into the files that it saves."""
     return path == "steps_per_print" and value in (float("inf"), "inf", "Infinity")
 
 
-def _strangers(keys: list[str]) -> list[Problem]:
+def _many_unknown(keys: list[str]) -> list[Problem]:
+    """One problem for a file whose keys are mostly unknown: it is probably not DeepSpeed's at all."""
     names = ", ".join(clip(key) for key in keys[:_MANY])
     what = f"DeepSpeed has no keys {names} and {len(keys) - _MANY} more"
     inside = " its 'deepspeed' may name the one" if "deepspeed" in keys else " a trainer's file is something else"
@@ -188,6 +198,7 @@ def _strangers(keys: list[str]) -> list[Problem]:
 
 
 def _unknown(key: str, prefix: str, allowed: dict[str, Any]) -> Problem:
+    """The problem of an unknown key, with the likeliest mistake: the wrong block, a misspelling here, one elsewhere."""
     what = f"DeepSpeed has no key {clip(prefix + key)!r}"
     homes = [path for path in _paths(table()["keys"]) if path.rpartition(".")[2] == key]
     if key in ("lr", "learning_rate", "betas", "eps", "weight_decay"):
@@ -200,9 +211,10 @@ def _unknown(key: str, prefix: str, allowed: dict[str, Any]) -> Problem:
     near = closest(key, allowed)
     if near:
         return Problem(what, f"did you mean {near!r}?")
-    far = closest(key, [path.rpartition(".")[2] for path in _paths(table()["keys"])], cutoff=0.87)
-    home = next((path for path in _paths(table()["keys"]) if path.rpartition(".")[2] == far), "")
-    return Problem(what, f"did you mean {home}?" if home else "remove it; it would be silently ignored")
+    # Among the keys of other blocks a likeness is more often chance, so it must be closer (0.87 instead of 0.6).
+    leaf = closest(key, [path.rpartition(".")[2] for path in _paths(table()["keys"])], cutoff=0.87)
+    path = next((path for path in _paths(table()["keys"]) if path.rpartition(".")[2] == leaf), "")
+    return Problem(what, f"did you mean {path}?" if path else "remove it; it would be silently ignored")
 
 
 def _paths(keys: dict[str, Any], prefix: str = "") -> Iterator[str]:

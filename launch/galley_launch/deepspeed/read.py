@@ -19,7 +19,7 @@ _FIX = "fix that, or start from a preset (zero2, zero3)"
 
 
 def read(path: Path) -> Config:
-    """The object in a file. Raises ``UserError`` where it cannot be read, or holds what no rank could be given."""
+    """The object in a file. Raises ``UserError`` where it cannot be read, or holds text that is not Unicode."""
     name = clip(str(path))
     try:
         if path.stat().st_size > _LARGEST:
@@ -44,10 +44,11 @@ class _Repeated(ValueError):
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> Config:
+    # json keeps the last of two equal keys in silence; DeepSpeed itself refuses them, with a hook like this one.
     keys = [key for key, _ in pairs]
-    twice = [key for key in keys if keys.count(key) > 1]
-    if twice:
-        raise _Repeated(f"{clip(twice[0])!r} is given twice")
+    repeated = [key for key in keys if keys.count(key) > 1]
+    if repeated:
+        raise _Repeated(f"{clip(repeated[0])!r} is given twice")
     return dict(pairs)
 
 
@@ -64,7 +65,7 @@ def _parse(text: str) -> Any:
         return hjson.loads(text, object_pairs_hook=_no_repeats) if "{" in text else None
     except _Repeated:
         raise
-    except (ValueError, IndexError):  # what plain JSON has to say names the place better
+    except (ValueError, IndexError):  # hjson fails in both ways; the message of json names the place better
         raise first from None
 
 
@@ -77,14 +78,14 @@ def _check_texts(config: Config, name: str) -> None:
 
 
 def _walk(tree: Any) -> Iterator[tuple[str, Any, int]]:
-    """Every value with its key and level; without recursion, for it may nest as deep as the parser goes."""
-    waiting: list[tuple[str, Any, int]] = [("", tree, 0)]
-    while waiting:
-        key, value, depth = waiting.pop()
+    """Every value with its key and level. Not recursive, because the file may nest as deep as the parser can read."""
+    stack: list[tuple[str, Any, int]] = [("", tree, 0)]
+    while stack:
+        key, value, depth = stack.pop()
         yield key, value, depth
         if depth > _DEEPEST:
             continue
         if isinstance(value, dict):
-            waiting += [(str(name), part, depth + 1) for name, part in value.items()]
+            stack += [(str(name), part, depth + 1) for name, part in value.items()]
         elif isinstance(value, list):
-            waiting += [(key, part, depth + 1) for part in value]
+            stack += [(key, part, depth + 1) for part in value]

@@ -1,4 +1,4 @@
-"""A user's DeepSpeed JSON beside a recipe: everything that is wrong at once, or the finished configuration.
+"""A user's DeepSpeed JSON compared with a recipe: one error with all that is wrong, or the finished configuration.
 
 ``take=deepspeed`` puts the JSON's values into the recipe where the two differ, ``take=recipe`` the other way; without
 either, a difference is refused.
@@ -13,7 +13,7 @@ from typing import Any
 from galley.contract.errors import UserError
 from galley_launch.base.devices import Devices
 from galley_launch.base.options import split
-from galley_launch.base.problems import Claim, Findings, Problem, refusal, short, words_of
+from galley_launch.base.problems import Difference, Findings, Problem, refusal, short, words_of
 from galley_launch.deepspeed import batch, blocks, complete, keys, table
 from galley_launch.recipe import deepspeed_rules
 from galley_launch.recipe.model_facts import Facts
@@ -25,18 +25,18 @@ TAKE = ("deepspeed", "recipe")
 
 @dataclass(frozen=True)
 class Source:
-    """A configuration, what messages call it, and which of it and the recipe is to win."""
+    """A configuration, what messages call it, and whether it or the recipe wins where the two differ."""
 
     config: Config
     label: str
     take: str = ""
     typed: Collection[str] = field(default=())
-    """Dotted keys of the recipe that the command line says: they win over ``take=deepspeed``."""
+    """Dotted keys of the recipe that the command line sets: they win over ``take=deepspeed``."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What ranks get, and the recipe that it belongs to."""
+    """The configuration that ranks get, and the recipe that agrees with it."""
 
     recipe: Recipe
     config: Config
@@ -46,7 +46,7 @@ class Settled:
 def settle(source: Source, recipe: Recipe, where: Devices, facts: Facts) -> Settled:
     """The finished configuration for ``recipe`` on all ranks of all nodes.
 
-    Raises ``UserError`` with everything that is wrong: keys and values that DeepSpeed refuses or passes over,
+    Raises ``UserError`` with everything that is wrong: keys and values that DeepSpeed refuses or ignores,
     contradictions with the recipe, combinations that are known to be wrong, batches that do not split.
     """
     if source.take not in ("", *TAKE):
@@ -56,21 +56,23 @@ def settle(source: Source, recipe: Recipe, where: Devices, facts: Facts) -> Sett
     read = keys.read_keys(source.config)
     notes = [*read.notes, *(f"{path} is left out: it is off" for path in read.off if source.take)]
     problems = [*read.problems, *(read.off.values() if not source.take else ())]
-    sorted_out = Findings()
-    config = table.sort_out(read.config, sorted_out)
+    of_keys = Findings()
+    config = table.sort_out(read.config, of_keys)
     findings = _compare(config, recipe, where)
     if source.take == "deepspeed":
         recipe, findings, taken = _take(source, config, recipe, findings, where)
         notes += taken
     elif source.take == "recipe":
-        notes += [f"the recipe's: {claim.line()}" for claim in findings.claims]
-        findings.claims.clear()
-    problems += sorted_out.problems + findings.problems
-    problems += _combinations(read.problems, config, recipe, where, bool(findings.claims))
-    if problems or findings.claims:
-        raise refusal(source.label, problems, findings.claims, _more(config, recipe, findings.claims, where))
+        notes += [f"the recipe's: {difference.line()}" for difference in findings.differences]
+        findings.differences.clear()
+    problems += of_keys.problems + findings.problems
+    problems += _combinations(read.problems, config, recipe, where, bool(findings.differences))
+    if problems or findings.differences:
+        raise refusal(
+            source.label, problems, findings.differences, _next_obstacle(config, recipe, findings.differences, where)
+        )
     done = complete.complete(config, source.label, recipe, where, facts)
-    return Settled(recipe, done, _labelled(source.label, notes + sorted_out.notes + findings.notes))
+    return Settled(recipe, done, _labelled(source.label, notes + of_keys.notes + findings.notes))
 
 
 def _labelled(label: str, notes: list[str]) -> tuple[str, ...]:
@@ -98,22 +100,23 @@ def _with(recipe: Recipe, words: list[str]) -> Recipe:
 def _take(
     source: Source, config: Config, recipe: Recipe, findings: Findings, where: Devices
 ) -> tuple[Recipe, Findings, list[str]]:
-    """The recipe with the JSON's values, what still differs, and the notes about it."""
-    words = [word for word in words_of(findings.claims) if not _is_typed(word, source.typed)]
-    if not words and not findings.claims:
+    """The recipe with the JSON's values, the findings that are left, and notes on what was taken."""
+    words = [word for word in words_of(findings.differences) if not _is_typed(word, source.typed)]
+    if not words and not findings.differences:
         return recipe, findings, []
     recipe = _with(recipe, words)
+    # Compared again, because one value can settle another: a taken micro-batch may make the accumulation agree.
     notes = [f"taken over the recipe's: {' '.join(words)}"] if words else []
     left = _compare(config, recipe, where)
-    for claim in list(left.claims):
-        if claim.minor or (claim.words and all(_is_typed(word, source.typed) for word in claim.words)):
-            notes.append(f"not taken: {claim.line()}")
-            left.claims.remove(claim)
+    for difference in list(left.differences):
+        if difference.minor or (difference.words and all(_is_typed(word, source.typed) for word in difference.words)):
+            notes.append(f"not taken: {difference.line()}")
+            left.differences.remove(difference)
     return recipe, left, notes
 
 
 def _is_typed(word: str, typed: Collection[str]) -> bool:
-    """Whether the command line says the key of ``word``, or another answer to its question (steps, epochs, tokens)."""
+    """Whether the command line sets the key of ``word``, or one that excludes it (steps, epochs and tokens do)."""
     key = word.partition("=")[0]
     section = key.rpartition(".")[0]
     return key in typed or (section in ("batch", "duration") and any(name.startswith(section) for name in typed))
@@ -122,7 +125,10 @@ def _is_typed(word: str, typed: Collection[str]) -> bool:
 def _combinations(
     unread: list[Problem], config: Config, recipe: Recipe, where: Devices, differs: bool
 ) -> list[Problem]:
-    """What the rules refuse, and a batch that does not split; neither can be told of a stage that was not read."""
+    """What the rules refuse, and a batch that does not split.
+
+    ``unread``: problems of reading the file. With one about the stage nothing is judged, for most rules depend on it.
+    """
     if any(problem.what.startswith("zero_optimization.stage ") for problem in unread):
         return []
     problems = deepspeed_rules.broken(deepspeed_rules.Case(recipe, where.kind, _without_autos(config)))
@@ -130,7 +136,7 @@ def _combinations(
     try:
         batch.accumulation(recipe, where.nodes * where.ranks)
     except UserError as error:
-        if not differs:  # Else the JSON's own batch may be what settles it.
+        if not differs:  # Otherwise the JSON's batch, once it is taken, may split.
             problems.append(Problem(error.what, error.todo, error.where))
     return problems
 
@@ -141,16 +147,15 @@ def _without_autos(config: Any) -> Any:
     return {key: _without_autos(value) for key, value in config.items() if value != "auto"}
 
 
-def _more(config: Config, recipe: Recipe, claims: list[Claim], where: Devices) -> str:
-    """The first thing that would stand in the way once the JSON's values were taken."""
-    words = words_of(claims)
+def _next_obstacle(config: Config, recipe: Recipe, differences: list[Difference], where: Devices) -> str:
+    """The first new problem that ``take=deepspeed`` would lead to, as ``what: what to do``; empty: none."""
+    words = words_of(differences)
     if not words:
         return ""
     try:
         taken = _with(recipe, words)
         before = {problem.what for problem in _combinations([], config, recipe, where, False)}
-        every = _combinations([], config, taken, where, False)
-        after = [problem for problem in every if problem.what not in before]
+        after = [problem for problem in _combinations([], config, taken, where, False) if problem.what not in before]
     except UserError as error:
         return f"{error.what}; {error.todo}"
     return f"{after[0].what}: {after[0].todo}" if after else ""

@@ -1,6 +1,7 @@
 """One value of a DeepSpeed JSON against its type and bounds in ``deepspeed_keys.json``, as DeepSpeed itself reads it.
 
-Its pydantic models convert (``"500"`` is a whole number, ``"5e8"`` is not); what it reads by hand must be right.
+Its pydantic models convert values: ``"500"`` is a whole number, ``"5e8"`` is not. Keys that it reads by hand are not
+converted (``strict``). So the matches validators of pydantic-core are used here, strict or not as the key is.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def check(path: str, value: Any, spec: Spec) -> tuple[Any, Problem | None]:
         return value, None
     if kind == "enum":
         return _one_of(path, value, limits)
+    # Before pydantic: true is no number (its lax mode reads 1), and 2e8 is a whole number even for a strict key,
+    # because JSON has no other way to write an integer with an exponent.
     if isinstance(value, bool) and kind in ("int", "float"):
         return value, _wrong(path, value, spec)
     if isinstance(value, float) and kind == "int" and value.is_integer():
@@ -67,12 +70,13 @@ def _schema(kind: str, limits: dict[str, Any]) -> CoreSchema:
 
 
 def _one_of(path: str, value: Any, limits: dict[str, Any]) -> tuple[Any, Problem | None]:
+    # A stage may be 2 or "2"; but True == 1 in Python, and true is no stage.
     known = limits["of"]
-    same = [name for name in known if not isinstance(value, bool) and (name == value or str(name) == value)]
-    if not same and limits.get("case") and isinstance(value, str):
-        same = [name for name in known if name.lower() == value.lower()]
-    if same:
-        return same[0], None
+    matches = [name for name in known if not isinstance(value, bool) and (name == value or str(name) == value)]
+    if not matches and limits.get("case") and isinstance(value, str):
+        matches = [name for name in known if name.lower() == value.lower()]
+    if matches:
+        return matches[0], None
     names = [str(name) for name in known]
     near = closest(value.strip(), ["auto", *names]) if isinstance(value, str) else None
     todo = f"did you mean {shown(near)}?" if near else f"choose one of {', '.join(names)}"
