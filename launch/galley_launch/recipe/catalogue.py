@@ -1,4 +1,4 @@
-"""The recipes that there are: found by name, put together with those that they extend, listed, copied.
+"""All recipes: find one by name, merge it with those that it extends, list them, copy one.
 
 It needs the standard library and yaml only, so that listing takes little longer than reading the files.
 """
@@ -25,14 +25,15 @@ from galley_launch.base.yaml_text import Tree, merged, read_source, read_yaml
 from galley_launch.recipe import needs
 
 _SUFFIXES = (".yaml", ".yml")
+# Keys whose values may be paths of files beside the recipe.
 _FILES = ("extends", "model.path", "model.chat_template", "data.path", "data.held_out_path", "deepspeed")
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])")
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])")  # 0.6b, 135m: parameters in a recipe's name
 _MILLIONS = {"m": 1.0, "b": 1000.0}
-_MODEL = 22
+_MODEL = 22  # Columns of the model's name.
 _NARROW = 110
-"""Columns below which the table leaves out what a recipe's name mostly says."""
+"""Columns of a terminal below which the table leaves out model and ZeRO, which are mostly part of the name."""
 COLUMNS = ("recipe", "model", "method", "zero", "GPUs", "memory", "about")
-"""Of the table. ``memory``: what a recipe takes of each GPU."""
+"""Columns of the table. ``memory``: what the recipe takes of each GPU."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Source:
     label: str
     """File or run directory, as messages name it."""
     tree: Tree
-    """What it says, with what the recipes that it extends say."""
+    """Its keys, merged over those of the recipes that it extends."""
     folder: Path
     """Where its relative paths are looked for after the current directory."""
     stem: str
@@ -54,7 +55,7 @@ class Source:
     extends: tuple[str, ...] = ()
     """Files that it extends, the nearest first."""
     wrote: Mapping[str, str] = field(default_factory=dict)
-    """Dotted key to file, of what such a file says and this recipe does not."""
+    """Dotted key to the extended file that set it, for keys that this recipe does not set itself."""
     changes: tuple[str, ...] = ()
     """What the command line changed, a line for each key."""
 
@@ -64,7 +65,7 @@ class Source:
 
 
 def is_path(name: str) -> bool:
-    """Whether ``name`` is written as a recipe's file, rather than its name."""
+    """Whether ``name`` is written as a recipe's file, not as its name."""
     return name.endswith(_SUFFIXES) or "/" in name
 
 
@@ -74,10 +75,10 @@ def _folders() -> tuple[Path, Path]:
 
 def recipes() -> dict[str, Path]:
     """Name to file of every recipe: the user's own ``./recipes`` win over the shipped ones."""
-    found: dict[str, Path] = {}
-    for folder in reversed(_folders()):
-        found |= {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return dict(sorted(found.items()))
+    files: dict[str, Path] = {}
+    for folder in reversed(_folders()):  # the user's own folder last: it replaces what came before
+        files |= {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return dict(sorted(files.items()))
 
 
 def find(name: str) -> Source:
@@ -96,7 +97,7 @@ def find(name: str) -> Source:
 
 
 def _instead(name: str) -> str:
-    """What to give instead of ``name``, which is written as a file and is none."""
+    """What to give instead of ``name``, which is written as a file that does not exist."""
     if Path(name).stem in recipes() and "/" not in name:
         return f"write {Path(name).stem} for the recipe of that name"
     if name.count("/") == 1 and name[0] not in "/.~" and not name.endswith(_SUFFIXES):
@@ -105,21 +106,23 @@ def _instead(name: str) -> str:
 
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> Source:
-    """The recipe in ``path``, put over the one that it extends. ``above``: files that extend it, the nearest last.
+    """The recipe in ``path``, merged over the one that it extends. ``above``: files that extend it, the nearest last.
 
-    Raises ``UserError`` for what cannot be read, is not there, or extends itself.
+    Raises ``UserError`` for a file that cannot be read, is not there, or extends itself.
     """
     text = read_source(path)
     own = read_yaml(text, str(path))
     if "extends" not in own:
         return Source(str(path), own, path.parent, path.stem, text)
     base = read(_extended(path, own.pop("extends"), (*above, path)), (*above, path))
-    tree, said = merged(base.tree, own), set(_leaves(own))
-    wrote = {key: base.wrote.get(key, base.label) for key in _leaves(tree) if key not in said}
+    tree, own_keys = merged(base.tree, own), set(_leaves(own))
+    # A key comes from the nearest file that sets it: this one, else the extended one or what that one extends.
+    wrote = {key: base.wrote.get(key, base.label) for key in _leaves(tree) if key not in own_keys}
     return Source(str(path), tree, path.parent, path.stem, text, None, (base.label, *base.extends), wrote)
 
 
 def _leaves(tree: Tree, section: str = "") -> Iterator[str]:
+    """The dotted path of every value in ``tree``."""
     for key, value in tree.items():
         yield from _leaves(value, f"{section}{key}.") if isinstance(value, dict) else [section + key]
 
@@ -135,19 +138,19 @@ def _extended(path: Path, name: Any, chain: tuple[Path, ...]) -> Path:
             where, f"{name!r} is not a recipe", "write a name (see galley recipes) or a path to a .yaml file"
         )
     if is_path(name):
-        places = [path.parent / os.path.expanduser(name)]  # noqa: PTH111 - Path.expanduser raises for unknown users
+        candidates = [path.parent / os.path.expanduser(name)]  # noqa: PTH111 - Path.expanduser raises for unknown users
     else:
-        places = [folder / f"{name}.yaml" for folder in _folders()]
-    there = [place for place in places if place.is_file()]
-    if not there:
-        missing = f"no file {places[0]}" if is_path(name) else f"no recipe {name!r}"
+        candidates = [folder / f"{name}.yaml" for folder in _folders()]
+    files = [file for file in candidates if file.is_file()]
+    if not files:
+        missing = f"no file {candidates[0]}" if is_path(name) else f"no recipe {name!r}"
         raise UserError(where, missing, nearest(name, recipes()) if not is_path(name) else "correct the path")
-    passed = [each.resolve() for each in chain]
-    free = next((place for place in there if place.resolve() not in passed), None)
-    if free is None:
-        circle = ", which extends ".join(map(str, [*chain[passed.index(there[0].resolve()) :], there[0]]))
+    visited = [file.resolve() for file in chain]
+    unvisited = next((file for file in files if file.resolve() not in visited), None)
+    if unvisited is None:
+        circle = ", which extends ".join(map(str, [*chain[visited.index(files[0].resolve()) :], files[0]]))
         raise UserError(where, f"goes round in a circle: {circle}", "remove one extends")
-    return free
+    return unvisited
 
 
 def _leaf(tree: Tree, path: str, default: str) -> str:
@@ -158,7 +161,7 @@ def _leaf(tree: Tree, path: str, default: str) -> str:
 
 
 def _row(name: str, source: Source) -> tuple[str, ...]:
-    """A line of the table, as the file says it: nothing is checked here."""
+    """A row of the table, from the file as it is: nothing is checked here, which would need pydantic."""
     tree, needed = source.tree, needs.of_header(source.text)
     model = _leaf(tree, "model.path", "").rstrip("/")
     method, zero = _leaf(tree, "method.kind", "lora"), _leaf(tree, "deepspeed", "zero2")
@@ -166,39 +169,40 @@ def _row(name: str, source: Source) -> tuple[str, ...]:
 
 
 def order(name: str) -> tuple[str, float, str]:
-    """Sorts recipes by family, then by size: ``qwen3-4b-qlora`` after ``qwen3-0.6b-full``."""
+    """A sort key, by family and then by size: ``qwen3-4b-qlora`` after ``qwen3-0.6b-full``."""
     family, size = re.match(r"[a-z]*", name.lower()), _SIZE.search(name.lower())
     return family[0] if family else "", float(size[1]) * _MILLIONS[size[2]] if size else 0.0, name
 
 
 def rows(words: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
     """A row for each recipe in which every word occurs, as ``COLUMNS`` has it; and what cannot be read."""
-    found, problems = [], []
-    for name, path in sorted(recipes().items(), key=lambda each: order(each[0])):
+    matches, problems = [], []
+    for name, path in sorted(recipes().items(), key=lambda item: order(item[0])):
         try:
             row = _row(name, read(path))
         except UserError as error:
             problems.append(str(error))
             continue
         if needs.matches(tuple(words), row):
-            found.append(row)
-    return found, problems
+            matches.append(row)
+    return matches, problems
 
 
 def listing(words: Sequence[str]) -> int:
     """Print the table of :func:`rows`. Raises ``UserError`` where it would be empty."""
     from galley_launch.base.table import cut, screen_width, table
 
-    found, problems = rows(words)
+    matches, problems = rows(words)
     for problem in problems:
         print(f"galley: note: {one_line(problem)}", file=sys.stderr)
-    if not found:
+    if not matches:
         raise UserError("recipes", f"none matches {' '.join(words)!r}", "list them all: galley recipes")
     width = screen_width()
     shown = [number for number, column in enumerate(COLUMNS) if width >= _NARROW or column not in ("model", "zero")]
-    cells = [(name, cut(model.rpartition("/")[2], _MODEL), *rest) for name, model, *rest in found]
+    cells = [(name, cut(model.rpartition("/")[2], _MODEL), *rest) for name, model, *rest in matches]
     lines = [tuple(row[number] for number in shown) for row in (COLUMNS, *cells)]
-    room = width - sum(max(map(len, each)) + 2 for each in list(zip(*lines, strict=True))[:-1])
+    # The last column (about) gets what the others leave, two blanks behind each of them, and is cut to that.
+    room = width - sum(max(map(len, cells_of_column)) + 2 for cells_of_column in list(zip(*lines, strict=True))[:-1])
     columns, *body = [(*line[:-1], cut(line[-1], room)) for line in lines]
     table(columns, body)
     return 0
@@ -215,7 +219,7 @@ def copy(name: str, to: str = "") -> int:
         raise UserError(str(target), "already exists", f"give another name: galley copy {name} NAME")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("x", encoding="utf-8") as file:  # Should another process be quicker, its file stays.
+        with target.open("x", encoding="utf-8") as file:  # "x": fails if another process has made it meanwhile
             file.write(text)
     except OSError as error:
         raise UserError(str(target), f"cannot be written ({error.strerror})", "give another place") from None
@@ -235,8 +239,8 @@ def _target(source: Source, to: str) -> Path:
 
 
 def _moved(source: Source, folder: Path) -> str:
-    """The recipe's text for a file in ``folder``: paths that were found beside the recipe become absolute."""
-    text = source.text
+    """The recipe's text for a file in ``folder``: paths that were relative to the old place become absolute."""
+    text = source.text  # edited as text, from its end so that earlier positions stay right: comments must survive
     for start, end, path in sorted(_neighbours(source, folder), reverse=True):
         text = text[:start] + json.dumps(str(path), ensure_ascii=False) + text[end:]
     shipped = assets.folder("recipes") / "schema.json"
@@ -244,9 +248,10 @@ def _moved(source: Source, folder: Path) -> str:
 
 
 def _neighbours(source: Source, folder: Path) -> Iterator[tuple[int, int, Path]]:
-    """Where in the text a path stands that means something beside the recipe, and what it means."""
+    """Every value that is a path beside the recipe's file: its begin and end in the text, and the absolute path."""
     if folder.resolve() == source.folder.resolve():
         return
+    # BaseLoader's compose gives nodes with their marks, where each value begins and ends in the text.
     for key, node in _scalars(yaml.compose(source.text, Loader=yaml.BaseLoader)):
         path = source.folder / node.value
         first_here = key != "extends" and Path(node.value).exists()
@@ -255,6 +260,7 @@ def _neighbours(source: Source, folder: Path) -> Iterator[tuple[int, int, Path]]
 
 
 def _scalars(node: yaml.Node | None, section: str = "") -> Iterator[tuple[str, yaml.ScalarNode]]:
+    """Every value that is a scalar and not empty, with its dotted path."""
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         if isinstance(value, yaml.ScalarNode) and value.value:
             yield f"{section}{key.value}", value
@@ -263,7 +269,7 @@ def _scalars(node: yaml.Node | None, section: str = "") -> Iterator[tuple[str, y
 
 
 def _renamed(line: str, old: str, word: str, new: str) -> str:
-    """A line of the header with the copy's name in its commands."""
+    """A line of the header with the copy's name in its commands: ``word`` for the recipe, ``new`` for its run."""
     if not line.startswith("#"):
         return line
     line = re.sub(rf"\b(galley (?:run|submit|plan|show|copy)) {re.escape(old)}(?![\w.-])", rf"\1 {word}", line)

@@ -1,4 +1,4 @@
-"""What the command line changed of a recipe, a line for each key. Pure."""
+"""What the command line changed in a recipe, a line for each key. Reads and writes no files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ def changes(before: Tree, after: Tree) -> tuple[str, ...]:
     """Lines ``optimizer.lr 5e-4 → 1e-4`` for every key that differs between two trees of strings."""
     old, new = _flat(before), _flat(after)
     paths = dict.fromkeys([*new, *old])
-    found = [(path, old.get(path, _default(path)), new.get(path, _default(path))) for path in paths]
+    # A key that one tree lacks has the schema's default there: setting it to that default changes nothing.
+    values = [(path, old.get(path, _default(path)), new.get(path, _default(path))) for path in paths]
     return tuple(
-        f"{path} {_text(was)} → {_text(now)}" for path, was, now in found if not _is_same(_text(was), _text(now))
+        f"{path} {_text(was)} → {_text(now)}" for path, was, now in values if not _is_same(_text(was), _text(now))
     )
 
 
 def _is_same(was: str, now: str) -> bool:
     try:
-        return float(was) == float(now)  # 2e-4 and 0.0002
+        return float(was) == float(now)  # 2e-4 and 0.0002 are the same number
     except ValueError:
         return was == now
 
@@ -38,11 +39,11 @@ def _default(path: str) -> Any:
     section, _, leaf = path.rpartition(".")
     fields = section_fields(section) if section else Recipe.model_fields
     value = fields[leaf].get_default(call_default_factory=True) if leaf in fields else None
-    return None if value is PydanticUndefined else value
+    return None if value is PydanticUndefined else value  # pydantic's mark of a field without a default
 
 
 def _text(value: Any) -> str:
-    """A value as a command line would give it."""
+    """``value`` as it is written on a command line: ``[a,b]``, ``true``, ``0.0002``."""
     if value is None:
         return "(not set)"
     if isinstance(value, list | tuple):

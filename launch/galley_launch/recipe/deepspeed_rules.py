@@ -1,4 +1,7 @@
-"""The one table of combinations that are known to be wrong, each with its reason."""
+"""The one table of combinations that are known to be wrong, each with its reason.
+
+Every rule that is broken is reported, so their order only decides the order in the message.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ RULES = (
         "bf16 master weights lose small updates; optimizer state is always float32 here",
         "remove bf16_master_weights_and_grads",
     ),
-    # ZeRO and offload
+    # ZeRO and offload. Stages: 1 shards optimizer state, 2 gradients too, 3 parameters too.
     Rule(
         "deepspeed offload_param",
         lambda case: case.offload("param") != "none" and case.stage != 3,
@@ -74,6 +77,7 @@ RULES = (
     Rule(
         "deepspeed offload_param",
         lambda case: case.offload("param") == "nvme",
+        # For bf16 weights (2 bytes each): fp32 copy and two moments, 3 x 4 bytes, are six times as much.
         "only the optimizer's state, six times their size, can be offloaded to NVMe",
         "use device cpu there (deepspeed=zero3_offload_nvme)",
     ),
@@ -86,6 +90,7 @@ RULES = (
     Rule(
         "deepspeed offload_optimizer",
         lambda case: (
+            # 4 is DeepSpeed's default (runtime/zero/offload_config.py), and what AdamW needs.
             case.offload("optimizer") == "nvme" and (case.option("offload_optimizer", "buffer_count") or 4) < 4
         ),
         "swapping a weight, its two moments and its gradient takes four buffers",
@@ -154,7 +159,7 @@ RULES = (
         "DeepSpeed has had no such stage since 0.5.9",
         "remove legacy_stage1",
     ),
-    # What ranks would stop at: assertions of runtime/zero/stage_1_and_2.py and stage3.py.
+    # Combinations at which every rank would stop, by an assertion in DeepSpeed's stage_1_and_2.py or stage3.py.
     Rule(
         "deepspeed prescale_gradients",
         lambda case: (

@@ -1,4 +1,4 @@
-"""A whole recipe, or a profile, as YAML, with what each setting means in a comment above it."""
+"""A complete recipe, or a profile, as YAML with a comment above each setting that explains it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ _WIDTH = 80
 
 
 def text(whole: BaseModel) -> str:
-    """The YAML of a recipe or a profile, every default filled in; it reads back as the same."""
+    """The YAML of a recipe or a profile with every default filled in. Reading it gives the same values again."""
     return "\n".join(_section(whole, "")).lstrip("\n") + "\n"
 
 
 def _section(part: BaseModel, indent: str) -> Iterator[str]:
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
+        # The docstring below a field is its description (use_attribute_docstrings); a section may have its class's.
         described = field.description or (type(value).__doc__ if isinstance(value, BaseModel) else "") or ""
         description = " ".join(described.split()).replace("``", "").replace("None:", "null:")
         width = _WIDTH - len(indent) - 2
@@ -36,5 +37,6 @@ def _section(part: BaseModel, indent: str) -> Iterator[str]:
 def _setting(name: str, value: Any) -> str:
     plain = list(value) if isinstance(value, tuple) else value
     flow = isinstance(plain, list | dict)  # [a, b] on one line
+    # PyYAML ends a document that is a bare scalar with a line "...", and would fold lines longer than its width.
     text = yaml.safe_dump(plain, default_flow_style=flow, allow_unicode=True, width=10_000)
     return f"{name}: {text.removesuffix('...' + chr(10)).strip()}"

@@ -16,7 +16,7 @@ from galley.contract.headers import read_gguf
 
 @dataclass(frozen=True)
 class Facts:
-    """Sizes of a model; None where nothing says so."""
+    """Sizes of a model; None where a size is not known."""
 
     hidden_size: int | None = None
     layers: int | None = None
@@ -24,9 +24,9 @@ class Facts:
     parameters: int | None = None
 
 
-# Where configurations say the same thing under other names (GPT-2, T5 and their descendants).
 _LARGEST = 1 << 40
-"""No size of a model is larger."""
+"""A larger number is not taken for a size."""
+# Names of a size in config.json, the usual one first; the others are those of GPT-2, T5 and their descendants.
 _NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -35,40 +35,41 @@ _NAMES = {
 
 
 def of_config(config: dict[str, Any]) -> Facts:
-    """Facts that a parsed ``config.json`` gives; a vision-language model's text part counts."""
+    """Facts from a parsed ``config.json``; of a vision-language model, those of its language model."""
     text = config.get("text_config")
     return Facts(**{fact: _size(text if isinstance(text, dict) else config, names) for fact, names in _NAMES.items()})
 
 
 def _size(config: dict[str, Any], names: Iterable[str]) -> int | None:
     """The first of ``names`` that ``config`` gives a size for."""
-    found = (config.get(name) for name in names)
-    return next((value for value in found if type(value) is int and 0 < value < _LARGEST), None)
+    values = (config.get(name) for name in names)
+    return next((value for value in values if type(value) is int and 0 < value < _LARGEST), None)
 
 
 def of_gguf(path: Path) -> Facts:
-    """Facts that the header of a GGUF file gives. Raises ``UserError`` where it is not one."""
+    """Facts from the header of a GGUF file. Raises ``UserError`` where it is not one."""
     try:
-        found = read_gguf(path, _is_told)
+        metadata = read_gguf(path, _is_complete)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UserError(
             "model.path", f"{path} cannot be read ({reason})", "give a .gguf file, or download it again"
         ) from None
-    return _from_metadata(found)
+    return _from_metadata(metadata)
 
 
-def _is_told(metadata: dict[str, Any]) -> bool:
-    """Whether nothing more is to be learnt: a tokenizer's merges, which follow, take long to read."""
+def _is_complete(metadata: dict[str, Any]) -> bool:
+    """Whether all facts are known. Then reading stops, before the tokenizer's merges, which take long to read."""
     facts = _from_metadata(metadata)
     return None not in (facts.hidden_size, facts.layers, facts.vocab)
 
 
-def _from_metadata(found: dict[str, Any]) -> Facts:
-    arch = found.get("general.architecture")
+def _from_metadata(metadata: dict[str, Any]) -> Facts:
+    arch = metadata.get("general.architecture")  # its name is part of the other keys: "llama.embedding_length"
     names = {"hidden_size": "embedding_length", "layers": "block_count", "vocab": "vocab_size"}
-    facts = {fact: _size(found, [f"{arch}.{name}"]) for fact, name in names.items()}
-    return Facts(**facts | {"vocab": facts["vocab"] or _size(found, ["tokenizer.ggml.tokens"])})
+    facts = {fact: _size(metadata, [f"{arch}.{name}"]) for fact, name in names.items()}
+    # read_gguf gives the length of an array, so the list of tokens stands for the size of the vocabulary.
+    return Facts(**facts | {"vocab": facts["vocab"] or _size(metadata, ["tokenizer.ggml.tokens"])})
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -85,19 +86,19 @@ def of_table(hub_id: str) -> Facts:
 
 
 def _cached_config(hub_id: str) -> Path | None:
-    """``config.json`` of a hub model that was downloaded before, wherever the hub's own library keeps it."""
+    """``config.json`` of a hub model that has been downloaded: the newest snapshot in huggingface_hub's cache."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
-    found = (hub / f"models--{hub_id.replace('/', '--')}" / "snapshots").glob("*/config.json")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    snapshots = (hub / f"models--{hub_id.replace('/', '--')}" / "snapshots").glob("*/config.json")
+    return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def of_model(path: str) -> Facts:
     """Facts of the model at ``path``: a folder, a ``.gguf`` file, or a hub id (all None where nothing is known)."""
-    place = Path(path)
-    if place.suffix == ".gguf" and place.is_file():
-        return of_gguf(place)
-    config = place / "config.json" if place.is_dir() else _cached_config(path)
+    local = Path(path)
+    if local.suffix == ".gguf" and local.is_file():
+        return of_gguf(local)
+    config = local / "config.json" if local.is_dir() else _cached_config(path)
     known = of_table(path)
     if config is None:
         return known

@@ -1,4 +1,7 @@
-"""What a recipe needs, as its file's header says it, and the words by which it is found. The standard library only."""
+"""The GPUs and memory that a recipe needs, read from its file's header, and the search of ``galley recipes WORD``.
+
+The standard library only.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from dataclasses import dataclass
 
 _COUNTS = {"one": 1, "two": 2, "four": 4, "eight": 8, "sixteen": 16}
 _COUNT = rf"(\d+|{'|'.join(_COUNTS)})"
+# Headers are prose with a fixed form: "Needs two nodes of eight GPUs of 40 GB; …" and "about 6.5 GB on each GPU".
 _GPUS = re.compile(rf"(?:{_COUNT} nodes of )?{_COUNT} GPUs? of (\d+) GB")
 _MEMORY = re.compile(r"\babout (\d+(?:\.\d+)?) GB on each GPU")
+# A number and its unit with a blank or hyphen between them ("24 GB", "4-bit" is not one), which is taken out.
 _UNIT = re.compile(r"(\d)[ -]+(?=(?:gb?|b|k|nodes?|gpus?)\b)")
-# What people ask for, where a recipe's own words are others.
+# Text in a recipe's row, and words that people search for instead.
 _SYNONYMS = {
     "mixture of experts": "moe",
     "qlora": "4bit 4-bit nf4",
@@ -22,7 +27,7 @@ _SYNONYMS = {
 
 @dataclass(frozen=True)
 class Needs:
-    """GPUs and memory, in the words of a table; empty where the header does not say."""
+    """GPUs and memory as the table shows them; empty where the header does not have them."""
 
     gpus: str = ""
     """``1x8GB``; ``2x8x40GB`` are two nodes of eight."""
@@ -31,7 +36,8 @@ class Needs:
 
 
 def of_header(text: str) -> Needs:
-    """What the comment block at the beginning of a recipe's ``text`` says."""
+    """The needs in the comment block at the beginning of a recipe's ``text``."""
+    # Joined to one line first, because a sentence of the header may go over several.
     header = re.match(r"(?:#.*\n?)*", text)
     plain = " ".join(re.sub(r"^#", "", header[0] if header else "", flags=re.MULTILINE).split())
     _, _, needs = plain.partition("Needs ")
@@ -39,8 +45,8 @@ def of_header(text: str) -> Needs:
     return Needs(_gpus(gpus) if gpus else "", f"{memory[1]}GB" if memory else "")
 
 
-def _gpus(found: re.Match[str]) -> str:
-    nodes, count, size = found.groups()
+def _gpus(match: re.Match[str]) -> str:
+    nodes, count, size = match.groups()
     numbers = [_COUNTS.get(word) or int(word) for word in (nodes, count) if word]
     return "x".join([*map(str, numbers), f"{size}GB"])
 
@@ -51,8 +57,8 @@ def _plain(text: str) -> str:
 
 
 def matches(words: tuple[str, ...], row: tuple[str, ...]) -> bool:
-    """Whether every word occurs in ``row``: a number of its own, ``8GB``, is not found in ``48 GB``."""
+    """Whether every word occurs in ``row``. A word with a digit in front must begin a number: 8GB is not in 48 GB."""
     text = _plain(" ".join(row))
-    text += "".join(f" {more}" for said, more in _SYNONYMS.items() if said in text)
+    text += "".join(f" {synonyms}" for phrase, synonyms in _SYNONYMS.items() if phrase in text)
     patterns = (re.escape(_plain(word.strip())) for word in words)
-    return all(re.search(rf"(?<![\d.]){each}" if each[:1].isdigit() else each, text) for each in patterns)
+    return all(re.search(rf"(?<![\d.]){pattern}" if pattern[:1].isdigit() else pattern, text) for pattern in patterns)

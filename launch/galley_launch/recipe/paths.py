@@ -21,32 +21,33 @@ TEMPLATES = ("chatml",)
 
 
 def expanded(path: str) -> Path:
-    """``path`` with ``~`` put in; an unknown user's stays as it is written."""
+    """``path`` with ``~`` replaced by the home directory; ``~unknown`` stays as it is written."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
 
 @dataclass(frozen=True)
 class Search:
-    """Where relative paths of a recipe are looked for, and where they were found by an earlier attempt."""
+    """Where relative paths of a recipe are looked for, and where an earlier attempt found them."""
 
     folder: Path
     """The folder of the file that wrote the path; the current directory is tried first."""
     before: dict[str, str | None]
     """``Paths`` of the run's last attempt, by name; empty for a new run."""
     prepared: bool
-    """Whether the run's data has been prepared: then its source may be gone."""
+    """Whether the run's data have been prepared: then their source may be gone."""
 
-    def tried(self, path: str) -> list[Path]:
-        """Absolute places that ``path`` may mean."""
+    def candidates(self, path: str) -> list[Path]:
+        """The absolute paths that ``path`` may mean, in the order in which they are tried."""
         given = expanded(path)
-        places = [given] if given.is_absolute() else [Path.cwd() / given, self.folder.absolute() / given]
-        return list(dict.fromkeys(Path(os.path.normpath(place)) for place in places))
+        files = [given] if given.is_absolute() else [Path.cwd() / given, self.folder.absolute() / given]
+        # normpath and not resolve: a link, to a shared data folder for example, stays the path that the user knows.
+        return list(dict.fromkeys(Path(os.path.normpath(file)) for file in files))
 
     def find(self, path: str, name: str) -> Path | None:
-        """The first place that exists; the last attempt's is tried last."""
+        """The first candidate that exists, with the last attempt's path (``name`` in ``Paths``) as the last one."""
         known = self.before.get(name)
-        places = self.tried(path) + ([Path(known)] if known and Path(known).is_absolute() else [])
-        return next((place for place in places if place.exists()), None)
+        files = self.candidates(path) + ([Path(known)] if known and Path(known).is_absolute() else [])
+        return next((file for file in files if file.exists()), None)
 
 
 def is_file_path(path: str) -> bool:
@@ -55,49 +56,52 @@ def is_file_path(path: str) -> bool:
 
 
 def _data(path: str, key: str, name: str, search: Search, form: str) -> str:
-    found = search.find(path, name)
-    if found is not None and found.is_file():
-        if not search.prepared:  # What was prepared is used as it is, whatever became of its source.
-            check_file(found, form)
-        return str(found)
+    """The absolute file of data, or the hub id, that ``path`` means. Raises ``UserError``."""
+    file = search.find(path, name)
+    if file is not None and file.is_file():
+        if not search.prepared:  # Prepared data are used as they are, even if their source has changed since.
+            check_file(file, form)
+        return str(file)
     if search.prepared and search.before.get(name):
         return str(search.before[name])
-    if found is None and not is_file_path(path) and _HUB_ID.fullmatch(path):
+    if file is None and not is_file_path(path) and _HUB_ID.fullmatch(path):
         return path
-    if found is not None:
-        raise UserError(key, f"{found} is a folder", "give a .jsonl file, or a hub id such as org/name")
+    if file is not None:
+        raise UserError(key, f"{file} is a folder", "give a .jsonl file, or a hub id such as org/name")
     if not is_file_path(path) and "/" not in path:
         raise UserError(key, f"{path!r} is neither a .jsonl file nor a hub id", "write data.jsonl or org/name")
-    tried = ", nor at ".join(str(place) for place in search.tried(path))
+    tried = ", nor at ".join(map(str, search.candidates(path)))
     raise UserError(key, f"no file at {tried}", "give the path to it")
 
 
 def _model(path: str, search: Search) -> str:
-    found = search.find(path, "model")
-    if found is None and not is_file_path(path) and _HUB_ID.fullmatch(path):
+    """The absolute path of a model, or the hub id, that ``path`` means. Raises ``UserError``."""
+    # A local folder org/name wins over a hub model of that name; one that is not a whole model is refused, not skipped.
+    model = search.find(path, "model")
+    if model is None and not is_file_path(path) and _HUB_ID.fullmatch(path):
         return path
-    if found is None:
-        tried = " or ".join(str(place) for place in search.tried(path))
+    if model is None:
+        tried = " or ".join(map(str, search.candidates(path)))
         raise UserError(
             "model.path", f"no model at {tried}", "give a folder, a .gguf file or a hub id such as org/name"
         )
-    if found.is_file() and found.suffix != ".gguf":
-        raise UserError("model.path", f"{found} is not a model", "give a folder, a .gguf file or a hub id")
-    if found.is_dir() and not (found / "config.json").is_file():
-        raise UserError("model.path", f"{found} is a model folder without config.json", "give the model's own folder")
-    if found.is_dir() and not any(any(found.glob(pattern)) for pattern in _WEIGHTS):
-        raise UserError("model.path", f"{found} has no weights", "put its *.safetensors there")
-    return str(found)
+    if model.is_file() and model.suffix != ".gguf":
+        raise UserError("model.path", f"{model} is not a model", "give a folder, a .gguf file or a hub id")
+    if model.is_dir() and not (model / "config.json").is_file():
+        raise UserError("model.path", f"{model} is a model folder without config.json", "give the model's own folder")
+    if model.is_dir() and not any(any(model.glob(pattern)) for pattern in _WEIGHTS):
+        raise UserError("model.path", f"{model} has no weights", "put its *.safetensors there")
+    return str(model)
 
 
 def _template(name: str | None, search: Search) -> str | None:
     if name is None or name in TEMPLATES:
         return name
-    found = search.find(name, "chat_template")
-    if found is None or not found.is_file():
+    file = search.find(name, "chat_template")
+    if file is None or not file.is_file():
         known = ", ".join(TEMPLATES)
         raise UserError("model.chat_template", f"{name!r} is neither a file nor a shipped template", f"known: {known}")
-    return str(found)
+    return str(file)
 
 
 def cache() -> Path:
@@ -107,7 +111,7 @@ def cache() -> Path:
 
 
 def paths(recipe: Recipe, run: RunDir, beside: Callable[[str], Path], shared: str | None = None) -> Paths:
-    """The absolute places of everything that ``recipe`` names. Raises ``UserError`` for what is not there.
+    """The absolute path of every file that ``recipe`` names. Raises ``UserError`` for one that is not there.
 
     ``beside``: dotted key to the folder of the file that wrote it. ``shared``: a cluster's cache, instead of this
     machine's.
@@ -137,8 +141,8 @@ def exported_model(name: str, runs: Path) -> str:
         raise UserError("init_from", f"no run at {root}", "give a run's name or directory (see galley status)")
     unverified = RunDir(root).unverified / "model"
     if (unverified / "config.json").is_file():
-        there = [unverified, *([model] if (model / "config.json").is_file() else [])]
-        todo = f"use {' or '.join(f'model.path={path.absolute()}' for path in there)}"
+        models = [unverified, *([model] if (model / "config.json").is_file() else [])]
+        todo = f"use {' or '.join(f'model.path={path.absolute()}' for path in models)}"
         raise UserError("init_from", f"the newest model of {root} is not verified (its README says why)", todo)
     if not (model / "config.json").is_file():
         raise UserError("init_from", f"{root} has no exported model", f"write it first: galley export {name}")

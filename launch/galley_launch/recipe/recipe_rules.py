@@ -11,6 +11,7 @@ _GPU_ATTENTION = ("flash", "varlen")
 
 
 def _is_local(path: str) -> bool:
+    """Whether ``path`` is a file or a folder of this machine, or is written as one; else it is a hub id."""
     return path.startswith((".", "/", "~")) or Path(path).expanduser().exists()
 
 
@@ -28,7 +29,7 @@ RECIPE_RULES = (
         "paging is between a GPU and its host",
         "use optimizer.name=adamw_8bit",
     ),
-    # The method
+    # The method. An adapter is added to frozen weights of the base; with method.kind=full there is none.
     Rule(
         "method.dora",
         lambda case: case.recipe.method.dora and case.stage == 3,
@@ -120,7 +121,8 @@ RECIPE_RULES = (
         "flash attention and varlen do not compute in float32",
         "use model.dtype=bfloat16, or model.attention=sdpa",
     ),
-    # transformers reads flash attention's document borders off position_ids, and only of one row: _is_packed_sequence.
+    # transformers takes the borders of packed documents from position_ids (they begin again at 0), but only for a batch
+    # of one row: _is_packed_sequence in its modeling_flash_attention_utils.py.
     Rule(
         "model.attention",
         lambda case: (
@@ -132,6 +134,7 @@ RECIPE_RULES = (
     Rule(
         "schedule.decay",
         lambda case: (
+            # warm-up, stable, decay: both are shares of the run
             case.recipe.schedule.kind == "wsd" and case.recipe.schedule.warmup + case.recipe.schedule.decay > 1
         ),
         "the warm-up and the decay together are longer than the run",

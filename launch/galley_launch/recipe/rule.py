@@ -1,4 +1,4 @@
-"""What a rule about wrong combinations is, and what it looks at."""
+"""The type of a rule about wrong combinations, and what a rule is given to judge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from galley_launch.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Case:
-    """What the rules look at: the recipe, the device, and the DeepSpeed configuration as the user wrote it."""
+    """What rules judge: the recipe, the device, and the DeepSpeed configuration as the user wrote it."""
 
     recipe: Recipe
     device: str
@@ -23,7 +23,7 @@ class Case:
 
     @property
     def stage(self) -> Any:
-        """ZeRO stage."""
+        """The ZeRO stage: 0 to 3, or what else the file has there."""
         return self.zero("stage") or 0
 
     def offload(self, what: str) -> str:
@@ -51,6 +51,9 @@ class Rule:
     """A combination that is refused."""
 
     where: str
+    """The key that messages name."""
     broken: Callable[[Case], bool]
     what: str
+    """Why the combination is wrong."""
     todo: str
+    """What to change."""

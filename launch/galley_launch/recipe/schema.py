@@ -1,7 +1,7 @@
-"""A recipe: what to train, with wishes for how to run it. Text goes in, a typed and checked :class:`Recipe` comes out.
+"""A recipe: what to train, and how to run it by default. Text goes in, a typed and checked :class:`Recipe` comes out.
 
-A recipe has the fields of the contract's ``Task`` at its top level, so that the contract stays the only place that says
-what they mean.
+A recipe has the fields of the contract's ``Task`` at its top level, so that they are explained in one place,
+the contract.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from galley_launch.base.grammar import nearest
 from galley_launch.base.options import RESERVED, Setting
 from galley_launch.base.yaml_text import ONE_OF, Tree, read_value
 
-_LONG = 200  # A longer list of known keys helps nobody.
-_TYPO = 0.85  # As alike (difflib's ratio) as a word and its misspelling; what others call something is less.
+_LONG = 200  # Characters above which a list of known keys is not printed.
+_TYPO = 0.85  # From this ratio of difflib's on a word is a misspelling, and not another trainer's name for a key.
 
 _EXTENDS = "A recipe's name, or a path to a .yaml file: this recipe is that one, with the settings here on top."
-"""What ``extends:`` means. It is settled as files are read (``catalogue.py``), so it is no field of a recipe."""
+"""What ``extends:`` means. It is applied as files are read (``catalogue.py``), so it is no field of a recipe."""
 
 
 class Recipe(Task):
-    """One YAML file: the task, how often to log and save, and wishes for placement."""
+    """One YAML file: the task, how often to log and save, and defaults of the placement."""
 
     seeding: Annotated[int, Field(ge=1, le=2)] = 2
     """How data order and dropout follow from the seed. 2: by arithmetic that no library changes. 1: as runs that were
@@ -58,18 +58,19 @@ class Recipe(Task):
     """Experiment trackers beside TensorBoard."""
 
     def task(self) -> Task:
-        """The part that is the run."""
+        """The part that defines what is trained: what may not change when a run goes on."""
         return Task(**{name: getattr(self, name) for name in Task.model_fields})
 
 
 def _sections(kind: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel]]:
     """Dotted path to type of every section, those inside sections (``tracking.wandb``, which may be null) too."""
-    found: dict[str, type[BaseModel]] = {}
+    sections: dict[str, type[BaseModel]] = {}
     for name, field in kind.model_fields.items():
+        # get_args opens unions: a section that may be null is `Wandb | None`.
         for part in (field.annotation, *get_args(field.annotation)):
             if isinstance(part, type) and issubclass(part, BaseModel):
-                found |= {prefix + name: part} | _sections(part, f"{prefix}{name}.")
-    return found
+                sections |= {prefix + name: part} | _sections(part, f"{prefix}{name}.")
+    return sections
 
 
 _SECTIONS = _sections(Recipe)
@@ -82,19 +83,20 @@ def section_fields(section: str) -> Mapping[str, FieldInfo]:
 
 def keys() -> dict[str, list[str]]:
     """Every name that an override may use: a dotted path, or a leaf, with the dotted paths that it could mean."""
-    found: dict[str, list[str]] = {}
+    paths: dict[str, list[str]] = {}
     every = [*Recipe.model_fields, *(f"{name}.{leaf}" for name in _SECTIONS for leaf in _SECTIONS[name].model_fields)]
     for path in every:
         if path in _SECTIONS:
             continue
-        found[path] = [path]
+        paths[path] = [path]
         leaf = path.rpartition(".")[2]
         if leaf != path and leaf not in RESERVED:
-            found.setdefault(leaf, []).append(path)
-    return found
+            paths.setdefault(leaf, []).append(path)
+    return paths
 
 
 def _unknown(where: str, key: str, known: Sequence[str]) -> UserError:
+    """The error for an unknown key: a misspelling of one of ``known``, else what another trainer calls something."""
     leaf = key.rpartition(".")[2].lower().replace("-", "_")
     own = [name.rpartition(".")[2] for name in known]
     near = difflib.get_close_matches(leaf, [*own, *words.known()], n=1)
@@ -128,7 +130,8 @@ def _leaves(section: str) -> str:
 
 
 def _part(tree: Tree, section: str) -> Tree:
-    """The section of ``tree``, made where there is none; ``""`` is the tree itself."""
+    """The section of ``tree``, added where there is none; ``""`` is the tree itself."""
+    # Only a section inside another one may be null in a file (tracking.wandb); setting a key of it replaces the null.
     for name in section.split(".") if section else ():
         if "." in section and tree.get(name) is None:
             tree[name] = {}
@@ -139,7 +142,7 @@ def _part(tree: Tree, section: str) -> Tree:
 
 
 def override(tree: Tree, settings: Sequence[Setting]) -> Tree:
-    """``tree`` with each of ``settings`` put in its place."""
+    """A copy of ``tree`` with each of ``settings`` put in its place."""
     result = deepcopy(tree)
     given: dict[str, str] = {}
     for key, _ in settings:
@@ -150,6 +153,7 @@ def override(tree: Tree, settings: Sequence[Setting]) -> Tree:
     for key, text in settings:
         section, _, leaf = resolve_key(key).rpartition(".")
         part = _part(result, section)
+        # steps=100 takes back the recipe's epochs, unless both are given: then the contract refuses them together.
         for other in ONE_OF.get(section, ()) if leaf in ONE_OF.get(section, ()) else ():
             if f"{section}.{other}" not in given:
                 part.pop(other, None)
@@ -181,8 +185,8 @@ def _check_section(section: str, value: Any, where: str, wrote: Mapping[str, str
 
 
 def _writer(key: str, where: str, wrote: Mapping[str, str]) -> str:
-    """Who is to be told of a mistake in ``key``, a dotted path; of an unknown section, whoever wrote its first key."""
-    return wrote.get(key) or next((who for each, who in wrote.items() if each.startswith(f"{key}.")), where)
+    """Where ``key`` (a dotted path) was set, as messages name it; of a section, where its first key was set."""
+    return wrote.get(key) or next((file for path, file in wrote.items() if path.startswith(f"{key}.")), where)
 
 
 def _description(path: str) -> str:
@@ -192,7 +196,7 @@ def _description(path: str) -> str:
 
 
 def sentence(error: ErrorDetails, others: Sequence[ErrorDetails]) -> str:
-    """What is wrong with a value, in plain words."""
+    """What is wrong with a value, in plain words. ``others``: further errors of the same validation."""
     value = error["input"]
     match error["type"]:
         case "missing":
@@ -204,13 +208,15 @@ def sentence(error: ErrorDetails, others: Sequence[ErrorDetails]) -> str:
         case "bool_parsing" | "bool_type":
             return f"{value!r} is not true or false"
         case _:
-            reason = error["msg"].removeprefix("Input ")
+            reason = error["msg"].removeprefix("Input ")  # "Input should be greater than 0"
+            # For a union (a word, or a list of words) pydantic reports an error for each of its members.
             or_list = ", or a list [a,b]" if any(other["type"] == "list_type" for other in others) else ""
             return f"{value!r} {reason}{or_list}"
 
 
 def _as_user_error(error: ValidationError, where: str, wrote: Mapping[str, str]) -> UserError:
     first, *others = error.errors()
+    # `loc` is the path to the value: keys, then indices in lists and names of a union's members, which nobody typed.
     place, *inner = [str(part) for part in first["loc"]] or [""]
     while place in _SECTIONS and inner:
         place = f"{place}.{inner.pop(0)}"
@@ -223,6 +229,7 @@ def _as_user_error(error: ValidationError, where: str, wrote: Mapping[str, str])
 
 
 def _not_finite(value: Any, path: str = "") -> Iterator[str]:
+    """Dotted paths of numbers that are NaN or infinite: pydantic accepts "nan" and "inf" for a float."""
     if isinstance(value, dict):
         for key, part in value.items():
             yield from _not_finite(part, f"{path}.{key}" if path else key)
@@ -231,9 +238,9 @@ def _not_finite(value: Any, path: str = "") -> Iterator[str]:
 
 
 def build(tree: Tree, where: str, wrote: Mapping[str, str] | None = None) -> Recipe:
-    """The typed recipe that ``tree`` (strings, from the file ``where`` and others) says.
+    """The typed recipe of ``tree`` (strings, from the file ``where`` and others).
 
-    ``wrote``: dotted path to whoever else set it (another file, the command line), to be blamed in messages.
+    ``wrote``: dotted path to where else it was set (another file, the command line), for messages.
     Raises ``UserError`` for unknown keys, wrong types, lossy conversions and numbers that are out of limits.
     """
     wrote = wrote or {}
@@ -250,13 +257,14 @@ def build(tree: Tree, where: str, wrote: Mapping[str, str] | None = None) -> Rec
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a recipe's file. What a recipe must say, one that extends another need not."""
+    """The JSON schema of a recipe's file. Required keys are not required of a file that extends another."""
     body: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
     body["title"], body["description"] = "Galley recipe", "What to train; see galley show RECIPE."
     extends = {"type": "string", "title": "Extends", "description": _EXTENDS}
     body["properties"] = {"extends": extends} | body["properties"]
     sections = {name: body["$defs"][kind.__name__].pop("required", None) for name, kind in _SECTIONS.items()}
     needed = {name: {"required": names} for name, names in sections.items() if names and "." not in name}
+    # "required" moves into a condition: it holds for a file without `extends`, for top-level keys and one level below.
     body["if"] = {"not": {"required": ["extends"]}}
     body["then"] = {"required": body.pop("required"), "properties": needed}
     return body

@@ -8,9 +8,9 @@ from galley_launch.recipe.model_facts import Facts
 
 
 def _duration_of(spec: RunSpec) -> str:
-    asked = spec.task.duration
+    duration = spec.task.duration
     for unit in ("epochs", "steps", "tokens"):
-        value = getattr(asked, unit)
+        value = getattr(duration, unit)
         if value is not None:
             return f"{value:g} {unit.removesuffix('s') if value == 1 else unit}"
     return ""
@@ -22,11 +22,11 @@ def _method_of(spec: RunSpec) -> str:
 
 
 def summary(spec: RunSpec, facts: Facts) -> list[tuple[str, str]]:
-    """What a run will do, as keys and texts; the batch with the whole product that gives it."""
+    """What a run will do, as keys and texts. The batch is shown as the product that it comes from."""
     task, place = spec.task, spec.placement
     size = f", {count(facts.parameters)} parameters" if facts.parameters else ""
     product = f"micro_batch {place.micro_batch} x accumulation {place.accumulation} x ranks {place.data_parallel}"
-    samples = task.samples_per_step
+    samples = task.samples_per_step  # of all ranks together: micro_batch x accumulation x ranks
     ranks = f"{place.ranks_per_node} rank{'s' if place.ranks_per_node > 1 else ''}"
     where = "CPU" if place.device == "cpu" else f"GPU {','.join(place.gpus)}" if place.gpus else "GPU"
     nodes = f"{place.nodes} nodes of " if place.nodes > 1 else ""
