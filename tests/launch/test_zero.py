@@ -158,7 +158,7 @@ def test_a_real_users_json_is_completed() -> None:
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage 4 is not one of 0, 1, 2, 3"),
         ({"zero_optimization": "on"}, 'zero_optimization "on" is not an object; its keys: stage, '),
         ({"fp16": {"enabled": True}}, "fp16.enabled true, but model.dtype bfloat16 makes it false"),
-        ({"fp16": {"loss_scale": 128}}, "with a fixed loss_scale every overflow would be the run's end; remove"),
+        ({"fp16": {"loss_scale": 128}}, "with a fixed loss_scale every overflow would end the run; remove"),
         ({"amp": {"enabled": True}}, "NVIDIA Apex AMP integration has been removed"),
         ({"elasticity": {"enabled": True}}, "Elastic training has been removed"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "in ZeRO-3; set zero_optimization"),

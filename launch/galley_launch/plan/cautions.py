@@ -1,6 +1,6 @@
-"""What is probably a mistake in a run, though it may be meant: notes, each with the setting that helps.
+"""Notes on what is probably a mistake in a run, but may be intended, with the setting that helps.
 
-What is surely wrong is refused instead: see :mod:`galley_launch.recipe.deepspeed_rules`.
+What is certainly wrong is refused instead: see :mod:`galley_launch.recipe.deepspeed_rules`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from galley_launch.recipe.schema import Recipe
 _ADAPTER_RATES = (1e-5, 5e-3)
 """Peak learning rates that adapters are trained with, under AdamW."""
 _FULL_RATES = ((5e8, 1e-6, 2e-3), (2e9, 1e-6, 5e-4), (float("inf"), 1e-7, 1e-4))
-"""The same in full: models of up to so many parameters, the lowest and the highest. Small models take higher rates."""
+"""The same for full fine-tuning: (parameters of the model up to which this holds, lowest rate, highest rate)."""
 _LION = 3
-"""Lion wants a rate so many times lower than AdamW (Chen et al., 2023)."""
+"""Lion's rate is this many times lower than AdamW's (Chen et al., 2023), because its updates are signs."""
 _LARGEST = 4 << 20
-"""Bytes of a data file that is read for an estimate: parsing these takes some 50 ms."""
+"""Bytes up to which a data file is read for an estimate: parsing these takes some 50 ms."""
 _BYTES, _AROUND = 4.0, 6
-"""Bytes of text in a token, and tokens that a template puts around a message: within a third for most languages."""
+"""Bytes of text in a token, and tokens that a template puts template a message: within a third for most languages."""
 _FILLED = 0.95
-"""Share of a packed sample that holds documents."""
+"""Share of a packed sample that documents fill; the rest is padding."""
 
 
 def of_rate(recipe: Recipe, source: Source, typed: set[str], facts: Facts) -> list[str]:
-    """Notes on a learning rate that does not go with the method. ``typed``: keys given on the command line."""
+    """Notes on a learning rate that does not suit the method. ``typed``: keys given on the command line."""
     rate, full, lion = recipe.optimizer.lr, recipe.method.kind == "full", recipe.optimizer.name == "lion"
     if kept := _kept_rate(recipe, _rate_set_for(source, typed)):
         return [kept]
@@ -46,19 +46,21 @@ def of_rate(recipe: Recipe, source: Source, typed: set[str], facts: Facts) -> li
     return [f"optimizer.lr {rate:g} is {where} ({low:.0e} to {high:.0e} for a model of this size)"]
 
 
-def _kept_rate(recipe: Recipe, meant_for: tuple[str, str] | None) -> str:
-    """A note where the rate was set beside another method or optimizer, ``meant_for``; else empty."""
-    if meant_for is None:
+def _kept_rate(recipe: Recipe, set_for: tuple[str, str] | None) -> str:
+    """A note where the rate was set for another method or optimizer (``set_for``) than is used now; else empty."""
+    if set_for is None:
         return ""
     kind, name = recipe.method.kind, recipe.optimizer.name
-    if (meant_for[0] == "full") != (kind == "full"):
+    # Adapters take about ten times the rate of full fine-tuning, AdamW three times that of Lion. Of two changes at once
+    # only the method's, which matters more, is mentioned.
+    if (set_for[0] == "full") != (kind == "full"):
         factor, times = (
             (0.1, "a tenth of an adapter's") if kind == "full" else (10, "ten times that of full fine-tuning")
         )
-        given, now = f"method.kind={meant_for[0]}", f"method.kind={kind}"
-    elif (meant_for[1] == "lion") != (name == "lion"):
+        given, now = f"method.kind={set_for[0]}", f"method.kind={kind}"
+    elif (set_for[1] == "lion") != (name == "lion"):
         factor, times = (1 / _LION, "a third of AdamW's") if name == "lion" else (_LION, "three times Lion's")
-        given, now = f"optimizer.name={meant_for[1]}", f"optimizer.name={name}"
+        given, now = f"optimizer.name={set_for[1]}", f"optimizer.name={name}"
     else:
         return ""
     rate = recipe.optimizer.lr
@@ -70,8 +72,10 @@ def _kept_rate(recipe: Recipe, meant_for: tuple[str, str] | None) -> str:
 def _rates(full: bool, facts: Facts) -> tuple[float, float]:
     if not full:
         return _ADAPTER_RATES
+    # A transformer layer has about 12 hidden² weights: 4 in attention (queries, keys, values, output) and 8 in the MLP
+    # (two matrices of hidden x 4 hidden). Embeddings are left out: only the order of magnitude matters here.
     size = facts.parameters or 12 * (facts.layers or 0) * (facts.hidden_size or 0) ** 2
-    if not size:  # an unknown model: whatever some model takes
+    if not size:  # an unknown model: any rate that suits some model
         return _FULL_RATES[-1][1], _FULL_RATES[0][2]
     return next((low, high) for limit, low, high in _FULL_RATES if size <= limit)
 
@@ -91,9 +95,9 @@ def _rate_set_for(source: Source, typed: set[str]) -> tuple[str, str] | None:
 
 
 def of_length(spec: RunSpec, run: RunDir) -> list[str]:
-    """Notes on a run that is too short to train on anything: exact once data are prepared, else an estimate.
+    """Notes on a run of too few steps: exact once the data are prepared, an estimate before.
 
-    No estimate is made of data on a hub, large files and formats that are not JSON lines.
+    There is no estimate for data on a hub, for large files, and for formats other than JSON lines.
     """
     prepared = (read_json(run.data_manifest) or {}).get("train")
     if isinstance(prepared, dict) and isinstance(prepared.get("samples"), int):
@@ -105,7 +109,7 @@ def of_length(spec: RunSpec, run: RunDir) -> list[str]:
 
 
 def _estimate(spec: RunSpec) -> int | None:
-    """About how many samples the training split will have; None where that cannot be told quickly."""
+    """About how many samples the training split will have; None where that takes too long to find out."""
     path, data = Path(spec.placement.paths.data), spec.task.data
     try:
         if not path.is_file() or path.stat().st_size > _LARGEST:
@@ -114,8 +118,9 @@ def _estimate(spec: RunSpec) -> int | None:
     except (OSError, ValueError):
         return None  # prepare says what is wrong with the file
     share = 1 - data.held_out
-    if not data.packing:
+    if not data.packing:  # a row is a sample of its own
         return max(1, round(len(rows) * share)) if rows else None
+    # A longer row counts as one full sample, as with overlong=truncate.
     tokens = sum(min(size, data.max_length) for size in rows) * share
     return max(1, round(tokens / data.max_length / _FILLED)) if rows else None
 
@@ -127,8 +132,8 @@ def _row_tokens(content: bytes) -> Iterator[float]:
             row = json.loads(line)
             messages = row.get("messages") if isinstance(row, dict) else None
             strings = list(_strings(row))
-            around = _AROUND * len(messages) if isinstance(messages, list) else 0
-            yield sum(len(text.encode("utf-8", "replace")) for text in strings) / _BYTES + around
+            template = _AROUND * len(messages) if isinstance(messages, list) else 0
+            yield sum(len(text.encode("utf-8", "replace")) for text in strings) / _BYTES + template
 
 
 def _strings(value: Any) -> Iterator[str]:

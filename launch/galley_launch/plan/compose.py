@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Composed:
-    """A complete run and what the user should be told about it."""
+    """A complete run, and what the user is told about it."""
 
     spec: RunSpec
     run: RunDir
     earlier: RunSpec | None
-    """What ``run`` holds already."""
+    """The ``run.json`` that ``run`` has already."""
     notes: tuple[str, ...]
     cluster: Cluster | None = None
     """Where it is submitted to; None: it runs on this box."""
     cluster_name: str = ""
     changes: tuple[str, ...] = ()
-    """What the command line changed of the recipe, a line for each key."""
+    """What the command line changed in the recipe, a line for each key."""
 
 
 def compose(name: str, settings: Settings, imagine: bool) -> Composed:
@@ -48,49 +48,52 @@ def compose(name: str, settings: Settings, imagine: bool) -> Composed:
 
     ``imagine``: plan for GPUs that are not here. Raises ``UserError``; writes nothing.
     """
-    wanted = request.resolve(name, settings)
-    where = target.on_cluster(wanted) if settings.submits else target.on_this_box(wanted, imagine)
+    # The order follows from what each step needs: the recipe gives the name of the run, the target the number of ranks,
+    # and only with that can DeepSpeed's batch be compared with the recipe's.
+    requested = request.resolve(name, settings)
+    where = target.on_cluster(requested) if settings.submits else target.on_this_box(requested, imagine)
     facts = model_facts.of_model(where.paths.model)
-    recipe = _as_begun(wanted, where)
-    settled = settle.settle(_deepspeed(wanted, where), recipe, where.devices, facts)
-    spec = _spec(settled, where, _origin(wanted, where, settings.words))
+    recipe = _as_begun(requested, where)
+    settled = settle.settle(_deepspeed(requested, where), recipe, where.devices, facts)
+    spec = _spec(settled, where, _origin(requested, where, settings.words))
     guard.check_spec(spec)
+    # take=deepspeed may have changed the recipe: such values count as typed, so that no caution is about them.
     from_json = changes.changes(recipe.model_dump(), settled.recipe.model_dump())
-    fixed = wanted.typed | {line.partition(" ")[0] for line in from_json}
-    rate = cautions.of_rate(settled.recipe, wanted.source, set(fixed), facts)
+    typed = requested.typed | {line.partition(" ")[0] for line in from_json}
+    rate = cautions.of_rate(settled.recipe, requested.source, set(typed), facts)
     notes = (*where.devices.notes, *settled.notes, *_habits(where.cluster), *rate)
-    changed = (*wanted.source.changes, *from_json)
+    changed = (*requested.source.changes, *from_json)
     return Composed(spec, where.run, where.earlier, notes, where.cluster, where.cluster_name, changed)
 
 
-def _as_begun(wanted: Request, where: Target) -> Recipe:
-    """The recipe; where its run has begun, order and dropout follow from the seed as they did, unless set otherwise."""
-    if where.earlier is None or "seeding" in wanted.typed:
-        return wanted.recipe
-    return wanted.recipe.model_copy(update={"seeding": where.earlier.task.seeding})
+def _as_begun(requested: Request, where: Target) -> Recipe:
+    """The recipe with the version of seeding that its run began with (the order of data stays), unless one is typed."""
+    if where.earlier is None or "seeding" in requested.typed:
+        return requested.recipe
+    return requested.recipe.model_copy(update={"seeding": where.earlier.task.seeding})
 
 
-def _deepspeed(wanted: Request, where: Target) -> settle.Source:
-    """The DeepSpeed configuration as it was given; a run that is continued keeps its own, as far as it may."""
-    source, options = wanted.source, wanted.options
+def _deepspeed(requested: Request, where: Target) -> settle.Source:
+    """The DeepSpeed configuration that is given; else a continued run keeps its own, adapted to the new placement."""
+    source, options = requested.source, requested.options
     if source.run is None or options.deepspeed is not None:
-        config, label = complete.find(wanted.recipe.deepspeed, source.beside("deepspeed"))
+        config, label = complete.find(requested.recipe.deepspeed, source.beside("deepspeed"))
     else:
         before = read_spec(source.run).placement
         config = complete.reopen(before.deepspeed, before.device != where.devices.kind)
         label = f"of {source.run.root}"
-    return settle.Source(config, label, options.take, wanted.typed)
+    return settle.Source(config, label, options.take, requested.typed)
 
 
-def _origin(wanted: Request, where: Target, words: Sequence[str]) -> Origin:
+def _origin(requested: Request, where: Target, words: Sequence[str]) -> Origin:
     """Where the run comes from; one that is continued keeps the name of its recipe."""
-    continued = where.earlier if wanted.source.run else None
-    recipe = continued.origin.recipe if continued else wanted.source.label
+    continued = where.earlier if requested.source.run else None
+    recipe = continued.origin.recipe if continued else requested.source.label
     return Origin(recipe=recipe, overrides=list(words), version=version(), commit=_commit())
 
 
 def _spec(settled: settle.Settled, where: Target, origin: Origin) -> RunSpec:
-    """All of it together. Raises ``UserError`` where the contract refuses it."""
+    """The complete ``RunSpec``. Raises ``UserError`` where the contract refuses it."""
     recipe = settled.recipe
     placement = _placement(recipe, settled.config, where)
     try:
@@ -108,6 +111,7 @@ def _spec(settled: settle.Settled, where: Target, origin: Origin) -> RunSpec:
 
 
 def _threads(ranks: int) -> int:
+    """CPU threads of each rank: the cores that this process may use (a job's, not the machine's) over the ranks."""
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
@@ -133,7 +137,7 @@ def _placement(recipe: Recipe, config: dict[str, Any], where: Target) -> Placeme
 
 
 def version() -> str:
-    """Galley's version; a checkout that is not installed has that of its pyproject."""
+    """Galley's version; in a checkout that is not installed, from its ``pyproject.toml``."""
     from importlib import metadata  # Slow to import, and few verbs need it.
 
     try:
@@ -149,6 +153,7 @@ def _commit() -> str | None:
     root = assets.checkout()
     if root is None:
         return None
+    # --exclude=* leaves no tag to name, so that the answer is always the full hash; +dirty: with changes not committed.
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""A plan is a value: the files that a run writes and the commands that it starts. Pure; nothing happens here."""
+"""A plan is a value: the files that a run writes and the commands that it starts. Nothing is done with it here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Stage:
     name: str
     argv: tuple[str, ...]
     env: dict[str, str]
-    """What is set on top of the environment."""
+    """Variables that are set on top of the environment."""
 
     def shell(self) -> str:
         """The command as a shell would take it."""
@@ -45,16 +45,17 @@ def common_environment(place: Placement) -> dict[str, str]:
     """What every stage has in its environment, on one box and in a job."""
     env = {
         "PYTHONUNBUFFERED": "1",
-        "PYTHONWARNINGS": "ignore::FutureWarning",  # Of one library about another: nothing that a user can fix.
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # from one library about another: users cannot fix them
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     return env | ({"DS_ACCELERATOR": "cpu"} if place.device == "cpu" else {})
 
 
 def without_user_packages() -> dict[str, str]:
-    """Keeps what lies in ``~/.local`` from shadowing the packages of a conda or container environment (site(3)).
+    """``PYTHONNOUSERSITE``, so that packages in ``~/.local`` do not shadow those of a conda or container environment.
 
-    Not where the user has set the variable, even to nothing, nor where Galley itself is installed there.
+    Empty where the user has set the variable (even to nothing), and where Galley itself is installed in ``~/.local``.
+    Source: the documentation of Python's ``site`` module.
     """
     installed_there = Path(__file__).is_relative_to(site.getusersitepackages())
     return {} if "PYTHONNOUSERSITE" in os.environ or installed_there else {"PYTHONNOUSERSITE": "1"}
@@ -62,13 +63,14 @@ def without_user_packages() -> dict[str, str]:
 
 def _env(spec: RunSpec, attempt: int, python_path: str | None, processes: int) -> dict[str, str]:
     place = spec.placement
+    # A stage of one process gets the threads of all ranks together: tokenising uses every core that training would.
     threads = place.threads * place.ranks_per_node // processes
     env = (
         {
             # python -m puts the working directory first on the path: a datasets.py there would shadow the library.
             "PYTHONSAFEPATH": "1",
             "OMP_NUM_THREADS": str(threads),
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # As nvidia-smi counts; CUDA itself would put the fastest first.
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts; CUDA's default is the fastest first
             "CUDA_VISIBLE_DEVICES": ",".join(place.gpus or []),
             "GALLEY_ATTEMPT": str(attempt),
         }
@@ -92,7 +94,7 @@ def make_stage(
         return Stage(stage.name, (sys.executable, "-m", stage.module, file), env)
     # Even one rank goes through torchrun, so that every run has the same shape.
     torchrun = ("galley.launch_ranks", "--rdzv-backend", "file", "--nnodes", "1", "--nproc-per-node", str(ranks))
-    env["TOKENIZERS_PARALLELISM"] = "false"
+    env["TOKENIZERS_PARALLELISM"] = "false"  # ranks never tokenise
     return Stage(stage.name, (sys.executable, "-m", *torchrun, "-m", stage.module, file), env)
 
 
@@ -113,10 +115,10 @@ def export_stage(spec: RunSpec, run: RunDir, attempt: int, step: str, python_pat
 
 
 def left(whole: Plan, what: What) -> Plan:
-    """What is left to do of ``whole``.
+    """The part of ``whole`` that is left to do.
 
-    An export that is made up for follows the placement of ``run.json``; its attempt's ``placement.json`` stays what
-    training ran with.
+    Where only the export is left, ``run.json`` is written again, but not ``placement.json``: that is the record of what
+    the attempt was trained with.
     """
     if what == "train":
         return whole
@@ -127,10 +129,10 @@ def left(whole: Plan, what: What) -> Plan:
 
 
 def python_path(package: Path, inherited: str, cwd: Path) -> str | None:
-    """``PYTHONPATH`` for stages: ``package``'s folder where it is a checkout's, then what was inherited.
+    """``PYTHONPATH`` for stages: the folder of ``package`` if that is in a checkout, then the inherited entries.
 
-    An entry that is empty, relative or the working directory would let the user's own files shadow libraries.
-    None: nothing needs to be set.
+    Entries that are empty, relative or the working directory are left out: files of the user's (``datasets.py``) would
+    shadow libraries. None: nothing needs to be set.
     """
     kept = [entry for entry in inherited.split(":") if entry.startswith("/") and Path(entry) != cwd]
     installed = package.parent.name in ("site-packages", "dist-packages")

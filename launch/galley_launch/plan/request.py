@@ -1,4 +1,4 @@
-"""What a command line asks for: a recipe, or a run that goes on, with the overrides in their places."""
+"""What a command line asks for: a recipe, or a run to be continued, with the overrides applied."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from galley_launch.recipe.schema import Recipe, build, override, resolve_key
 
 @dataclass(frozen=True)
 class Request:
-    """A recipe as it is asked for, with its source and the launch options."""
+    """A recipe with the overrides of the command line, its source and the launch options."""
 
     source: Source
-    """Its ``changes`` say what the command line changed of it."""
+    """Where the recipe came from, with ``changes`` by the command line."""
     recipe: Recipe
     options: LaunchOptions
     typed: frozenset[str]
@@ -31,7 +31,7 @@ class Request:
 
 
 def find(name: str, base: Path = Path("runs")) -> Source:
-    """The recipe that ``name`` means: a run directory, whatever ``catalogue.find`` finds, or else a run in ``base``."""
+    """The recipe that ``name`` means: a run directory, a recipe (``catalogue.find``), or else a run in ``base``."""
     if (Path(name) / "run.json").is_file():
         return _from_run(RunDir(Path(name)))
     run = RunDir(base / name)
@@ -45,6 +45,7 @@ def _from_run(run: RunDir) -> Source:
     spec = read_spec(run)
     placement, dump = spec.placement, spec.model_dump(mode="json")
     tree: Tree = dict(dump["task"]) | {"cadence": dump["cadence"], "tracking": dump["tracking"]}
+    # Of the placement only what a recipe can set: devices and ranks are chosen anew on the machine at hand.
     tree |= {name: getattr(placement, name) for name in ("micro_batch", "activation_checkpointing", "compile", "liger")}
     folder = Path(spec.origin.recipe).parent
     return Source(str(run.root), tree, folder, run.root.absolute().name, run=run)
@@ -67,7 +68,7 @@ def _unreadable(run: RunDir, why: str) -> UserError:
 
 
 def earlier(run: RunDir) -> RunSpec | None:
-    """The ``run.json`` that ``run`` already holds, if any. Raises ``UserError`` where it cannot be read."""
+    """The ``run.json`` that ``run`` already has, if any. Raises ``UserError`` where it cannot be read."""
     return read_spec(run) if run.spec.is_file() else None
 
 
@@ -84,6 +85,7 @@ def resolve(name: str, settings: Settings) -> Request:
     if options.deepspeed is not None:
         tree = tree | {"deepspeed": options.deepspeed}
         typed |= {"deepspeed"}
+    # Messages about a key name where its value came from: the command line, the recipe, or a file that it extends.
     wrote = {key: file for key, file in source.wrote.items() if key not in typed}
     source = replace(source, wrote=wrote, changes=changes.changes(source.tree, tree))
     recipe = build(tree, source.label, {**wrote, **dict.fromkeys(typed, "command line")})
@@ -91,6 +93,6 @@ def resolve(name: str, settings: Settings) -> Request:
 
 
 def _initialised(tree: Tree, run: str, base: Path) -> Tree:
-    """``tree`` with the exported model of ``run`` for its model."""
+    """``tree`` with the exported model of ``run`` as its model: a local folder, which has no revision."""
     model = {key: value for key, value in tree.get("model", {}).items() if key != "revision"}
     return tree | {"model": model | {"path": paths.exported_model(run, base)}}

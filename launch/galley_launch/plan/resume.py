@@ -1,4 +1,4 @@
-"""What may run again in a directory: the same task, for as long or longer. Pure; reads, never writes."""
+"""Whether a run directory may be trained in again: for the same task, as long or longer. Reads files, writes none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ What = Literal["train", "export", "nothing"]
 
 @dataclass(frozen=True)
 class NextAction:
-    """What running a run would do."""
+    """What starting this run would do."""
 
     what: What
     """``train``: prepare, train and export. ``export``: only the export is missing. ``nothing``: it is finished."""
@@ -26,7 +26,7 @@ class NextAction:
 
 
 def has_begun(run: RunDir) -> bool:
-    """Whether a step was taken: from then on the task is fixed."""
+    """Whether a training step was taken. From then on the task is fixed."""
     rows = run.metrics.is_file() and run.metrics.stat().st_size > 0
     return rows or any((run.root / "checkpoints").glob("step-*/manifest.json"))
 
@@ -39,7 +39,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: RunSpec, new: RunSpec) -> list[str]:
-    """Lines ``optimizer.lr: 0.0002 → 0.0001`` for every part of the task that differs, but for the duration."""
+    """Lines ``optimizer.lr: 0.0002 → 0.0001`` for every part of the task that differs, except the duration."""
     before = _flat(old.task.model_dump(mode="json", exclude={"duration"}))
     after = _flat(new.task.model_dump(mode="json", exclude={"duration"}))
     paths = dict.fromkeys([*before, *after])
@@ -52,10 +52,10 @@ def _unit(duration: Duration) -> str:
 
 
 def _check_duration(run: RunDir, old: Duration, new: Duration) -> None:
-    unit, asked = _unit(old), _unit(new)
-    if asked != unit:
+    unit, new_unit = _unit(old), _unit(new)
+    if new_unit != unit:
         todo = f"give duration.{unit}, or name=NEW for another run"
-        raise UserError(str(run.root), f"its duration is in {unit}, not {asked}", todo)
+        raise UserError(str(run.root), f"its duration is in {unit}, not {new_unit}", todo)
     before, after = getattr(old, unit), getattr(new, unit)
     if after < before:
         todo = f"give duration.{unit}={before} or more, or name=NEW for another run"
@@ -81,14 +81,14 @@ def is_done(run: RunDir, old: RunSpec, new: RunSpec) -> bool:
 
 
 def is_exported(run: RunDir) -> bool:
-    """Whether the last attempt's training was exported: an ``export/`` may be an earlier attempt's."""
+    """Whether the last attempt was exported. A folder ``export/`` does not tell: it may be of an earlier attempt."""
     attempts = run.attempts()
     last = read_exit(attempts[-1].exit) if attempts else None
     return last is not None and bool(last.exported)
 
 
 def next_action(run: RunDir, old: RunSpec | None, new: RunSpec) -> NextAction:
-    """What ``galley run`` would do for ``new`` in ``run``, which holds ``old``. Raises ``UserError`` as ``check``."""
+    """What ``galley run`` would do for ``new`` in ``run``, whose ``run.json`` is ``old``. Raises as ``check`` does."""
     attempts = run.attempts()
     last = attempts[-1].number if attempts else 0
     if old is not None:

@@ -1,4 +1,4 @@
-"""What ``galley plan`` prints: files where they are asked for, commands, notes, and the summary at the end."""
+"""What ``galley plan`` prints: files (with ``files=all``), commands, notes, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from galley_launch.plan.plan import Plan
 from galley_launch.recipe import model_facts
 from galley_launch.recipe.summary import summary
 
-_KEY = 9
+_KEY = 9  # Columns of a summary's keys; continued lines are indented by as much.
 
 
 def show(
     composed: Composed, todo: Plan, notes: Sequence[str], root: Path, all_files: bool, code: Sequence[str] = ()
 ) -> None:
-    """Print ``todo``: on stdout files and commands; on stderr, after them, ``notes`` and the summary.
+    """Print ``todo``: files and commands on stdout; ``notes`` and the summary on stderr, after them.
 
     ``root``: the run directory as it is to be shown. ``code``: files that a submission copies.
     """
     blocks = _files(todo, root, code) if all_files else [_names(todo, root, code)] if todo.files else []
     blocks += [f"# {stage.name}\n{stage.shell()}\n" for stage in todo.stages]
     print("\n".join(blocks), end="\n" if blocks else "", flush=True)
+    # stdout is flushed first, so that the two streams appear in this order on a terminal and in a file.
     for note in notes:
         print(f"galley: note: {note}", file=sys.stderr)
     known = model_facts.of_model(composed.spec.placement.paths.model)
@@ -47,7 +48,7 @@ def _names(todo: Plan, root: Path, code: Sequence[str]) -> str:
 
 
 def _wrapped(row: str) -> list[str]:
-    """``row`` in lines of the terminal's width, whose later ones begin where its value does."""
+    """``row`` in lines of the terminal's width; all but the first are indented to where its value begins."""
     return textwrap.wrap(
         row,
         screen_width(),

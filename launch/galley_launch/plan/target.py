@@ -1,4 +1,4 @@
-"""Where a run is to happen: its directory, its devices, its model and data, and the cluster, if there is one."""
+"""Where a run will happen: its directory, its devices, its model and data, and the cluster, if there is one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from galley_launch.recipe.catalogue import Source
 if TYPE_CHECKING:
     from galley_launch.cluster.profile import Cluster
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # As RunSpec.name; it is a folder's name too.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # the same as of RunSpec.name; it is a folder's name too
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Target:
 
     run: RunDir
     earlier: RunSpec | None
-    """What ``run`` holds already."""
+    """The ``run.json`` that ``run`` has already."""
     devices: Devices
     paths: Paths
     cluster: Cluster | None = None
@@ -39,20 +39,21 @@ class Target:
 
 
 def on_this_box(request: Request, imagine: bool) -> Target:
-    """This box's devices. ``imagine``: where it has no GPU, those that are asked for. Raises ``UserError``."""
+    """A run on this box. ``imagine``: plan for the GPUs that are asked for, even if there are none here."""
     options = request.options
     _refuse_cluster(options)
     run = _run_dir(request.source, options, Path("runs"))
-    old = earlier(run)  # Read even where a recipe is given: whatever it is, what cannot be read is not replaced.
+    old = earlier(run)  # read even if a recipe is given, because a run.json that cannot be read is never replaced
     box = _devices(options, old.placement if old and request.source.run else None, imagine)
     return Target(run, old, box, _paths(request, run, None))
 
 
 def on_cluster(request: Request) -> Target:
-    """Nodes of the cluster that is asked for, else of the one that a run which goes on was submitted to, else of the
-    default one. Raises ``UserError``.
+    """A run on nodes of a cluster. Raises ``UserError``.
+
+    The cluster is the one that is asked for, else the one that a continued run was submitted to, else the default.
     """
-    from galley_launch.cluster import profiles  # Only where it is needed: its schema takes a while.
+    from galley_launch.cluster import profiles  # imported here, because its schema takes a while
 
     options, continued = request.options, request.source.run
     known = (read_json(continued.cluster) or {}).get("name") if continued else None
@@ -78,10 +79,10 @@ def _refuse_cluster(options: LaunchOptions) -> None:
 
 
 def _devices(options: LaunchOptions, before: Placement | None, imagine: bool) -> Devices:
-    """``before``: of the last attempt of a run that goes on; it stays on the CPU unless GPUs are asked for."""
+    """This box's devices. ``before``: the placement of a run that is continued; one on the CPU stays there."""
     gpus, was_on_cpu = list(options.gpus or ()), before is not None and before.device == "cpu"
-    stays = was_on_cpu and options.gpus is None
-    kind = options.device or ("cpu" if stays else "cuda")
+    stays_on_cpu = was_on_cpu and options.gpus is None
+    kind = options.device or ("cpu" if stays_on_cpu else "cuda")
     if kind == "cpu":
         kept = before.ranks_per_node if before and was_on_cpu else None
         return devices.on_cpu(options.ranks or kept, gpus)
@@ -89,7 +90,7 @@ def _devices(options: LaunchOptions, before: Placement | None, imagine: bool) ->
 
 
 def _run_dir(source: Source, options: LaunchOptions, base: Path) -> RunDir:
-    """``base``: the directory of runs where the command line names none."""
+    """The directory of the run. ``base``: the directory of runs if the command line gives none."""
     if source.run is not None:
         parent = source.run.root.parent
         if options.name is not None or (options.runs or parent) != parent:
@@ -103,7 +104,8 @@ def _run_dir(source: Source, options: LaunchOptions, base: Path) -> RunDir:
 
 def _paths(request: Request, run: RunDir, cache: str | None) -> Paths:
     paths = recipe_paths.paths(request.recipe, run, request.source.beside, cache)
-    odd = next((path for path in paths.model_dump().values() if path and not is_text(path)), None)
-    if odd:
-        raise UserError("paths", f"{odd!r} is not UTF-8", "work in a directory of another name")
+    # run.json is UTF-8, but names of folders may be any bytes.
+    invalid = next((path for path in paths.model_dump().values() if path and not is_text(path)), None)
+    if invalid:
+        raise UserError("paths", f"{invalid!r} is not UTF-8", "work in a directory of another name")
     return paths

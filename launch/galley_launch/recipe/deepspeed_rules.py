@@ -40,7 +40,7 @@ RULES = (
     Rule(
         "deepspeed fp16",
         lambda case: case.block("fp16").get("loss_scale") not in (None, 0, "auto"),
-        "with a fixed loss_scale every overflow would be the run's end",
+        "with a fixed loss_scale every overflow would end the run",
         "remove loss_scale: it adapts",
     ),
     Rule(
