@@ -332,7 +332,7 @@ def test_where_the_time_of_two_jobs_went(slurm: RunDir) -> None:
     assert whole.spent["between"] == 10
     assert sum(whole.spent.values()) == whole.wall == 80
     assert whole.goodput == 18 / 80
-    assert whole.held == 18 / 70
+    assert whole.held_goodput == 18 / 70
     assert whole.hours == pytest.approx(70 * 2 / 3600)
     found = page(slurm)
     assert found.after("goodput", 2) == ["22%", "of 1 min 20 s"]

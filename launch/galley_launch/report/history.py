@@ -18,6 +18,7 @@ Kind = Literal["counted", "lost", "save", "evaluate", "start", "other"]
 KINDS: tuple[Kind, ...] = ("counted", "lost", "evaluate", "save", "start", "other")
 
 _SLACK_S = 60.0
+"""Difference of clocks, and of a file's time from what is in it, that proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class AttemptHistory:
     """Empty on one box."""
     placement: Row
     end: ExitRecord
-    """Empty while it runs, and where it ended without a word."""
+    """Empty while it runs, and where it was killed before it could write its verdict."""
     started: float | None
     """None where that cannot be known: the files of the run were copied without their times."""
     ended: float | None
     live: bool
     events: tuple[Event, ...] = ()
     resumed: int | None = None
-    """The step that it went on from."""
+    """The step of the checkpoint that it went on from."""
     horizon: float = math.inf
     """The last of its steps that counts: a later attempt went on from there."""
 
@@ -49,7 +50,7 @@ class AttemptHistory:
 
     @property
     def seconds(self) -> float:
-        """How long it held its ranks; 0 where that cannot be known."""
+        """Seconds from its beginning to its end, in which it held its ranks; 0 where that cannot be known."""
         return max(0.0, (self.ended or 0.0) - (self.started or 0.0)) if self.started and self.ended else 0.0
 
     @property
@@ -64,10 +65,11 @@ class AttemptHistory:
         return "save" if event.what == "save" else "evaluate"
 
     def account(self) -> dict[Kind, float]:
-        """Seconds by kind; they add up to :attr:`seconds` where that is known."""
+        """Seconds by kind. They add up to :attr:`seconds` where that is known."""
         spent: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
         for event in self.events:
             spent[self.kind(event)] += event.seconds
+        # "start" is the time before the first event, or all of it if there was none; "other" is what no event explains.
         first = self.first_step_began()
         if self.started and first:
             spent["start"] = max(0.0, first - self.started)
@@ -83,27 +85,36 @@ class AttemptHistory:
 
 
 def attempt_histories(run: RunDir, curves: Curves, live: bool, final: bool, now: float) -> list[AttemptHistory]:
-    """Every attempt of ``run`` to train. ``final``: each step that is written down counts."""
-    attempts = [each for each in run.attempts() if each.number > 0]
+    """Every attempt of ``run`` to train. ``live``: a launcher or a job holds it.
+
+    ``final``: no later attempt will repeat steps, so that every step that was recorded counts. ``now``: seconds since
+    the epoch, until which a live attempt lasts.
+    """
+    attempts = [attempt for attempt in run.attempts() if attempt.number > 0]
     read = [read_events(path) for path in run.tensorboard.glob("events.*")]
     files = sorted((events for events in read if events), key=_first)
+    # `cp -r` gives files the time of the copy, but TensorBoard's events have theirs inside. If the first attempt seems
+    # to have begun after its own first event, the run has been copied, and no file's time is used.
     copied = bool(files and attempts) and _began(attempts[0]) > _first(files[0]) + _SLACK_S
-    found = [_history(each, live and each == attempts[-1], copied) for each in attempts]
-    found = _with_rows(_resumed(_with_events(found, files)), curves)
+    histories = [_history(attempt, live and attempt == attempts[-1], copied) for attempt in attempts]
+    histories = _with_metrics(_with_resumed(_with_events(histories, files)), curves)
+    # A run that ended by a failure goes on from its last checkpoint: steps after that will be done again.
     standing = run.checkpoints()
     horizon = math.inf if live or final else float(standing[-1].step if standing else 0)
-    return [_closed(each, now) for each in _with_horizons(found, horizon)]
+    return [_with_times(attempt, now) for attempt in _with_horizons(histories, horizon)]
 
 
 def _first(events: Sequence[Event]) -> float:
+    """When the first event began, in seconds since the epoch."""
     return (events[0].ended or 0.0) - events[0].seconds
 
 
 def _began(attempt: Attempt) -> float:
-    return read_job(attempt.job).started or _written(attempt.placement) or math.inf
+    """When its job started, or on one box when ``placement.json`` was written; infinity where neither is known."""
+    return read_job(attempt.job).started or _modified(attempt.placement) or math.inf
 
 
-def _written(path: Path) -> float | None:
+def _modified(path: Path) -> float | None:
     try:
         return path.stat().st_mtime
     except OSError:
@@ -116,8 +127,9 @@ def _history(attempt: Attempt, live: bool, copied: bool) -> AttemptHistory:
     known = math.isfinite(started) and not copied
     ended = end.ended
     if ended is None:
-        # On one box it is when the verdict was written; an export writes that file again, long after perhaps.
-        ended = None if copied or end.verdict == "done" else _written(attempt.exit) or _last_word(attempt)
+        # On one box it ended when its verdict was written. After "done" the export writes that file again, perhaps days
+        # later; _with_times takes the last event then.
+        ended = None if copied or end.verdict == "done" else _modified(attempt.exit) or _last_log_write(attempt)
     return AttemptHistory(
         attempt.number,
         job,
@@ -130,46 +142,53 @@ def _history(attempt: Attempt, live: bool, copied: bool) -> AttemptHistory:
     )
 
 
-def _last_word(attempt: Attempt) -> float | None:
-    return max(filter(None, map(_written, attempt.logs.glob("*.log"))), default=None)
+def _last_log_write(attempt: Attempt) -> float | None:
+    return max(filter(None, map(_modified, attempt.logs.glob("*.log"))), default=None)
 
 
-def _with_events(found: list[AttemptHistory], files: Sequence[list[Event]]) -> list[AttemptHistory]:
-    """Give each attempt the events of its ranks: it writes one file, after it began."""
+def _with_events(histories: list[AttemptHistory], files: Sequence[list[Event]]) -> list[AttemptHistory]:
+    """Give every attempt the events of its ranks. An attempt writes one file of events, after it began."""
+    # A file belongs to the last attempt that had started when its first event began (with a second of slack); where no
+    # times are known, files and attempts are paired in order.
     owned: dict[int, list[Event]] = {}
-    for place, events in enumerate(files):
-        fits = [each for each in found if each.started and each.started <= _first(events) + 1.0]
-        owner = fits[-1] if fits else found[min(place, len(found) - 1)] if found else None
+    for index, events in enumerate(files):
+        fits = [attempt for attempt in histories if attempt.started and attempt.started <= _first(events) + 1.0]
+        owner = fits[-1] if fits else histories[min(index, len(histories) - 1)] if histories else None
         if owner:
             owned.setdefault(owner.number, []).extend(events)
-    return [replace(each, events=tuple(owned.get(each.number, ()))) for each in found]
+    return [replace(attempt, events=tuple(owned.get(attempt.number, ()))) for attempt in histories]
 
 
-def _resumed(found: list[AttemptHistory]) -> list[AttemptHistory]:
-    """An attempt whose job did not write down where it went on from did so before its first step."""
+def _with_resumed(histories: list[AttemptHistory]) -> list[AttemptHistory]:
+    """Fill in where an attempt resumed, if its job did not record that: at the step before its first one."""
     known = []
-    for place, each in enumerate(found):
-        steps = each.steps
-        guess = each.resumed if each.resumed is not None else steps[0] - 1 if steps else 0 if place == 0 else None
-        known.append(replace(each, resumed=guess))
+    for index, attempt in enumerate(histories):
+        steps = attempt.steps
+        guess = attempt.resumed if attempt.resumed is not None else steps[0] - 1 if steps else 0 if index == 0 else None
+        known.append(replace(attempt, resumed=guess))
     return known
 
 
-def _with_rows(found: list[AttemptHistory], curves: Curves) -> list[AttemptHistory]:
-    """Add what only the metrics have: TensorBoard writes two minutes late, and a kill loses them."""
-    known = [each for each in found if each.resumed is not None]
-    starts = [each.resumed or 0 for each in known]
-    owned = {each.number: {(event.what, event.step): event for event in each.events} for each in found}
+def _with_metrics(histories: list[AttemptHistory], curves: Curves) -> list[AttemptHistory]:
+    """Add events that only ``metrics.jsonl`` has: TensorBoard buffers its own for two minutes, and a kill loses those.
+
+    Rows have no time, so that these events have none either (``_in_order`` gives them one).
+    """
+    known = [attempt for attempt in histories if attempt.resumed is not None]
+    # Rows of lost steps are dropped from the metrics as an attempt resumes. So the row of a step belongs to the last
+    # attempt that resumed before it; bisect finds that, since attempts resume at steps that do not fall.
+    starts = [attempt.resumed or 0 for attempt in known]
+    owned = {attempt.number: {(event.what, event.step): event for event in attempt.events} for attempt in histories}
     for what, key in (("step", "step_s"), ("save", "stall_s")):
         for step, seconds in curves[key]:
-            place = bisect_right(starts, step - 1) - 1
-            if place >= 0 and (what, step) not in owned[known[place].number]:
-                owned[known[place].number][what, int(step)] = Event(what, int(step), seconds, None)
-    return [replace(each, events=_in_time(tuple(owned[each.number].values()))) for each in found]
+            index = bisect_right(starts, step - 1) - 1
+            if index >= 0 and (what, step) not in owned[known[index].number]:
+                owned[known[index].number][what, int(step)] = Event(what, int(step), seconds, None)
+    return [replace(attempt, events=_in_order(tuple(owned[attempt.number].values()))) for attempt in histories]
 
 
-def _in_time(events: Sequence[Event]) -> tuple[Event, ...]:
-    """``events`` in order; what has no time of its own follows what came before it."""
+def _in_order(events: Sequence[Event]) -> tuple[Event, ...]:
+    """``events`` as they are listed; one without a time of its own begins where the one before it ended."""
     ordered, last = [], None
     for event in events:
         if event.ended is None and last is not None:
@@ -179,24 +198,34 @@ def _in_time(events: Sequence[Event]) -> tuple[Event, ...]:
     return tuple(ordered)
 
 
-def _with_horizons(found: list[AttemptHistory], last: float) -> list[AttemptHistory]:
+def _with_horizons(histories: list[AttemptHistory], last: float) -> list[AttemptHistory]:
+    """Set every horizon: the lowest step at which a later attempt resumed, or ``last`` where none did."""
     after, known = last, []
-    for each in reversed(found):
-        known.append(replace(each, horizon=after))
-        after = min(after, math.inf if each.resumed is None else each.resumed)
+    for attempt in reversed(histories):
+        known.append(replace(attempt, horizon=after))
+        after = min(after, math.inf if attempt.resumed is None else attempt.resumed)
     return known[::-1]
 
 
-def _closed(each: AttemptHistory, now: float) -> AttemptHistory:
-    """Settle when ``each`` began and ended by what it did, where nothing better is known."""
-    times = [event.ended for event in each.events if event.ended is not None]
-    first = each.first_step_began()
-    started = min(filter(None, (each.started, first)), default=None)
-    if each.live:
+def _with_times(attempt: AttemptHistory, now: float) -> AttemptHistory:
+    """``attempt`` with the beginning and end that its events prove, where its files say less.
+
+    It began before its first event and ended after its last one. A live attempt ends ``now``.
+    """
+    times = [event.ended for event in attempt.events if event.ended is not None]
+    first = attempt.first_step_began()
+    started = min(filter(None, (attempt.started, first)), default=None)
+    if attempt.live:
         ended: float | None = now
     else:
-        ended = each.ended if each.ended and not (times and each.ended < times[-1]) else times[-1] if times else None
-    return replace(each, started=started, ended=ended)
+        ended = (
+            attempt.ended
+            if attempt.ended and not (times and attempt.ended < times[-1])
+            else times[-1]
+            if times
+            else None
+        )
+    return replace(attempt, started=started, ended=ended)
 
 
 @dataclass(frozen=True)
@@ -206,9 +235,9 @@ class Account:
     wall: float
     """From the first attempt's beginning to the last one's end."""
     spent: dict[str, float]
-    """By kind, ``between`` (attempts) included."""
+    """By kind, with ``between`` for the time between attempts."""
     hours: float
-    """Hours of all ranks together."""
+    """Hours that were held, of all ranks together (GPU-hours)."""
 
     @property
     def goodput(self) -> float:
@@ -216,22 +245,22 @@ class Account:
         return self.spent["counted"] / self.wall if self.wall else 0.0
 
     @property
-    def held(self) -> float:
-        """The same share of the time in which ranks were held."""
+    def held_goodput(self) -> float:
+        """The same, as a share of the time in which ranks were held: waiting between attempts does not count."""
         held = self.wall - self.spent["between"]
         return min(1.0, self.spent["counted"] / held) if held > 0 else 0.0
 
 
-def account(found: Sequence[AttemptHistory]) -> Account | None:
+def account(histories: Sequence[AttemptHistory]) -> Account | None:
     """Where the time of all attempts went; None where their times are not known."""
-    timed = [each for each in found if each.started and each.ended]
+    timed = [attempt for attempt in histories if attempt.started and attempt.ended]
     if not timed:
         return None
     spent: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-    for each in timed:
-        for kind, seconds in each.account().items():
+    for attempt in timed:
+        for kind, seconds in attempt.account().items():
             spent[kind] += seconds
     gaps = [max(0.0, (after.started or 0.0) - (before.ended or 0.0)) for before, after in pairwise(timed)]
     spent["between"] = sum(gaps)
     wall = (timed[-1].ended or 0.0) - (timed[0].started or 0.0)
-    return Account(max(wall, 0.0), spent, sum(each.seconds * each.ranks for each in timed) / 3600)
+    return Account(max(wall, 0.0), spent, sum(attempt.seconds * attempt.ranks for attempt in timed) / 3600)

@@ -1,4 +1,4 @@
-"""What stands in each section of the report, as words and numbers. What a run does not have is empty."""
+"""The contents of the report's sections, as texts and tables. A section that a run has nothing for is empty or None."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from galley.contract.spec import RunSpec
 from galley_launch.base.numbers import count, duration, size_text
 from galley_launch.recipe.model_facts import Facts
 from galley_launch.recipe.summary import summary as what_it_does
-from galley_launch.report import charts as charts
+from galley_launch.report import charts
 from galley_launch.report.charts import Chart, Point, exact
 from galley_launch.report.history import Account, AttemptHistory
 from galley_launch.report.rows import Curves, number, objects, section
@@ -30,7 +30,7 @@ _CHARTS = {
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under their columns. A column whose name begins with ``#`` holds numbers."""
+    """Rows under their columns. A column whose name begins with ``#`` has numbers, and is aligned to the right."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -38,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Tile:
-    """One number that a reader looks for first."""
+    """One of the large numbers at the top of the page."""
 
     label: str
     value: str
@@ -46,38 +46,38 @@ class Tile:
 
 
 def summary(spec: RunSpec, run: RunDir) -> list[tuple[str, str]]:
-    """Key and value: the model, data, method, batch, duration and place, and where the run came from."""
+    """Keys and values: the model, data, method, batch, duration and place, and where the run came from."""
     model = section(read_json(run.data_manifest) or {}, "model")
     count = model.get("parameters")
-    found = what_it_does(spec, Facts(parameters=count if isinstance(count, int) else None))
+    pairs = what_it_does(spec, Facts(parameters=count if isinstance(count, int) else None))
     if isinstance(share := model.get("quantised_share"), float):
-        found.append(("quantised", f"{share:.1%} of the weights"))
+        pairs.append(("quantised", f"{share:.1%} of the weights"))
     cluster = read_json(run.cluster) or {}
     if cluster:
         partition = f", partition {cluster['partition']}" if cluster.get("partition") else ""
-        found.append(("cluster", f"{cluster.get('name')}{partition}, jobs of {cluster.get('time')}"))
+        pairs.append(("cluster", f"{cluster.get('name')}{partition}, jobs of {cluster.get('time')}"))
     commit = f", commit {spec.origin.commit[:12]}" if spec.origin.commit else ""
-    return [*found[1:], ("recipe", spec.origin.recipe), ("galley", f"{spec.origin.version}{commit}")]
+    return [*pairs[1:], ("recipe", spec.origin.recipe), ("galley", f"{spec.origin.version}{commit}")]
 
 
 def tiles(curves: Curves, spent: Account | None, device: str) -> list[Tile]:
     """The numbers at the top."""
-    found = []
+    shown = []
     if losses := curves["loss"]:
-        found.append(Tile("loss", loss_text(losses[-1][1]), f"at step {losses[-1][0]:,.0f}"))
-    if held := curves["held_out_loss"]:
-        best = min(held, key=lambda point: point[1])
-        found.append(Tile("best held-out loss", loss_text(best[1]), f"at step {best[0]:,.0f}"))
+        shown.append(Tile("loss", loss_text(losses[-1][1]), f"at step {losses[-1][0]:,.0f}"))
+    if held_out := curves["held_out_loss"]:
+        best = min(held_out, key=lambda point: point[1])
+        shown.append(Tile("best held-out loss", loss_text(best[1]), f"at step {best[0]:,.0f}"))
     if speeds := curves["tokens_per_s"]:
-        found.append(Tile("tokens a second", exact(median(value for _, value in speeds)), "median step"))
+        shown.append(Tile("tokens a second", exact(median(value for _, value in speeds)), "median step"))
     if tokens := sum(value for _, value in curves["tokens"]):
         supervised = sum(value for _, value in curves["supervised_tokens"])
-        found.append(Tile("tokens seen", count(tokens), f"{supervised / tokens:.1%} trained on"))
+        shown.append(Tile("tokens seen", count(tokens), f"{supervised / tokens:.1%} trained on"))
     if spent and spent.wall and losses:
-        found.append(Tile("goodput", f"{spent.goodput:.0%}", f"of {duration(spent.wall)}"))
+        shown.append(Tile("goodput", f"{spent.goodput:.0%}", f"of {duration(spent.wall)}"))
         kind = "rank-hours" if device == "cpu" else "GPU-hours"
-        found.append(Tile(kind, f"{spent.hours:.3g}", "of all attempts"))
-    return found
+        shown.append(Tile(kind, f"{spent.hours:.3g}", "of all attempts"))
+    return shown
 
 
 def loss_text(value: float) -> str:
@@ -85,27 +85,29 @@ def loss_text(value: float) -> str:
     return f"{value:.4f}" if abs(value) >= 1e-3 else exact(value)
 
 
-def draw(curves: Curves, found: Sequence[AttemptHistory]) -> list[Chart]:
-    """The charts over steps, the loss first; none where no step was taken."""
-    losses, held = curves["loss"], curves["held_out_loss"]
-    if not losses and not held:
+def draw(curves: Curves, histories: Sequence[AttemptHistory]) -> list[Chart]:
+    """The charts over steps, the loss first; empty where no step was taken."""
+    losses, held_out = curves["loss"], curves["held_out_loss"]
+    if not losses and not held_out:
         return []
-    ends = [at for each in (losses, held) if each for at in (each[0][0], each[-1][0])]
-    x, began = charts.over_steps(min(ends), max(ends)), _began(found)
-    drawn = [charts.chart("Loss", losses, x, _last(losses), held=held, began=began, from_zero=False)]
+    ends = [step for points in (losses, held_out) if points for step in (points[0][0], points[-1][0])]
+    x, began = charts.over_steps(min(ends), max(ends)), _began(histories)
+    drawn = [charts.chart("Loss", losses, x, _last(losses), held_out=held_out, began=began, from_zero=False)]
     for key, title in _CHARTS.items():
         points, smooth = curves[key], key not in ("lr", "peak_memory_gb")
-        leaps, percent, note = key == "grad_norm", key == "mfu", _note(key, points)
+        spiky, percent, note = key == "grad_norm", key == "mfu", _note(key, points)
         if points:
             drawn.append(
-                charts.chart(title, points, x, note, began=began, may_leap=leaps, averages=smooth, percent=percent)
+                charts.chart(title, points, x, note, began=began, spiky=spiky, averages=smooth, percent=percent)
             )
     return drawn
 
 
-def _began(found: Sequence[AttemptHistory]) -> list[tuple[int, str]]:
-    again = [each for each in found[1:] if each.resumed is not None and each.steps]
-    return [(each.resumed or 0, f"attempt {each.number} goes on after step {each.resumed:,}") for each in again]
+def _began(histories: Sequence[AttemptHistory]) -> list[tuple[int, str]]:
+    later = [attempt for attempt in histories[1:] if attempt.resumed is not None and attempt.steps]
+    return [
+        (attempt.resumed or 0, f"attempt {attempt.number} goes on after step {attempt.resumed:,}") for attempt in later
+    ]
 
 
 def _last(points: list[Point]) -> str:
@@ -126,30 +128,30 @@ def _note(key: str, points: list[Point]) -> str:
 def data(run: RunDir) -> tuple[list[tuple[str, str]], Table | None]:
     """Where the data came from, and the counts of both splits."""
     manifest = read_json(run.data_manifest) or {}
-    train, held = section(manifest, "train"), section(manifest, "held_out")
+    train, held_out = section(manifest, "train"), section(manifest, "held_out")
     if not train:
         return [], None
-    sources = [(str(each.get("what")).replace("_", " "), _source(each)) for each in objects(manifest, "sources")]
+    sources = [(str(source.get("what")).replace("_", " "), _source(source)) for source in objects(manifest, "sources")]
     reason = manifest.get("packing_reason")
     if reason:
         sources.append(("not packed", str(reason)))
-    columns = ("", "#training", *(["#held out"] if held else []))
-    counted = [_facts(each, manifest) for each in ((train, held) if held else (train,))]
+    columns = ("", "#training", *(["#held out"] if held_out else []))
+    counted = [_facts(split, manifest) for split in ((train, held_out) if held_out else (train,))]
     names = [name for name in counted[0] if any(split.get(name) for split in counted)]
     return sources, Table(columns, tuple((name, *(split.get(name, "") for split in counted)) for name in names))
 
 
-def _source(each: dict[str, Any]) -> str:
-    size = f", {size_text(number(each['size']) or 0.0)}" if each.get("size") else ""
-    revision = f" at {str(each['revision'])[:12]}" if each.get("revision") else ""
-    return f"{each.get('path')}{revision}{size}, sha256 {str(each.get('sha256'))[:12]}…"
+def _source(source: dict[str, Any]) -> str:
+    size = f", {size_text(number(source['size']) or 0.0)}" if source.get("size") else ""
+    revision = f" at {str(source['revision'])[:12]}" if source.get("revision") else ""
+    return f"{source.get('path')}{revision}{size}, sha256 {str(source.get('sha256'))[:12]}…"
 
 
 def _facts(split: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
     tokens, samples = number(split.get("tokens")) or 0.0, number(split.get("samples")) or 0.0
     room = samples * (number(manifest.get("max_length")) or 0.0)
     supervised = number(split.get("supervised")) or 0.0
-    found = {
+    counts = {
         "conversations": _whole(split, "documents"),
         "samples": _whole(split, "samples"),
         "tokens": _whole(split, "tokens"),
@@ -163,7 +165,7 @@ def _facts(split: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
         "left out, nothing to train on": "dropped_unsupervised",
         "turns not trained on": "turns_masked",
     }
-    return found | {name: _whole(split, key) if split.get(key) else "" for name, key in left.items()}
+    return counts | {name: _whole(split, key) if split.get(key) else "" for name, key in left.items()}
 
 
 def _whole(split: dict[str, Any], key: str) -> str:
@@ -173,50 +175,53 @@ def _whole(split: dict[str, Any], key: str) -> str:
 
 def checkpoints(run: RunDir) -> Table | None:
     """Every checkpoint that stands; the best by held-out loss and the newest are marked."""
-    manifests = [(each.step, read_json(each.manifest) or {}) for each in run.checkpoints()]
+    manifests = [(checkpoint.step, read_json(checkpoint.manifest) or {}) for checkpoint in run.checkpoints()]
     if not manifests:
         return None
-    scored = [(loss, step) for step, each in manifests if (loss := number(each.get("held_out_loss"))) is not None]
+    losses = [(number(manifest.get("held_out_loss")), step) for step, manifest in manifests]
+    scored = [(loss, step) for loss, step in losses if loss is not None]
     best, newest = (min(scored)[1] if scored else None), manifests[-1][0]
     rows = []
-    for step, each in manifests[::-1]:
-        loss = number(each.get("held_out_loss"))
+    for step, manifest in manifests[::-1]:
+        loss = number(manifest.get("held_out_loss"))
         marks = [name for name, at in (("best", best), ("newest", newest)) if at == step]
-        size = size_text(sum(number(size) or 0 for size in section(each, "files").values()))
-        ranks = each.get("world", "?")
-        writer = f"{ranks} rank{'' if ranks == 1 else 's'}, ZeRO-{each.get('zero_stage', '?')}"
+        size = size_text(sum(number(size) or 0 for size in section(manifest, "files").values()))
+        ranks = manifest.get("world", "?")
+        writer = f"{ranks} rank{'' if ranks == 1 else 's'}, ZeRO-{manifest.get('zero_stage', '?')}"
         rows.append((f"{step:,}", "" if loss is None else loss_text(loss), ", ".join(marks), size, writer))
     return Table(("#step", "#held-out loss", "", "#size", "written by"), tuple(rows))
 
 
-def export(run: RunDir, found: Sequence[AttemptHistory]) -> tuple[str, Table | None]:
+def export(run: RunDir, histories: Sequence[AttemptHistory]) -> tuple[str, Table | None]:
     """A sentence about the export, and its checks."""
-    end = found[-1].end if found else ExitRecord()
+    end = histories[-1].end if histories else ExitRecord()
     failed = end.exported is False and end.verdict == "done"
     unverified = failed and bool(end.unverified)
     facts = read_json((run.unverified if unverified else run.export) / "export.json")
     if facts is None or (failed and not unverified):
         return (f"The export failed: {end.export_error or 'see galley why'}" if failed else ""), None
-    places = [place / name for place in (run.export, run.unverified)[: 1 + unverified] for name in ("model", "adapter")]
-    parts = [f"{path.name} in {path}" for path in places if path.is_dir()]
-    rows = [row for each in objects(facts, "checks") for row in [_check(each)]]
+    models = [
+        folder / name for folder in (run.export, run.unverified)[: 1 + unverified] for name in ("model", "adapter")
+    ]
+    parts = [f"{path.name} in {path}" for path in models if path.is_dir()]
+    rows = [_check(check) for check in objects(facts, "checks")]
     columns = ("what", "", "#logits differ by", "#at most", "#same likeliest token", "compared with")
     step = f"Step {facts['step']}" if "step" in facts else "A model"
     but = ", but is not verified" if unverified else ""
     return f"{step} was exported{but}: {', '.join(parts) or run.export}", Table(columns, tuple(rows)) if rows else None
 
 
-def _check(each: dict[str, Any]) -> tuple[str, ...]:
-    difference, most, same = (number(each.get(key)) for key in ("difference", "tolerance", "same_top"))
+def _check(check: dict[str, Any]) -> tuple[str, ...]:
+    difference, most, same = (number(check.get(key)) for key in ("difference", "tolerance", "same_top"))
     known = difference is not None and most is not None
-    passed = bool(each.get("verified", (difference or 0.0) <= (most or 0.0)))
+    passed = bool(check.get("verified", (difference or 0.0) <= (most or 0.0)))
     return (
-        str(each.get("what", "")),
+        str(check.get("what", "")),
         "" if not known else "passed" if passed else "FAILED",
         "" if difference is None else f"{difference:.2e}",
         "" if most is None else f"{most:.0e}",
         "" if same is None else f"{same:.0%}",
-        str(each.get("against", "")),
+        str(check.get("against", "")),
     )
 
 

@@ -27,6 +27,7 @@ from galley_launch.submit import queue
 NAME = "report.html"
 _LIVE = ("live", "stopping")
 _TRAINED = ("done", "unverified", "unexported")
+# Colours of a state, as classes of the page's style sheet; a state that is not here is grey.
 _TONES = {
     "done": "good", "failed": "bad", "lost": "bad", "stopped": "warn", "stopping": "warn", "live": "live",
     "exporting": "live", "preparing": "live", "unverified": "bad", "unexported": "bad",
@@ -37,7 +38,7 @@ _HIDDEN = "(hidden)"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is."""
+    """How far the run has come."""
 
     step: int
     steps: int
@@ -45,7 +46,7 @@ class Progress:
 
     @property
     def percent(self) -> float:
-        """Of all steps."""
+        """Steps that are done, in per cent of all."""
         return min(100.0, 100 * self.step / self.steps)
 
 
@@ -65,23 +66,25 @@ def render(run: RunDir, jobs: queue.Queue | None, now: float) -> str:
     """The page. ``jobs``: what Slurm says, where the run was submitted; ``now``: seconds since the epoch."""
     spec, curves = request.read_spec(run), read_curves(run.metrics)
     state = _state(run, jobs)
-    found = history.attempt_histories(run, curves, state.state in _LIVE, state.state in (*_TRAINED, "unknown"), now)
+    histories = history.attempt_histories(run, curves, state.state in _LIVE, state.state in (*_TRAINED, "unknown"), now)
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
+    # autoescape: names, logs and messages stay text, whatever is in them. StrictUndefined: a misspelt name in the
+    # template is an error, not a gap in the page.
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    content = _content(run, spec, curves, found, state)
+    content = _content(run, spec, curves, histories, state)
     page = environment.get_template("report.html.j2").render(written=time_account.clock(now), **content)
     # Records may hold half a character (a lone surrogate), which no file can.
     return masked_page(page.encode("utf-8", "replace").decode(), os.environ, _HIDDEN)
 
 
 def _content(
-    run: RunDir, spec: RunSpec, curves: Curves, found: list[AttemptHistory], state: runs.State
+    run: RunDir, spec: RunSpec, curves: Curves, histories: list[AttemptHistory], state: runs.State
 ) -> dict[str, Any]:
-    spent = history.account(found)
+    spent = history.account(histories)
     sources, counts = report_page.data(run)
-    exported, checks = report_page.export(run, found)
+    exported, checks = report_page.export(run, histories)
     return {
         "state": state,
         "tone": _TONES.get(state.state, "calm"),
@@ -89,13 +92,13 @@ def _content(
         "why": _why(run, state),
         "summary": report_page.summary(spec, run),
         "tiles": report_page.tiles(curves, spent, spec.placement.device),
-        "charts": report_page.draw(curves, found),
+        "charts": report_page.draw(curves, histories),
         "spent": spent,
         "shares": time_account.shares(spent) if spent and spent.wall else [],
-        "timeline": time_account.timeline(found),
+        "timeline": time_account.timeline(histories),
         "attempts": report_page.Table(
             ("#attempt", "ended", "steps", "lasted", "began", "where"),
-            tuple(time_account.rows(found, state.state != "unknown")),
+            tuple(time_account.rows(histories, state.state != "unknown")),
         ),
         "sources": sources,
         "counts": counts,
@@ -108,7 +111,7 @@ def _content(
 
 
 def _state(run: RunDir, jobs: queue.Queue | None) -> runs.State:
-    """As ``galley status`` says it; where Slurm does not answer, a verdict that is final stands."""
+    """The state that ``galley status`` shows; where Slurm does not answer, a verdict that is final is used instead."""
     state = runs.state(run, jobs)
     if state.state != "unknown":
         return state
@@ -118,6 +121,7 @@ def _state(run: RunDir, jobs: queue.Queue | None) -> runs.State:
 
 
 def _goes_on(run: RunDir) -> bool:
+    """Whether another job may follow the last attempt: unless its verdict rules that out."""
     attempts = run.attempts()
     end = read_exit(attempts[-1].exit) if attempts else None
     return end is None or end.again is not False
@@ -132,10 +136,12 @@ def _progress(state: runs.State) -> Progress | None:
 
 
 def _why(run: RunDir, state: runs.State) -> tuple[str, list[tuple[str, str]]] | None:
-    """What ``galley why`` says of the newest failure, where the run ended with one."""
+    """What ``galley why`` prints about the newest failure, if the run ended with one."""
     if state.state not in ("failed", "lost", "unverified", "unexported"):
         return None
     from galley_launch.runs import why
 
-    found = why.explain(run)
-    return f"{found.told[:1].upper()}{found.told[1:]}", [(key, "\n".join(values)) for key, values in found.rows]
+    explanation = why.explain(run)
+    return f"{explanation.told[:1].upper()}{explanation.told[1:]}", [
+        (key, "\n".join(values)) for key, values in explanation.rows
+    ]

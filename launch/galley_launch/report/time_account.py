@@ -34,14 +34,15 @@ _REASONS = {
     stages.PREFLIGHT: "a node failed its checks",
 }
 _LANES = 40
+"""Attempts that are drawn."""
 _TICKS_S = (1, 2, 5, 10, 15, 30, 60, 120, 180, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 _NARROW = 2.0
-"""Width (of :data:`SIDE`) below which a segment is drawn as part of its neighbour, or at least so wide."""
+"""Least width of a segment (of :data:`SIDE`); a save or evaluation narrower than half of it joins the steps."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a lane, of one kind."""
+    """A stretch of time in a lane, of one kind."""
 
     kind: str
     left: float
@@ -86,43 +87,49 @@ def shares(account: Account) -> list[Share]:
     ]
 
 
-def timeline(found: Sequence[AttemptHistory]) -> Timeline | None:
-    """The newest attempts over their own time; None where their times are not known."""
-    timed = [each for each in found if each.started and each.ended and each.seconds > 0]
+def timeline(histories: Sequence[AttemptHistory]) -> Timeline | None:
+    """The newest attempts over the time from the first of them to the last; None where their times are not known."""
+    timed = [attempt for attempt in histories if attempt.started and attempt.ended and attempt.seconds > 0]
     shown = timed[-_LANES:]
     if not shown:
         return None
-    first, last = shown[0].started or 0.0, max(each.ended or 0.0 for each in shown)
-    lanes = tuple(Lane(each.number, tuple(_segments(each, first, last))) for each in shown)
+    first, last = shown[0].started or 0.0, max(attempt.ended or 0.0 for attempt in shown)
+    lanes = tuple(Lane(attempt.number, tuple(_segments(attempt, first, last))) for attempt in shown)
     return Timeline(lanes, tuple(_ticks(last - first)), len(timed) - len(shown))
 
 
 def _ticks(span: float) -> list[Tick]:
+    """About six ticks over ``span`` seconds, at round times; whole days where it lasts longer than the table."""
     days = 86400 * max(1, round(span / 6 / 86400))
-    step = next((each for each in _TICKS_S if each >= span / 6), days)
-    return [Tick(round(100 * at / span, 2), _after(at)) for at in range(0, int(span) + 1, step)]
+    step = next((seconds for seconds in _TICKS_S if seconds >= span / 6), days)
+    return [Tick(round(100 * at / span, 2), _offset(at)) for at in range(0, int(span) + 1, step)]
 
 
-def _after(seconds: int) -> str:
+def _offset(seconds: int) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
+        if (
+            seconds >= size
+        ):  # the rest in the next smaller unit: hours of a day, minutes of an hour, seconds of a minute
             rest = round(seconds % size * (24 if unit == "d" else 60) / size)
             return f"{seconds // size} {unit} {rest:02d}" if rest else f"{seconds // size} {unit}"
     return f"{seconds} s" if seconds else "0"
 
 
-def _segments(each: AttemptHistory, first: float, last: float) -> list[Segment]:
-    """The whole attempt as a ground, and on it what is known: narrow stretches join the steps around them."""
-    begin, end = each.started or 0.0, each.ended or 0.0
-    scale = SIDE / (last - first)
+def _segments(attempt: AttemptHistory, first: float, last: float) -> list[Segment]:
+    """Segments in the order of painting: the whole attempt as "other", and over it the events that are known.
+
+    An attempt may have a million steps, so that steps of one kind are joined, and what is too narrow joins them too.
+    """
+    begin, end = attempt.started or 0.0, attempt.ended or 0.0
+    scale = SIDE / (last - first)  # width of a second
     parts: list[tuple[Kind, float, float]] = [("other", begin, end)]
-    opened = each.first_step_began()
-    if opened or not each.events:
+    opened = attempt.first_step_began()
+    if opened or not attempt.events:
         parts.append(("start", begin, opened or end))
-    for event in each.events:
+    for event in attempt.events:
         if event.ended is None:
             continue
-        kind, since = each.kind(event), event.ended - event.seconds
+        kind, since = attempt.kind(event), event.ended - event.seconds
         before, start, stop = parts[-1]
         if before in ("counted", "lost") and (kind == before or event.seconds * scale < _NARROW / 2):
             parts[-1] = (before, start, max(stop, event.ended))
@@ -141,49 +148,49 @@ def clock(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
-def rows(found: Sequence[AttemptHistory], known: bool) -> list[tuple[str, ...]]:
-    """The table of attempts: number, ending, steps, length, beginning, where; ``known``: whether Slurm answered."""
+def rows(histories: Sequence[AttemptHistory], known: bool) -> list[tuple[str, ...]]:
+    """The table of attempts: number, ending, steps, length, beginning, place. ``known``: whether Slurm answered."""
     return [
         (
-            str(each.number),
-            ending(each) if known or each != found[-1] else "Slurm does not say",
-            _steps(each),
-            duration(each.seconds) if each.seconds else "",
-            clock(each.started)[:-3] if each.started else "",
-            _where(each),
+            str(attempt.number),
+            ending(attempt) if known or attempt != histories[-1] else "Slurm does not say",
+            _steps(attempt),
+            duration(attempt.seconds) if attempt.seconds else "",
+            clock(attempt.started)[:-3] if attempt.started else "",
+            _where(attempt),
         )
-        for each in found
+        for attempt in histories
     ]
 
 
-def _where(each: AttemptHistory) -> str:
-    place = each.placement
+def _where(attempt: AttemptHistory) -> str:
+    place = attempt.placement
     stage = section(section(place, "deepspeed"), "zero_optimization").get("stage", 0)
     kind = "CPU rank" if place.get("device") == "cpu" else "GPU"
-    ranks = f"{each.ranks} {kind}{'s' if each.ranks > 1 else ''}, ZeRO-{stage}" if place else ""
-    nodes = ", ".join(each.job.nodes or ())
-    job = f"job {each.job.job}" if each.job.job else ""
+    ranks = f"{attempt.ranks} {kind}{'s' if attempt.ranks > 1 else ''}, ZeRO-{stage}" if place else ""
+    nodes = ", ".join(attempt.job.nodes or ())
+    job = f"job {attempt.job.job}" if attempt.job.job else ""
     return "; ".join(filter(None, (ranks, nodes, job)))
 
 
-def _steps(each: AttemptHistory) -> str:
-    steps = each.steps
+def _steps(attempt: AttemptHistory) -> str:
+    steps = attempt.steps
     if not steps:
         return "none"
-    lost = sum(step > each.horizon for step in steps)
+    lost = sum(step > attempt.horizon for step in steps)
     span = f"{min(steps):,} to {max(steps):,}" if min(steps) < max(steps) else f"{steps[0]:,}"
     return f"{span}, {lost:,} lost" if lost else span
 
 
-def ending(each: AttemptHistory) -> str:
+def ending(attempt: AttemptHistory) -> str:
     """How an attempt ended, in words."""
-    if each.live:
+    if attempt.live:
         return "running"
-    end = each.end
+    end = attempt.end
     verdict, reason, message = end.verdict or "", end.reason or "", end.message or ""
     if verdict == "done":
         return "done" if reason in ("", "finished") else f"done: {reason}"
     why = WORDS.get(end.kind or "", "") or _REASONS.get(reason, reason)
     word = {"": "ended without a word", "lost": "ended before it could save"}.get(verdict, verdict)
-    told = f"{word}: {why}" if why and why not in ("failure", stages.TRAIN.name) else word
-    return f"{told} ({message})" if message and message not in told else told
+    text = f"{word}: {why}" if why and why not in ("failure", stages.TRAIN.name) else word
+    return f"{text} ({message})" if message and message not in text else text
