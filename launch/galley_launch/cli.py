@@ -1,6 +1,7 @@
-"""The command line. Fire reads it; a verb is pure and returns a ``Todo``; only :func:`main` acts.
+"""The command line. ``base/grammar.py`` checks it, Fire calls the verb, and what the verb returns is carried out.
 
-So nothing has happened when Fire finds a word that it cannot use. ``base/grammar.py`` settles the grammar before that.
+Fire calls a function before it complains about words that are left over. So the function of a verb only returns a
+``Todo``, and :func:`main` carries that out once Fire has used every word: a mistake never leaves anything half done.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def _dispatch(command: Command) -> Todo:
     import fire
     from fire.decorators import SetParseFn
 
-    # Every word stays the string that was typed: Fire would make 1e3 a number and [a,b] a list.
+    # Every word stays the string that was typed: Fire would make 1e3 a number and [a,b] a list. `serialize` is what
+    # Fire prints of the result, which is nothing here.
     verb = SetParseFn(str)(VERBS[command.verb].function)
     todo = fire.Fire({command.verb: verb}, command=command.argv, name="galley", serialize=lambda _: None)
     assert isinstance(todo, Todo), f"Fire returned {todo!r}"
@@ -58,7 +60,7 @@ def _dispatch(command: Command) -> Todo:
 
 
 def _never_fail_to_print() -> None:
-    """A terminal of another alphabet shows ``?`` for what it lacks."""
+    """Print ``?`` for characters that the terminal's encoding lacks, instead of raising ``UnicodeEncodeError``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -66,19 +68,19 @@ def _never_fail_to_print() -> None:
 
 @contextlib.contextmanager
 def _plain_output() -> Iterator[None]:
-    """Whatever is printed, by whomever: nothing that others wrote acts on the terminal."""
+    """Guard stdout and stderr: nothing that is printed (names, data, logs) can act on the terminal."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = guards = cast(TextIO, Plain(sys.stdout)), cast(TextIO, Plain(sys.stderr))
     try:
         yield
     finally:
-        if sys.stdout is guards[0]:  # not where nobody reads any more
+        if sys.stdout is guards[0]:  # it is not after a broken pipe, or where `galley logs` closed it
             sys.stdout = before[0]
         sys.stderr = before[1]
 
 
 def _refuse(message: str) -> int:
-    """Print why nothing is done, on one line, whatever a name in it may hold."""
+    """Print why nothing is done, on one line. Returns the exit status 2."""
     print(f"galley: {one_line(message)}", file=sys.stderr)
     return 2
 
@@ -98,7 +100,8 @@ def _main(argv: list[str] | None) -> int:
 
             print(f"galley {version()}")
             return 0
-        if words[:2] == ["completion", "words"]:  # What a shell asks at each press of Tab: the words as they stand.
+        # Shells ask this at every press of Tab. It comes before the grammar, which would refuse unfinished words.
+        if words[:2] == ["completion", "words"]:
             from galley_launch.completion import candidates
 
             print("\n".join(candidates(words[2:], VERBS)))
@@ -113,9 +116,9 @@ def _main(argv: list[str] | None) -> int:
     except UserError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
-        return 130
+        return 130  # as shells report a program that SIGINT ended: 128 + 2
     except BrokenPipeError:
-        sys.stdout = None  # Nobody reads; Python's last flush would complain.
+        sys.stdout = None  # the reader is gone (galley … | head): Python's flush at exit would print an error
         return 0
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:

@@ -1,4 +1,4 @@
-"""What each verb does, once the whole command line has been understood. Each returns the exit status."""
+"""The work of every verb, done once the whole command line has been read. Every function returns the exit status."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 def show(name: str, settings: Settings) -> int:
-    """Print a recipe's manual, what it extends, then the whole recipe with every default, explained."""
+    """Print a recipe's manual, what it extends, and the recipe with every default and a comment for every key."""
     from galley_launch.recipe import explained
 
-    wanted = request.resolve(name, settings)
-    source = wanted.source
+    requested = request.resolve(name, settings)
+    source = requested.source
     extends = f"Extends  {', which extends '.join(source.extends)}" if source.extends else ""
     manual = "\n".join(part for part in (header(source.text), extends) if part)
     if manual:
         print(manual, end="\n\n")
-    print(explained.text(wanted.recipe), end="")
+    print(explained.text(requested.recipe), end="")
     return 0
 
 
@@ -75,12 +75,13 @@ def show_plan(name: str, settings: Settings) -> int:
 
 
 def _notes(composed: compose.Composed, what: resume.What, verb: str) -> list[str]:
-    """What the user is told before a run starts. ``what``: is left to do."""
+    """What the user is told before a run starts. ``what``: what is left to do."""
     spec = composed.spec
     return [*composed.notes, *cautions.of_length(spec, composed.run), *_already(what, spec.name, verb)]
 
 
 def _submission(name: str, settings: Settings) -> tuple[compose.Composed, Submission, resume.NextAction]:
+    """The submission of a run, complete but not written. GPUs are on the cluster, so none is looked for here."""
     from galley_launch.submit import submission
 
     composed = compose.compose(name, settings, imagine=True)
@@ -126,14 +127,16 @@ def run(name: str, settings: Settings) -> int:
     """Train: prepare, train and export, or whatever of it is left."""
     from galley_launch.local import runner
 
-    composed = compose.compose(name, settings, imagine=False)
+    composed = compose.compose(
+        name, settings, imagine=False
+    )  # first: mistakes in words matter before what is installed
     runner.check_installed()
     _note(composed.notes)
     return runner.start(composed.spec, composed.run, partial(_make_plan, composed.spec, composed.run))
 
 
 def status(name: str, settings: Settings) -> int:
-    """Print the table of runs, or how one run is."""
+    """Print the table of runs, or the state of one run."""
     from galley_launch.runs import runs, table
     from galley_launch.submit import queue
 
@@ -144,10 +147,10 @@ def status(name: str, settings: Settings) -> int:
         lines = table.details(runs.state(run, jobs), request.read_spec(run), run.root)
         print("\n".join([*lines, *(queue.details(jobs) if jobs else [])]))
         return 0
-    every = runs.every(base)
-    if every:
-        asked = queue.look(every)
-        table.states([runs.state(run, asked.get(run.root)) for run in every])
+    all_runs = runs.every(base)
+    if all_runs:
+        queues = queue.look(all_runs)  # one question to Slurm for all of them
+        table.states([runs.state(run, queues.get(run.root)) for run in all_runs])
     else:
         print(f"no runs in {base}/ yet; start one with galley run (see galley recipes)")
     return 0
@@ -162,7 +165,7 @@ def logs(name: str, settings: Settings) -> int:
     first = runs.first_logs(run, rank, number)
     try:
         runs.follow(run, lambda: runs.log_paths(run, rank, number, first), lambda line: print(line, flush=True))
-    except (KeyboardInterrupt, BrokenPipeError):  # The reader has seen enough; the run goes on.
+    except (KeyboardInterrupt, BrokenPipeError):  # only following ends: the run goes on
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that Python's own last flush is quiet too
     return 0
 
@@ -176,7 +179,7 @@ def stop(name: str, settings: Settings) -> int:
 
 
 def clusters(name: str, settings: Settings) -> int:
-    """Print the profiles, or one in full, and what Slurm says to them."""
+    """Print the profiles, or one in full, and what Slurm reports about them."""
     from galley_launch.submit import clusters as sites
 
     if name:
@@ -226,12 +229,13 @@ def report(name: str, settings: Settings) -> int:
     return 0
 
 
-def _export_there(spec: RunSpec, run: RunDir, options: LaunchOptions) -> int:
+def _submit_export(spec: RunSpec, run: RunDir, options: LaunchOptions) -> int:
     from galley_launch.cluster import profiles
     from galley_launch.submit import submission
 
     if not run.checkpoints():
         raise UserError(str(run.root), "has no checkpoint yet", "train it first: galley submit")
+    # Not the cluster of the run's own submission by default, but the one asked for, or the default profile.
     name, cluster = profiles.find(options.cluster, options.cluster_overrides)
     return submission.export(spec, run, name, cluster, options.step)
 
@@ -248,6 +252,6 @@ def export(name: str, settings: Settings) -> int:
         raise UserError("step", f"{run.root} has no checkpoint of step {step}", f"it has: {steps}")
     spec = request.read_spec(run)
     if options.cluster is not None or options.cluster_overrides:
-        return _export_there(spec, run, options)
+        return _submit_export(spec, run, options)
     runner.check_installed()
     return runner.export(run, lambda attempt: plan.export_stage(spec, run, attempt, step, _python_path()))

@@ -1,6 +1,6 @@
-"""Completion in shells: a script for each, which asks ``galley completion words …`` at each press of Tab.
+"""Completion in bash, zsh and fish: a script for each, which asks ``galley completion words …`` at every press of Tab.
 
-The standard library only (and yaml nowhere): pydantic would take longer than a person waits for a Tab.
+The standard library only, without pydantic and yaml, whose imports take longer than a person waits after a Tab.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ complete -o default -F _galley galley
 _ZSH = r"""#compdef galley
 # galley: complete verbs, recipes, runs, clusters and keys
 _galley() {
-    local -a found
-    found=("${(@f)$(galley completion words "${(@)words[2,CURRENT]}" 2> /dev/null)}")
-    found=("${(@)found:#}")
-    (( ${#found} )) || { _files; return }
-    compadd -S '' -- "${(@M)found:#*=}"
-    compadd -- "${(@)found:#*=}"
+    local -a candidates
+    candidates=("${(@f)$(galley completion words "${(@)words[2,CURRENT]}" 2> /dev/null)}")
+    candidates=("${(@)candidates:#}")
+    (( ${#candidates} )) || { _files; return }
+    compadd -S '' -- "${(@M)candidates:#*=}"
+    compadd -- "${(@)candidates:#*=}"
 }
 (( ${+functions[compdef]} )) || { autoload -Uz compinit && compinit }
 compdef _galley galley
@@ -52,6 +52,7 @@ complete -c galley -f -a '(galley completion words (commandline -opc)[2..] (comm
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
+# Values of launch options that are fixed words; those of a recipe's keys come from its schema.
 _FIXED = {"device": ("cpu", "cuda"), "step": ("last", "best"), "files": ("all", "none"), "yes": ("true",)}
 
 
@@ -64,9 +65,10 @@ def show(shell: str) -> int:
 
 
 def candidates(words: list[str], verbs: Mapping[str, Verb]) -> list[str]:
-    """What the last of ``words`` (those after ``galley``; empty where a new one begins) may become, sorted.
+    """What may stand in place of the last of ``words``, sorted.
 
-    ``verbs``: the table of them, by name.
+    ``words``: those after ``galley``; the last is the unfinished one, empty where a new one begins. ``verbs``: the
+    table of verbs, by name.
     """
     *before, current = words or [""]
     if not before:
@@ -76,10 +78,11 @@ def candidates(words: list[str], verbs: Mapping[str, Verb]) -> list[str]:
         return []
     dashes = "--" if current.startswith("--") else ""
     key, equals, _ = current.removeprefix(dashes).partition("=")
-    if before[-1].startswith("--") and "=" not in before[-1]:  # --key VALUE
+    if before[-1].startswith("--") and "=" not in before[-1]:  # after --key comes its value
         return _starting(current, _values(before[-1][2:].replace("-", "_"), before))
     if equals:
         return _starting(current, (f"{dashes}{key}={value}" for value in _values(key, before)))
+    # A new word: first what is positional, and keys once there is a positional word, or where none is expected.
     used = {word.removeprefix("--").partition("=")[0] for word in before[1:] if "=" in word or word.startswith("--")}
     named = [word for word in before[1:] if "=" not in word]
     names = _positional(verb, named, before) if not dashes else []
@@ -92,14 +95,14 @@ def _starting(current: str, words: Iterable[str]) -> list[str]:
 
 
 def _positional(verb: Verb, named: list[str], before: list[str]) -> list[str]:
-    """What may stand after the words ``named``, by the names of the verb's words."""
+    """The candidates for the positional word after ``named``, by its name in the verb's usage (RECIPE, RUN, …)."""
     on_cluster = bool(verb.cluster_words) and named[:1] == ["cluster"]
     words = (verb.cluster_words if on_cluster else verb.words).split()
     more = words and words[-1].endswith("…]")
     word = words[len(named)] if len(named) < len(words) else words[-1] if more else ""
     match word.strip("[…]"):
         case "RECIPE":
-            # A verb that knows where runs are takes a run for a recipe.
+            # A verb that takes runs=DIRECTORY also takes a run in place of a recipe, to continue it.
             runs = _runs(before) if "runs" in verb.keys else []
             return [*_recipes(), *runs, *(["cluster"] if verb.cluster_words else [])]
         case "RUN":
@@ -112,6 +115,7 @@ def _positional(verb: Verb, named: list[str], before: list[str]) -> list[str]:
 
 
 def _keys(verb: Verb) -> list[str]:
+    """The keys that ``verb`` takes; not ``force``, which only exists to be refused."""
     recipe = list(_settings()) if verb.overrides else []
     return sorted({*verb.keys, *recipe} - {"force"})
 
@@ -144,7 +148,8 @@ def _clusters() -> list[str]:
 
 @cache
 def _settings() -> dict[str, tuple[str, ...]]:
-    """Every key of a recipe, dotted and by its last part where that is unique, with the values that it may have."""
+    """Every key of a recipe, dotted and also by its last part if that is unique, with the words that it may have."""
+    # From the shipped JSON schema, because importing the schema itself takes pydantic.
     schema = json.loads((assets.folder("recipes") / "schema.json").read_text(encoding="utf-8"))
     paths = dict(_leaves(schema, schema, ""))
     leaves = [path.rpartition(".")[2] for path in paths]
@@ -155,6 +160,7 @@ def _settings() -> dict[str, tuple[str, ...]]:
 
 def _leaves(schema: dict[str, Any], part: dict[str, Any], prefix: str) -> Iterable[tuple[str, tuple[str, ...]]]:
     for name, field in part.get("properties", {}).items():
+        # A field is a type, a reference to a section in $defs, or a union of such (anyOf, where it may be null).
         shapes = [field, *field.get("anyOf", ())]
         shapes = [schema["$defs"][shape["$ref"].rpartition("/")[2]] if "$ref" in shape else shape for shape in shapes]
         section = next((shape for shape in shapes if "properties" in shape), None)
@@ -165,6 +171,7 @@ def _leaves(schema: dict[str, Any], part: dict[str, Any], prefix: str) -> Iterab
 
 
 def _words(shape: dict[str, Any]) -> list[str]:
+    """The words that a field of this type may have: true and false, or those of an enumeration."""
     if shape.get("type") == "boolean":
         return ["true", "false"]
     return [value for value in shape.get("enum", [shape.get("const")]) if isinstance(value, str)]

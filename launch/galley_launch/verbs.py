@@ -17,7 +17,7 @@ from galley_launch.base.options import read
 
 @dataclass(frozen=True)
 class Todo:
-    """What the command line asked for; carried out after Fire has consumed every word."""
+    """What the command line asks for. It is carried out after Fire has used every word."""
 
     _do: Callable[[], int]
 
@@ -221,13 +221,13 @@ def schema() -> Todo:
 
 
 def _optional(name: str, settings: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """A name that may be missing, and the settings: Fire takes the first setting for a name that is not there."""
+    """A name that may be missing, and the settings: Fire passes the first setting as the name if there is no name."""
     return ("", (name, *settings)) if "=" in name else (name, settings)
 
 
 def _commands() -> ModuleType:
-    """The verbs' work, imported when it is to be done: help and mistakes cost nothing."""
-    # Looking for plugins of pydantic's reads the metadata of every installed package: slow on a network disk.
+    """The module with the verbs' work, imported only to do it: help and mistakes need none of its imports."""
+    # pydantic looks for plugins in the metadata of every installed package, which is slow on a network disk.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from galley_launch import commands
 
@@ -247,7 +247,7 @@ def _profile_files() -> ModuleType:
 
 
 def _catalogue() -> ModuleType:
-    """The verbs that need no more than the recipes' files: without pydantic they take half the time."""
+    """The module of verbs that need only the recipes' files: without importing pydantic they take half the time."""
     from galley_launch.recipe import catalogue
 
     return catalogue
