@@ -164,7 +164,7 @@ def test_the_command_line_wins_over_take() -> None:
     assert done.config["gradient_clipping"] == 2.0
     assert done.notes == (
         "deepspeed x.json: taken over the recipe's: optimizer.clip=2.0 optimizer.eps=1e-06",
-        "deepspeed x.json: not taken: optimizer.params.lr 0.001, but the recipe says 0.0001",
+        "deepspeed x.json: not taken: optimizer.params.lr 0.001, but the recipe has 0.0001",
     )
 
 

@@ -140,7 +140,7 @@ def test_a_real_users_json_is_completed() -> None:
         ({"gradient_clipping": 0.5}, "gradient_clipping 0.5, but optimizer.clip 1.0 makes it 1.0"),
         ({"bf16": {"enabled": False}}, "bf16.enabled false, but model.dtype bfloat16 makes it true"),
         ({"data_types": {"grad_accum_dtype": "bf16"}}, "but optimizer.grad_dtype float32 makes it"),
-        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "params.lr 0.001, but the recipe says 0.0002"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "params.lr 0.001, but the recipe has 0.0002"),
         (
             {"optimizer": {"type": "AdamW", "parms": {}}},
             "DeepSpeed has no key 'optimizer.parms'; did you mean 'params'?",
@@ -148,7 +148,7 @@ def test_a_real_users_json_is_completed() -> None:
         ({"optimizer": {"type": "AdamW", "params": {"leraning_rate": 1}}}, "no parameter 'leraning_rate'"),
         (
             {"optimizer": {"type": "Lamb"}},
-            'optimizer.type "Lamb", but the recipe says optimizer.name adamw; there is no such optimizer here: use',
+            'optimizer.type "Lamb", but the recipe has optimizer.name adamw; there is no such optimizer here: use',
         ),
         ({"scheduler": {"params": {"warmup_num_steps": 9}}}, "set schedule.warmup in the recipe"),
         ({"gradient_cliping": 1.0}, "DeepSpeed has no key 'gradient_cliping'; did you mean 'gradient_clipping'?"),
@@ -306,7 +306,7 @@ def test_optimizers_are_refused_where_they_do_not_work() -> None:
         assert f"{name} steps whole matrices, and ZeRO keeps flat slices of them; use adamw or lion" in line
     block = {"zero_optimization": {"stage": 2}, "optimizer": {"type": "Lion", "params": {"lr": "auto"}}}
     assert finish(block, "optimizer.name=lion")
-    assert "but the recipe says optimizer.name adamw_8bit" in refusal(block, "optimizer.name=adamw_8bit")
+    assert "but the recipe has optimizer.name adamw_8bit" in refusal(block, "optimizer.name=adamw_8bit")
 
 
 def test_int8_weights_are_refused_under_zero_3() -> None:

@@ -57,7 +57,7 @@ class Difference:
     """Whether a note is enough with ``take=deepspeed``, even where there are no such words."""
 
     def line(self) -> str:
-        """``optimizer.params.lr 3e-05, but the recipe says 0.0002``."""
+        """``optimizer.params.lr 3e-05, but the recipe has 0.0002``."""
         return f"{self.path} {shown(self.value)}, but {self.because}"
 
 

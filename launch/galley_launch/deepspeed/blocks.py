@@ -52,7 +52,7 @@ def optimizer(config: Config, recipe: Recipe, findings: Findings) -> None:
         return
     own = recipe.optimizer
     if kind is not None and same != own.name:
-        because = f"the recipe says optimizer.name {own.name}"
+        because = f"the recipe has optimizer.name {own.name}"
         words = (f"optimizer.name={same}",) if same else ()
         todo = "there is no such optimizer here: use AdamW or Lion, or add take=recipe"
         findings.differences.append(Difference("optimizer.type", kind, because, words, todo))
@@ -121,7 +121,7 @@ def _parameter(name: str, value: Any, config: Config, recipe: Recipe, findings: 
             )
         elif list(pair) != list(own.betas):
             words = (f"optimizer.betas=[{pair[0]},{pair[1]}]",)
-            findings.differences.append(Difference(path, value, f"the recipe says {list(own.betas)}", words))
+            findings.differences.append(Difference(path, value, f"the recipe has {list(own.betas)}", words))
         return
     if name not in _NUMBERS:
         near = closest(name, [*_NUMBERS, "betas"])
@@ -135,7 +135,7 @@ def _parameter(name: str, value: Any, config: Config, recipe: Recipe, findings: 
     elif name == "lr" and _peak_of_scheduler(config) not in (None, value):
         findings.notes.append(f"{path} {shown(value)} gives way to scheduler.params.warmup_max_lr, as in DeepSpeed")
     elif value != getattr(own, name):
-        because = f"the recipe says {getattr(own, name)}"
+        because = f"the recipe has {getattr(own, name)}"
         findings.differences.append(Difference(path, value, because, (f"optimizer.{name}={value}",)))
 
 
@@ -172,7 +172,7 @@ def scheduler(config: Config, recipe: Recipe, findings: Findings) -> None:
         return
     curve = _CURVES.get(kind or "")
     if kind is not None and curve != recipe.schedule.kind:
-        because = f"the recipe says schedule.kind {recipe.schedule.kind}"
+        because = f"the recipe has schedule.kind {recipe.schedule.kind}"
         words = (f"schedule.kind={curve}",) if curve else ()
         todo = "there is no such schedule here: use WarmupCosineLR, WarmupDecayLR or WarmupLR, or add take=recipe"
         findings.differences.append(Difference("scheduler.type", kind, because, words, todo))
@@ -213,11 +213,11 @@ def _rates(params: Config, recipe: Recipe, findings: Findings) -> None:
     if top == 0:
         findings.problems.append(Problem(f"{path}.warmup_max_lr 0 would train nothing", 'write the rate, or "auto"'))
     elif top not in (None, peak):
-        difference = Difference(f"{path}.warmup_max_lr", top, f"the recipe says {peak}", (f"optimizer.lr={top}",))
+        difference = Difference(f"{path}.warmup_max_lr", top, f"the recipe has {peak}", (f"optimizer.lr={top}",))
         findings.differences.append(difference)
     ratio = params.get("cos_min_ratio")
     if ratio not in (None, lowest):
-        because = f"the recipe says schedule.min_lr_ratio {lowest}"
+        because = f"the recipe has schedule.min_lr_ratio {lowest}"
         words = (f"schedule.min_lr_ratio={ratio}",) if ratio < 1 else ()
         findings.differences.append(Difference(f"{path}.cos_min_ratio", ratio, because, words))
     # WarmupLR begins at a rate (warmup_min_lr), WarmupCosineLR at a share of the peak (warmup_min_ratio).
@@ -261,7 +261,7 @@ def _warm_up(steps: int, total: int, share: float, findings: Findings) -> None:
     if round(share * total) == steps and (total or share == 0):
         return
     if steps == 0 or steps < total:
-        because = f"the recipe says schedule.warmup {share:g}" + f": {round(share * total)} steps" * bool(total)
+        because = f"the recipe has schedule.warmup {share:g}" + f": {round(share * total)} steps" * bool(total)
         findings.differences.append(Difference(path, steps, because, (f"schedule.warmup={_share(steps, total)}",)))
         return
     because = f"schedule.warmup {share:g} is a share of the run's {total or 'steps, whose number is not known yet'}"
