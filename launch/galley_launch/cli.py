@@ -74,7 +74,7 @@ def _plain_output() -> Iterator[None]:
     try:
         yield
     finally:
-        if sys.stdout is guards[0]:  # it is not after a broken pipe, or where `galley logs` closed it
+        if sys.stdout is guards[0]:  # it is not after a broken pipe, or where `galley logs` replaced it
             sys.stdout = before[0]
         sys.stderr = before[1]
 

@@ -127,9 +127,8 @@ def run(name: str, settings: Settings) -> int:
     """Train: prepare, train and export, or whatever of it is left."""
     from galley_launch.local import runner
 
-    composed = compose.compose(
-        name, settings, imagine=False
-    )  # first: mistakes in words matter before what is installed
+    # Before the check of what is installed, so that mistakes on the command line are reported first.
+    composed = compose.compose(name, settings, imagine=False)
     runner.check_installed()
     _note(composed.notes)
     return runner.start(composed.spec, composed.run, partial(_make_plan, composed.spec, composed.run))

@@ -159,9 +159,9 @@ def _differences_text(differences: Sequence[Difference], level: int, obstacle: s
         texts[_NAMED:] = [f"{len(texts) - _NAMED} more"]
     listing = "" if level == 2 else f": {', '.join(texts)}"
     # One value that no setting can take spoils take=deepspeed for all, so only the other two remedies are offered.
-    stuck = [difference.path for difference in differences if not difference.words and not difference.minor]
-    if stuck:
-        end = f"no setting takes {', '.join(stuck)}: take=recipe, or change the file"
+    not_settable = [difference.path for difference in differences if not difference.words and not difference.minor]
+    if not_settable:
+        end = f"no setting takes {', '.join(not_settable)}: take=recipe, or change the file"
     else:
         end = _taking(differences, level, obstacle)
     return f"{len(differences)} values differ from the recipe's{listing}; {end}"

@@ -117,14 +117,14 @@ def precision(config: Config, recipe: Recipe, stage: int, findings: Findings) ->
         findings.problems.append(Problem("fp16.enabled and bf16.enabled are both true", "keep one of them"))
         return
     autocast = _autocast(config, recipe, stage, findings)
-    want = "bfloat16" if bf16 else "float16" if fp16 else _neither(fp16, bf16, dtype)
+    json_dtype = "bfloat16" if bf16 else "float16" if fp16 else _neither(fp16, bf16, dtype)
     # The block to name: the one that is on, or the one that is off although the recipe's dtype needs it.
-    is_fp16 = fp16 or (want == "float32" and dtype == "float16")
+    is_fp16 = fp16 or (json_dtype == "float32" and dtype == "float16")
     path, given = ("fp16.enabled", fp16) if is_fp16 else ("bf16.enabled", bf16)
-    if want != dtype and not (autocast and want == "float32"):
+    if json_dtype != dtype and not (autocast and json_dtype == "float32"):
         because = f"model.dtype {dtype} makes it {str(not given).lower()}"
-        findings.differences.append(Difference(path, given, because, (f"model.dtype={want}",)))
-    _data_types(config, recipe, want, findings)
+        findings.differences.append(Difference(path, given, because, (f"model.dtype={json_dtype}",)))
+    _data_types(config, recipe, json_dtype, findings)
 
 
 def _neither(fp16: bool | None, bf16: bool | None, dtype: str) -> str:
@@ -138,10 +138,10 @@ def _autocast(config: Config, recipe: Recipe, stage: int, findings: Findings) ->
     on, name = at(config, "torch_autocast.enabled"), at(config, "torch_autocast.dtype")
     dtype = recipe.model.dtype
     if on and stage == 0:
-        want = dtype_of(name) or "bfloat16"
+        json_dtype = dtype_of(name) or "bfloat16"
         because = f"model.dtype {dtype} makes it {shown(dtype) if dtype != 'float32' else 'false'}"
-        if want != dtype:
-            words = (f"model.dtype={want}",) if want == "bfloat16" else ()
+        if json_dtype != dtype:
+            words = (f"model.dtype={json_dtype}",) if json_dtype == "bfloat16" else ()
             todo = "" if words else "under ZeRO-0 only bfloat16 is computed so: change the file, or add take=recipe"
             findings.differences.append(Difference("torch_autocast.dtype", name or "bfloat16", because, words, todo))
         return True
@@ -156,7 +156,7 @@ def _autocast(config: Config, recipe: Recipe, stage: int, findings: Findings) ->
     return False
 
 
-def _data_types(config: Config, recipe: Recipe, want: str, findings: Findings) -> None:
+def _data_types(config: Config, recipe: Recipe, json_dtype: str, findings: Findings) -> None:
     name, grads = at(config, "data_types.grad_accum_dtype"), recipe.optimizer.grad_dtype
     given = dtype_of(name)
     if name is not None and given != grads:
@@ -164,8 +164,8 @@ def _data_types(config: Config, recipe: Recipe, want: str, findings: Findings) -
         words = (f"optimizer.grad_dtype={given}",) if given in ("float32", "bfloat16") else ()
         findings.differences.append(Difference("data_types.grad_accum_dtype", name, because, words))
     model = at(config, "data_types.param_dtype")
-    if model is not None and dtype_of(model) != want:
-        because = f"the weights are {want}"
+    if model is not None and dtype_of(model) != json_dtype:
+        because = f"the weights are {json_dtype}"
         findings.differences.append(
             Difference("data_types.param_dtype", model, because, (), "remove it, or add take=recipe")
         )

@@ -261,7 +261,8 @@ def _warm_up(steps: int, total: int, share: float, findings: Findings) -> None:
     if round(share * total) == steps and (total or share == 0):
         return
     if steps == 0 or steps < total:
-        because = f"the recipe has schedule.warmup {share:g}" + f": {round(share * total)} steps" * bool(total)
+        steps_of_recipe = f": {round(share * total)} steps" if total else ""
+        because = f"the recipe has schedule.warmup {share:g}{steps_of_recipe}"
         findings.differences.append(Difference(path, steps, because, (f"schedule.warmup={_share(steps, total)}",)))
         return
     because = f"schedule.warmup {share:g} is a share of the run's {total or 'steps, whose number is not known yet'}"

@@ -60,9 +60,8 @@ def read_keys(config: Config) -> Read:
     if read.comments:
         read.notes.append(f"ignored as comments: {', '.join(read.comments[:_MANY])}")
     _rename(read)
-    if isinstance(
-        stage := read.config.get(_ZERO), bool
-    ):  # true is stage 1, as in the first releases; DeepSpeed still reads it
+    # The first releases had true for stage 1, which DeepSpeed still reads.
+    if isinstance(stage := read.config.get(_ZERO), bool):
         read.config[_ZERO] = {"stage": int(stage)}
         read.notes.append(f"{_ZERO} {shown(stage)} is read as stage {int(stage)}, as DeepSpeed does")
     for name in [name for name, value in read.config.items() if value is None or (name in _WHOLE and value == "auto")]:

@@ -84,7 +84,7 @@ def _rate_set_for(source: Source, typed: set[str]) -> tuple[str, str] | None:
     """Method and optimizer of the recipe that set the rate; None where it was typed, or is the schema's default."""
     if source.run or "optimizer.lr" in typed:
         return None
-    file = source.wrote.get("optimizer.lr")
+    file = source.set_by.get("optimizer.lr")
     tree = catalogue.read(Path(file)).tree if file else source.tree
     section: Any = tree.get("optimizer")
     if not isinstance(section, dict) or "lr" not in section:

@@ -86,9 +86,9 @@ def resolve(name: str, settings: Settings) -> Request:
         tree = tree | {"deepspeed": options.deepspeed}
         typed |= {"deepspeed"}
     # Messages about a key name where its value came from: the command line, the recipe, or a file that it extends.
-    wrote = {key: file for key, file in source.wrote.items() if key not in typed}
-    source = replace(source, wrote=wrote, changes=changes.changes(source.tree, tree))
-    recipe = build(tree, source.label, {**wrote, **dict.fromkeys(typed, "command line")})
+    set_by = {key: file for key, file in source.set_by.items() if key not in typed}
+    source = replace(source, set_by=set_by, changes=changes.changes(source.tree, tree))
+    recipe = build(tree, source.label, {**set_by, **dict.fromkeys(typed, "command line")})
     return Request(source, recipe, options, typed)
 
 

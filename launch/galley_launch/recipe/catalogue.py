@@ -54,14 +54,14 @@ class Source:
     """The run that is continued, where the source is one."""
     extends: tuple[str, ...] = ()
     """Files that it extends, the nearest first."""
-    wrote: Mapping[str, str] = field(default_factory=dict)
+    set_by: Mapping[str, str] = field(default_factory=dict)
     """Dotted key to the extended file that set it, for keys that this recipe does not set itself."""
     changes: tuple[str, ...] = ()
     """What the command line changed, a line for each key."""
 
     def beside(self, key: str) -> Path:
         """Where a relative path under ``key`` is looked for: beside the file that wrote it."""
-        return Path(self.wrote[key]).parent if key in self.wrote else self.folder
+        return Path(self.set_by[key]).parent if key in self.set_by else self.folder
 
 
 def is_path(name: str) -> bool:
@@ -117,8 +117,8 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> Source:
     base = read(_extended(path, own.pop("extends"), (*above, path)), (*above, path))
     tree, own_keys = merged(base.tree, own), set(_leaves(own))
     # A key comes from the nearest file that sets it: this one, else the extended one or what that one extends.
-    wrote = {key: base.wrote.get(key, base.label) for key in _leaves(tree) if key not in own_keys}
-    return Source(str(path), tree, path.parent, path.stem, text, None, (base.label, *base.extends), wrote)
+    set_by = {key: base.set_by.get(key, base.label) for key in _leaves(tree) if key not in own_keys}
+    return Source(str(path), tree, path.parent, path.stem, text, None, (base.label, *base.extends), set_by)
 
 
 def _leaves(tree: Tree, section: str = "") -> Iterator[str]:

@@ -161,32 +161,32 @@ def override(tree: Tree, settings: Sequence[Setting]) -> Tree:
     return result
 
 
-def _check_names(tree: Tree, where: str, wrote: Mapping[str, str]) -> None:
+def _check_names(tree: Tree, where: str, set_by: Mapping[str, str]) -> None:
     for key, value in tree.items():
         if key in RESERVED - set(Recipe.model_fields):
             todo = f"remove it and write {key}=…"
-            raise UserError(_writer(key, where, wrote), f"{key!r} belongs on the command line", todo)
+            raise UserError(_where_set(key, where, set_by), f"{key!r} belongs on the command line", todo)
         if key not in Recipe.model_fields:
-            raise _unknown(_writer(key, where, wrote), key, [*Recipe.model_fields, "extends"])
+            raise _unknown(_where_set(key, where, set_by), key, [*Recipe.model_fields, "extends"])
         if key in _SECTIONS:
-            _check_section(key, value, where, wrote)
+            _check_section(key, value, where, set_by)
 
 
-def _check_section(section: str, value: Any, where: str, wrote: Mapping[str, str]) -> None:
+def _check_section(section: str, value: Any, where: str, set_by: Mapping[str, str]) -> None:
     if not isinstance(value, dict):
-        place = f"{_writer(section, where, wrote)}: {section}"
+        place = f"{_where_set(section, where, set_by)}: {section}"
         raise UserError(place, f"{value!r} is not a section", f"set its keys: {_leaves(section)}")
     for leaf, part in value.items():
         path = f"{section}.{leaf}"
         if leaf not in _SECTIONS[section].model_fields:
-            raise _unknown(f"{_writer(path, where, wrote)}: {section}", leaf, list(_SECTIONS[section].model_fields))
+            raise _unknown(f"{_where_set(path, where, set_by)}: {section}", leaf, list(_SECTIONS[section].model_fields))
         if path in _SECTIONS and part is not None:
-            _check_section(path, part, where, wrote)
+            _check_section(path, part, where, set_by)
 
 
-def _writer(key: str, where: str, wrote: Mapping[str, str]) -> str:
+def _where_set(key: str, where: str, set_by: Mapping[str, str]) -> str:
     """Where ``key`` (a dotted path) was set, as messages name it; of a section, where its first key was set."""
-    return wrote.get(key) or next((file for path, file in wrote.items() if path.startswith(f"{key}.")), where)
+    return set_by.get(key) or next((file for path, file in set_by.items() if path.startswith(f"{key}.")), where)
 
 
 def _description(path: str) -> str:
@@ -214,13 +214,13 @@ def sentence(error: ErrorDetails, others: Sequence[ErrorDetails]) -> str:
             return f"{value!r} {reason}{or_list}"
 
 
-def _as_user_error(error: ValidationError, where: str, wrote: Mapping[str, str]) -> UserError:
+def _as_user_error(error: ValidationError, where: str, set_by: Mapping[str, str]) -> UserError:
     first, *others = error.errors()
     # `loc` is the path to the value: keys, then indices in lists and names of a union's members, which nobody typed.
     place, *inner = [str(part) for part in first["loc"]] or [""]
     while place in _SECTIONS and inner:
         place = f"{place}.{inner.pop(0)}"
-    source = wrote.get(place, where)
+    source = set_by.get(place, where)
     if first["type"] == "value_error":  # The contract's own words: what; what to do.
         what, _, todo = str(first["ctx"]["error"]).rpartition("; ")
         return UserError(f"{source}: {place}".removesuffix(": "), what or todo, todo if what else "keep one of them")
@@ -237,21 +237,21 @@ def _not_finite(value: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def build(tree: Tree, where: str, wrote: Mapping[str, str] | None = None) -> Recipe:
+def build(tree: Tree, where: str, set_by: Mapping[str, str] | None = None) -> Recipe:
     """The typed recipe of ``tree`` (strings, from the file ``where`` and others).
 
-    ``wrote``: dotted path to where else it was set (another file, the command line), for messages.
+    ``set_by``: dotted path to where else it was set (another file, the command line), for messages.
     Raises ``UserError`` for unknown keys, wrong types, lossy conversions and numbers that are out of limits.
     """
-    wrote = wrote or {}
-    _check_names(tree, where, wrote)
+    set_by = set_by or {}
+    _check_names(tree, where, set_by)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _as_user_error(error, where, wrote) from None
+        raise _as_user_error(error, where, set_by) from None
     for path in _not_finite(recipe.model_dump()):
         raise UserError(
-            f"{wrote.get(path, where)}: {path}", "is not a finite number", f"it means: {_description(path)}"
+            f"{set_by.get(path, where)}: {path}", "is not a finite number", f"it means: {_description(path)}"
         )
     return recipe
 

@@ -99,8 +99,8 @@ def attempt_histories(run: RunDir, curves: Curves, live: bool, final: bool, now:
     histories = [_history(attempt, live and attempt == attempts[-1], copied) for attempt in attempts]
     histories = _with_metrics(_with_resumed(_with_events(histories, files)), curves)
     # A run that ended by a failure goes on from its last checkpoint: steps after that will be done again.
-    standing = run.checkpoints()
-    horizon = math.inf if live or final else float(standing[-1].step if standing else 0)
+    checkpoints = run.checkpoints()
+    horizon = math.inf if live or final else float(checkpoints[-1].step if checkpoints else 0)
     return [_with_times(attempt, now) for attempt in _with_horizons(histories, horizon)]
 
 

@@ -91,9 +91,11 @@ def draw(curves: Curves, histories: Sequence[AttemptHistory]) -> list[Chart]:
     if not losses and not held_out:
         return []
     ends = [step for points in (losses, held_out) if points for step in (points[0][0], points[-1][0])]
+    # All charts share one x axis, from the first to the last step that has a loss, so that they can be compared.
     x, began = charts.over_steps(min(ends), max(ends)), _began(histories)
     drawn = [charts.chart("Loss", losses, x, _last(losses), held_out=held_out, began=began, from_zero=False)]
     for key, title in _CHARTS.items():
+        # A learning rate has no noise to average out, and of memory the peak is what matters.
         points, smooth = curves[key], key not in ("lr", "peak_memory_gb")
         spiky, percent, note = key == "grad_norm", key == "mfu", _note(key, points)
         if points:
@@ -104,10 +106,10 @@ def draw(curves: Curves, histories: Sequence[AttemptHistory]) -> list[Chart]:
 
 
 def _began(histories: Sequence[AttemptHistory]) -> list[tuple[int, str]]:
+    """The step at which every later attempt resumed, and the text of its mark in the charts."""
     later = [attempt for attempt in histories[1:] if attempt.resumed is not None and attempt.steps]
-    return [
-        (attempt.resumed or 0, f"attempt {attempt.number} goes on after step {attempt.resumed:,}") for attempt in later
-    ]
+    marks = [(attempt.number, attempt.resumed or 0) for attempt in later]
+    return [(step, f"attempt {number} goes on after step {step:,}") for number, step in marks]
 
 
 def _last(points: list[Point]) -> str:
@@ -149,6 +151,7 @@ def _source(source: dict[str, Any]) -> str:
 
 def _facts(split: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
     tokens, samples = number(split.get("tokens")) or 0.0, number(split.get("samples")) or 0.0
+    # What packing fills: tokens over the positions of all samples, each of max_length.
     room = samples * (number(manifest.get("max_length")) or 0.0)
     supervised = number(split.get("supervised")) or 0.0
     counts = {
@@ -200,9 +203,9 @@ def export(run: RunDir, histories: Sequence[AttemptHistory]) -> tuple[str, Table
     facts = read_json((run.unverified if unverified else run.export) / "export.json")
     if facts is None or (failed and not unverified):
         return (f"The export failed: {end.export_error or 'see galley why'}" if failed else ""), None
-    models = [
-        folder / name for folder in (run.export, run.unverified)[: 1 + unverified] for name in ("model", "adapter")
-    ]
+    # An adapter that passes its checks is exported even if the merged model does not: then there are both folders.
+    folders = (run.export, run.unverified) if unverified else (run.export,)
+    models = [folder / name for folder in folders for name in ("model", "adapter")]
     parts = [f"{path.name} in {path}" for path in models if path.is_dir()]
     rows = [_check(check) for check in objects(facts, "checks")]
     columns = ("what", "", "#logits differ by", "#at most", "#same likeliest token", "compared with")
@@ -214,6 +217,7 @@ def export(run: RunDir, histories: Sequence[AttemptHistory]) -> tuple[str, Table
 def _check(check: dict[str, Any]) -> tuple[str, ...]:
     difference, most, same = (number(check.get(key)) for key in ("difference", "tolerance", "same_top"))
     known = difference is not None and most is not None
+    # A record without the verdict itself is judged by its difference and the limit for it.
     passed = bool(check.get("verified", (difference or 0.0) <= (most or 0.0)))
     return (
         str(check.get("what", "")),

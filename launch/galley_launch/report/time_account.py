@@ -100,16 +100,17 @@ def timeline(histories: Sequence[AttemptHistory]) -> Timeline | None:
 
 def _ticks(span: float) -> list[Tick]:
     """About six ticks over ``span`` seconds, at round times; whole days where it lasts longer than the table."""
+    # Of the round times the first that needs no more than six steps for the span.
     days = 86400 * max(1, round(span / 6 / 86400))
     step = next((seconds for seconds in _TICKS_S if seconds >= span / 6), days)
     return [Tick(round(100 * at / span, 2), _offset(at)) for at in range(0, int(span) + 1, step)]
 
 
 def _offset(seconds: int) -> str:
+    """``0``, ``30 s``, ``5 min``, ``1 h 30``, ``2 d 06``: the label of a tick."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if (
-            seconds >= size
-        ):  # the rest in the next smaller unit: hours of a day, minutes of an hour, seconds of a minute
+        if seconds >= size:
+            # The rest in the next smaller unit: of a day in hours, of an hour in minutes, of a minute in seconds.
             rest = round(seconds % size * (24 if unit == "d" else 60) / size)
             return f"{seconds // size} {unit} {rest:02d}" if rest else f"{seconds // size} {unit}"
     return f"{seconds} s" if seconds else "0"
@@ -123,12 +124,14 @@ def _segments(attempt: AttemptHistory, first: float, last: float) -> list[Segmen
     begin, end = attempt.started or 0.0, attempt.ended or 0.0
     scale = SIDE / (last - first)  # width of a second
     parts: list[tuple[Kind, float, float]] = [("other", begin, end)]
-    opened = attempt.first_step_began()
-    if opened or not attempt.events:
-        parts.append(("start", begin, opened or end))
+    first_step = attempt.first_step_began()
+    if first_step or not attempt.events:
+        parts.append(("start", begin, first_step or end))
     for event in attempt.events:
         if event.ended is None:
             continue
+        # An event's time is that of its end; one that directly follows steps of its own kind makes their segment
+        # longer.
         kind, since = attempt.kind(event), event.ended - event.seconds
         before, start, stop = parts[-1]
         if before in ("counted", "lost") and (kind == before or event.seconds * scale < _NARROW / 2):
