@@ -163,9 +163,11 @@ def _with_resumed(histories: list[AttemptHistory]) -> list[AttemptHistory]:
     """Fill in where an attempt resumed, if its job did not record that: at the step before its first one."""
     known = []
     for index, attempt in enumerate(histories):
-        steps = attempt.steps
-        guess = attempt.resumed if attempt.resumed is not None else steps[0] - 1 if steps else 0 if index == 0 else None
-        known.append(replace(attempt, resumed=guess))
+        if attempt.resumed is None and attempt.steps:
+            attempt = replace(attempt, resumed=attempt.steps[0] - 1)
+        elif attempt.resumed is None and index == 0:
+            attempt = replace(attempt, resumed=0)
+        known.append(attempt)
     return known
 
 
@@ -176,7 +178,7 @@ def _with_metrics(histories: list[AttemptHistory], curves: Curves) -> list[Attem
     """
     known = [attempt for attempt in histories if attempt.resumed is not None]
     # Rows of lost steps are dropped from the metrics as an attempt resumes. So the row of a step belongs to the last
-    # attempt that resumed before it; bisect finds that, since attempts resume at steps that do not fall.
+    # attempt that resumed before it. bisect needs steps in order: usually no attempt resumes before an earlier one did.
     starts = [attempt.resumed or 0 for attempt in known]
     owned = {attempt.number: {(event.what, event.step): event for event in attempt.events} for attempt in histories}
     for what, key in (("step", "step_s"), ("save", "stall_s")):
@@ -215,16 +217,13 @@ def _with_times(attempt: AttemptHistory, now: float) -> AttemptHistory:
     times = [event.ended for event in attempt.events if event.ended is not None]
     first = attempt.first_step_began()
     started = min(filter(None, (attempt.started, first)), default=None)
+    last = times[-1] if times else None
     if attempt.live:
         ended: float | None = now
+    elif attempt.ended and (last is None or attempt.ended >= last):
+        ended = attempt.ended
     else:
-        ended = (
-            attempt.ended
-            if attempt.ended and not (times and attempt.ended < times[-1])
-            else times[-1]
-            if times
-            else None
-        )
+        ended = last
     return replace(attempt, started=started, ended=ended)
 
 
