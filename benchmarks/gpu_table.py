@@ -43,7 +43,7 @@ def _setting(record: dict[str, Any]) -> str:
         f"{title}, {record['date']}\n\n"
         f"A Llama of {shape['num_hidden_layers']} layers of {shape['hidden_size']}, vocabulary {shape['vocab_size']}, "
         f"random weights; {setting['samples']} packed samples of {setting['length']} tokens a step, one at a time, "
-        f"four documents in each, every token learnt; {setting['measured']} steps after {setting['warmup']}.\n"
+        f"four documents in each, every token trained on; {setting['measured']} steps after {setting['warmup']}.\n"
         f"{devices}; {box['cores']} cores, {box['memory_gb']} GB, {box['system']}; "
         f"load before: {box['load_before']}.\n"
         f"Peak: {sheet}. Measured: {rates['measured'] / 1e12:,.4g} TFLOP/s, products of two {rates['size']} x "
