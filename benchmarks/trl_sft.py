@@ -1,7 +1,7 @@
 """TRL's SFTTrainer on the benchmark's rows; runs under torchrun in an environment with TRL (see README.md).
 
 Conversations become prompt and completion, so that the loss is on the assistant's tokens, as Galley's is; of plain text
-every token is trained on. Each step appends ``{"step", "tokens"}`` to ``--steps-file``: tokens that are not padding, over
+every token is trained on. Each step appends ``{"step", "tokens"}`` to ``--steps-file``: tokens but for padding, over
 all ranks, as TRL itself counts them; on a GPU also ``peak_memory_gb``, the most that was allocated.
 """
 
