@@ -54,6 +54,7 @@ def _make_plan(spec: RunSpec, run: RunDir, attempt: int) -> plan.Plan:
 
 
 def _python_path() -> str | None:
+    # Stages must import the same galley as this process, whatever is installed elsewhere.
     package = Path(str(galley.__file__)).resolve().parent
     return plan.python_path(package, os.environ.get("PYTHONPATH", ""), Path.cwd())
 
@@ -99,7 +100,7 @@ def _show_submission(name: str, settings: Settings) -> int:
 
     composed, todo, action = _submission(name, settings)
     notes = _notes(composed, action.what, "submit")
-    copies = list(submission.code()) if todo.jobs else []
+    copies = list(submission.code()) if todo.jobs else []  # the run keeps a copy of the code
     screen.show(composed, todo.plan(), notes, composed.run.root.absolute(), settings.options.files, copies)
     return 0
 

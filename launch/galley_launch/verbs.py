@@ -57,6 +57,7 @@ def copy(recipe: str, to: str = "", cluster_to: str = "") -> Todo:
     galley copy qwen3-4b-qlora mine
     galley copy cluster venv hpc
     """
+    # "cluster" is a word of the command here and no recipe's name: Fire fills the parameters from left to right.
     if recipe == "cluster":
         return Todo(lambda: _profile_files().copy(to, cluster_to))
     return Todo(lambda: _catalogue().copy(recipe, to))
@@ -198,6 +199,7 @@ def forget(run: str, *runs: str) -> Todo:
     galley forget smollm2-135m-lora
     galley forget old older oldest yes=true
     """
+    # Fire gives all words in one tuple, names and settings mixed.
     names = [word for word in (run, *runs) if "=" not in word]
     return Todo(lambda: _commands().forget(names, read(word for word in runs if "=" in word)))
 
@@ -257,6 +259,7 @@ def _keys(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
+# `runs` is where a run is looked for by name. `force` is taken so that it can be refused with an answer of its own.
 _ABOUT_A_RUN = _keys("runs")
 _LAUNCH = _keys("name runs deepspeed take device ranks gpus nodes cluster init_from force")
 _ROWS = (

@@ -180,6 +180,7 @@ def read(words: Iterable[str], submits: bool | None = None) -> Settings:
     ``submits``: whether the run goes to a cluster; None: where ``cluster=`` is among the words.
     """
     settings = [split(word) for word in words]
+    # `plan`, `status` and the like do not know in advance whether they are about a cluster; `run` and `submit` do.
     if submits is None:
         submits = any(setting.key == "cluster" for setting in settings)
     values: dict[str, Any] = {}
@@ -194,5 +195,6 @@ def read(words: Iterable[str], submits: bool | None = None) -> Settings:
         else:
             overrides.append(Setting(key, value))
     options = LaunchOptions(**values, cluster_overrides=tuple(of_profile))
+    # `files` only changes what a plan prints, so it is no part of what a run was started with.
     typed = tuple(f"{key}={value}" for key, value in settings if key != "files")
     return Settings(options, tuple(overrides), typed, submits)

@@ -136,6 +136,7 @@ def _by_value(key: str, value: str, cells: dict[str, Cell]) -> Meaning | None:
     if isinstance(cell, str):
         items = value.strip("[] ").replace(" ", "")
         return _read(key, value, [word.replace("{}", value).replace("{names}", items) for word in cell.split()])
+    # A table: refused with the answer, or without effect here for a reason.
     if "instead" in cell:
         return Meaning(refusal=cell["instead"])
     return Meaning(note=f"{key}={value} has no effect: {cell['because']}")
@@ -150,6 +151,7 @@ def answer(key: str) -> str:
         return f"it is a cluster's: galley submit RECIPE cluster=NAME {table.cluster[key]}=VALUE"
     if key in table.same:
         return f"here it is called {table.same[key]}"
+    # A key whose value decides: every word that some value of it is replaced by, else the reason why it has no effect.
     cells = [cell for cell in table.values.get(key, {}).values() if isinstance(cell, str)]
     words = dict.fromkeys(cell.replace("{}", "VALUE").replace("{names}", "a,b") for cell in cells)
     reasons = [

@@ -47,6 +47,7 @@ def optimizer(config: Config, recipe: Recipe, findings: Findings) -> None:
     if not isinstance(block, dict):
         return
     kind = at(block, "type")
+    # A type that DeepSpeed knows but Galley has no counterpart for is a difference that no setting removes.
     same = _OPTIMIZERS.get(str(kind).lower())
     if kind is not None and not _known_optimizer(kind, same, findings):
         return
@@ -170,7 +171,7 @@ def scheduler(config: Config, recipe: Recipe, findings: Findings) -> None:
         todo = f"did you mean {near!r}?" if near else f"DeepSpeed's are {', '.join(kinds)}; or remove the block"
         findings.problems.append(Problem(f"scheduler.type {shown(kind)} is not one of DeepSpeed's", todo))
         return
-    curve = _CURVES.get(kind or "")
+    curve = _CURVES.get(kind or "")  # None: a schedule of DeepSpeed's that Galley has no counterpart for
     if kind is not None and curve != recipe.schedule.kind:
         because = f"the recipe has schedule.kind {recipe.schedule.kind}"
         words = (f"schedule.kind={curve}",) if curve else ()
@@ -180,6 +181,7 @@ def scheduler(config: Config, recipe: Recipe, findings: Findings) -> None:
             return
     params = {key: value for key, value in _params(block, "scheduler", findings).items() if value not in (None, "auto")}
     known = kinds[kind] if kind else sorted({name for type_ in _CURVES for name in kinds[type_]})
+    # Over a copy of the names, because the loop deletes from `params`.
     for name in [name for name in params if name not in known]:
         near = closest(name, known)
         todo = f"did you mean {near!r}?" if near else f"{kind} takes {', '.join(known)}"
@@ -272,6 +274,7 @@ def _warm_up(steps: int, total: int, share: float, findings: Findings) -> None:
 
 def _share(steps: int, total: int) -> str:
     """The shortest decimal that, of ``total`` steps, rounds to ``steps``: ``0.03`` for 30 of 1000."""
+    # 17 significant digits identify every double, so one of the texts always rounds right.
     exact = steps / total if total else 0.0
     texts = (f"{exact:.{digits}g}" for digits in range(1, 18))
     return next(text for text in texts if round(float(text) * total) == steps)

@@ -53,7 +53,11 @@ def settle(source: Source, recipe: Recipe, where: Devices, facts: Facts) -> Sett
         raise UserError(
             "take", f"{source.take!r} is neither deepspeed nor recipe", f"write take={' or take='.join(TAKE)}"
         )
+    # 1. Keys under today's names with typed values. 2. What becomes of every top-level key. 3. What is compared with
+    # the recipe is compared. 4. Combinations are judged for the recipe that is left, since `take` may have changed it.
+    # Nothing is raised before the end, so that one message has everything.
     read = keys.read_keys(source.config)
+    # With `take` the user has decided about the file, so a removed feature that is off anyway is only noted.
     notes = [*read.notes, *(f"{path} is left out: it is off" for path in read.off if source.take)]
     problems = [*read.problems, *(read.off.values() if not source.take else ())]
     of_keys = Findings()
@@ -76,6 +80,7 @@ def settle(source: Source, recipe: Recipe, where: Devices, facts: Facts) -> Sett
 
 
 def _labelled(label: str, notes: list[str]) -> tuple[str, ...]:
+    """``notes`` without repetitions, with the file's name in front."""
     return tuple(f"deepspeed {short(label)}: {note}" for note in dict.fromkeys(notes))
 
 
@@ -84,6 +89,7 @@ def _stage(config: Config) -> int:
 
 
 def _compare(config: Config, recipe: Recipe, where: Devices) -> Findings:
+    """All that both the JSON and the recipe have."""
     findings, ranks = Findings(), where.nodes * where.ranks
     batch.batch(config, recipe, ranks, findings)
     batch.clipping(config, recipe, findings)
@@ -94,6 +100,7 @@ def _compare(config: Config, recipe: Recipe, where: Devices) -> Findings:
 
 
 def _with(recipe: Recipe, words: list[str]) -> Recipe:
+    """``recipe`` with ``words`` (``key=value``) applied, and checked again as if they had been typed."""
     return build(override(recipe.model_dump(exclude_none=True), [split(word) for word in words]), "the DeepSpeed JSON")
 
 
@@ -142,6 +149,7 @@ def _combinations(
 
 
 def _without_autos(config: Any) -> Any:
+    """``config`` without ``"auto"``: a rule must not take the word for a value that was set."""
     if not isinstance(config, dict):
         return config
     return {key: _without_autos(value) for key, value in config.items() if value != "auto"}
@@ -154,6 +162,7 @@ def _next_obstacle(config: Config, recipe: Recipe, differences: list[Difference]
         return ""
     try:
         taken = _with(recipe, words)
+        # Problems that are there already are reported by themselves: only what taking the values adds is an obstacle.
         before = {problem.what for problem in _combinations([], config, recipe, where, False)}
         after = [problem for problem in _combinations([], config, taken, where, False) if problem.what not in before]
     except UserError as error:

@@ -122,7 +122,7 @@ def _placement(recipe: Recipe, config: dict[str, Any], where: Target) -> Placeme
             "device": box.kind,
             "nodes": box.nodes,
             "ranks_per_node": box.ranks,
-            "gpus": box.gpus and list(box.gpus),
+            "gpus": box.gpus and list(box.gpus),  # None on the CPU, and on a cluster, where Slurm chooses
             "micro_batch": recipe.micro_batch,
             "accumulation": config["gradient_accumulation_steps"],
             "threads": recipe.threads or box.threads or _threads(box.ranks),

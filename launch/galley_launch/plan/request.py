@@ -34,6 +34,8 @@ def find(name: str, base: Path = Path("runs")) -> Source:
     """The recipe that ``name`` means: a run directory, a recipe (``catalogue.find``), or else a run in ``base``."""
     if (Path(name) / "run.json").is_file():
         return _from_run(RunDir(Path(name)))
+    # A recipe wins over a run of the same name, so that `galley run NAME` means the same before and after its first
+    # run; a directory (runs/NAME) always means the run.
     run = RunDir(base / name)
     if not catalogue.is_path(name) and name not in catalogue.recipes() and run.spec.is_file():
         return _from_run(run)
@@ -47,7 +49,7 @@ def _from_run(run: RunDir) -> Source:
     tree: Tree = dict(dump["task"]) | {"cadence": dump["cadence"], "tracking": dump["tracking"]}
     # Of the placement only what a recipe can set: devices and ranks are chosen anew on the machine at hand.
     tree |= {name: getattr(placement, name) for name in ("micro_batch", "activation_checkpointing", "compile", "liger")}
-    folder = Path(spec.origin.recipe).parent
+    folder = Path(spec.origin.recipe).parent  # relative paths of its task are still looked for beside that recipe
     return Source(str(run.root), tree, folder, run.root.absolute().name, run=run)
 
 

@@ -40,6 +40,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differences(old: RunSpec, new: RunSpec) -> list[str]:
     """Lines ``optimizer.lr: 0.0002 → 0.0001`` for every part of the task that differs, except the duration."""
+    # As run.json has the values, for the message prints them. A key that one of the two lacks compares as None.
     before = _flat(old.task.model_dump(mode="json", exclude={"duration"}))
     after = _flat(new.task.model_dump(mode="json", exclude={"duration"}))
     paths = dict.fromkeys([*before, *after])
@@ -48,10 +49,12 @@ def differences(old: RunSpec, new: RunSpec) -> list[str]:
 
 
 def _unit(duration: Duration) -> str:
+    """Which of epochs, steps and tokens is set; the contract allows exactly one."""
     return next(unit for unit in _UNITS if getattr(duration, unit) is not None)
 
 
 def _check_duration(run: RunDir, old: Duration, new: Duration) -> None:
+    """Raise ``UserError`` where the duration is in another unit than before, or shorter: it may only grow."""
     unit, new_unit = _unit(old), _unit(new)
     if new_unit != unit:
         todo = f"give duration.{unit}, or name=NEW for another run"
@@ -89,6 +92,7 @@ def is_exported(run: RunDir) -> bool:
 
 def next_action(run: RunDir, old: RunSpec | None, new: RunSpec) -> NextAction:
     """What ``galley run`` would do for ``new`` in ``run``, whose ``run.json`` is ``old``. Raises as ``check`` does."""
+    # The export of a finished run belongs to the attempt that trained; only training takes a new number.
     attempts = run.attempts()
     last = attempts[-1].number if attempts else 0
     if old is not None:

@@ -108,5 +108,5 @@ def of_model(path: str) -> Facts:
         raise UserError("model.path", f"{config} is not readable as JSON", "download the model again") from None
     if not isinstance(body, dict):
         raise UserError("model.path", f"{config} is not a JSON object", "download the model again")
-    facts = of_config(body)
+    facts = of_config(body)  # a config.json does not have the number of parameters; the table may
     return Facts(facts.hidden_size, facts.layers, facts.vocab, known.parameters)

@@ -116,6 +116,7 @@ def paths(recipe: Recipe, run: RunDir, beside: Callable[[str], Path], shared: st
     ``beside``: dotted key to the folder of the file that wrote it. ``shared``: a cluster's cache, instead of this
     machine's.
     """
+    # Read as plain JSON: run.json may be of another version of Galley, and only its paths are needed here.
     before = (read_json(run.spec) or {}).get("placement", {}).get("paths", {})
     prepared, held_out = run.data_manifest.is_file(), recipe.data.held_out_path
     form = recipe.data.format

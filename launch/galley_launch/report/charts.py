@@ -189,6 +189,7 @@ def _strips(points: Sequence[Point], held_out: Sequence[Point], x: Scale, percen
     """The texts under a pointer: strips without gaps, whose borders are half-way between neighbouring stretches."""
     if not points:
         return []
+    # _chunks is given the same number as means(), so that a strip is about one point of the main line.
     chunks = _chunks(points, _STRIPS)
     starts = [x.position(chunk[0][0]) for chunk in chunks]
     edges = [0.0, *((before + after) / 2 for before, after in pairwise(starts)), float(SIDE)]

@@ -185,7 +185,7 @@ def checkpoints(run: RunDir) -> Table | None:
     scored = [(loss, step) for loss, step in losses if loss is not None]
     best, newest = (min(scored)[1] if scored else None), manifests[-1][0]
     rows = []
-    for step, manifest in manifests[::-1]:
+    for step, manifest in manifests[::-1]:  # the newest first
         loss = number(manifest.get("held_out_loss"))
         marks = [name for name, at in (("best", best), ("newest", newest)) if at == step]
         size = size_text(sum(number(size) or 0 for size in section(manifest, "files").values()))
@@ -234,6 +234,7 @@ def configuration(spec: RunSpec) -> list[tuple[str, str]]:
     import yaml
 
     body = spec.model_dump(mode="json")
+    # DeepSpeed's configuration is shown as the JSON that it is, the rest as YAML, which reads better.
     place, origin = dict(body["placement"]), body["origin"]
     deepspeed = place.pop("deepspeed")
 
