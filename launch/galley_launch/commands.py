@@ -143,13 +143,13 @@ def status(name: str, settings: Settings) -> int:
     base = settings.options.base
     if name:
         run = runs.find(name, base)
-        jobs = queue.look([run]).get(run.root)
+        jobs = queue.query([run]).get(run.root)
         lines = table.details(runs.state(run, jobs), request.read_spec(run), run.root)
         print("\n".join([*lines, *(queue.details(jobs) if jobs else [])]))
         return 0
     all_runs = runs.every(base)
     if all_runs:
-        queues = queue.look(all_runs)  # one question to Slurm for all of them
+        queues = queue.query(all_runs)  # one question to Slurm for all of them
         table.states([runs.state(run, queues.get(run.root)) for run in all_runs])
     else:
         print(f"no runs in {base}/ yet; start one with galley run (see galley recipes)")

@@ -29,7 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 def follow(run: RunDir, monkeypatch: pytest.MonkeyPatch, problem: str, silence: float = 0.3) -> list[str]:
     monkeypatch.setattr(queue, "_SILENCE_S", silence)
-    monkeypatch.setattr(queue, "look", lambda _: {run.root: queue.Queue(problem=problem)})
+    monkeypatch.setattr(queue, "query", lambda _: {run.root: queue.Queue(problem=problem)})
     shown: list[str] = []
     runs.follow(run, lambda: [run.attempt(1).log("rank-0")], shown.append, poll=0.05)
     return shown

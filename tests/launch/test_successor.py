@@ -165,7 +165,7 @@ def test_status_says_at_once_what_the_first_job_found_out(run: RunDir, fakes: Sc
         chain.note(run, stage, job)
         fakes.job(job, State="RUNNING" if stage == "prepare" else "PENDING")
     for _ in range(2):  # while it prepares, and while training waits
-        said = runs.state(run, queue.look([run])[run.root]).message
+        said = runs.state(run, queue.query([run])[run.root]).message
         assert said.startswith("nothing follows the first attempt (sbatch: Jobs cannot be submitted from this host")
         fakes.job("500", State="COMPLETED")
 
@@ -214,7 +214,7 @@ def test_status_and_why_say_that_nothing_follows(
 
 def test_nothing_is_said_of_runs_that_go_on_or_are_over(run: RunDir, fakes: Scenario) -> None:
     def said() -> str:
-        return queue.nothing_follows(run, queue.look([run])[run.root])
+        return queue.nothing_follows(run, queue.query([run])[run.root])
 
     chain.note(run, "train", "500")
     attempt = attempted(run, 1, said=STOPPED, facts={"job": "500", "successor": "400"})
@@ -231,7 +231,7 @@ def test_nothing_is_said_of_runs_that_go_on_or_are_over(run: RunDir, fakes: Scen
     attempt.exit.write_text(json.dumps(STOPPED))
     fakes.set(controller="down")
     assert said() == ""  # nobody knows
-    assert runs.state(run, queue.look([run])[run.root]).state == "unknown"
+    assert runs.state(run, queue.query([run])[run.root]).state == "unknown"
 
 
 LOGIN = ["my.yaml", "cluster=venv", "nodes=2", "cluster.chain=login"]
@@ -254,9 +254,9 @@ def test_a_chain_that_is_submitted_beforehand(
     assert after == ["", "", *(f"--dependency=afterany:{each['job']}" for each in jobs[1:-1])]
     assert f"{jobs[-1]['job']} (export)" in out
     assert json.loads(RUN.cluster.read_text())["attempts"] == attempts
-    assert len(queue.look([RUN])[RUN.root].jobs) == attempts + 2
+    assert len(queue.query([RUN])[RUN.root].jobs) == attempts + 2
     assert galley(capsys, "cancel", str(RUN.root))[0] == 0
-    assert not queue.look([RUN])[RUN.root].jobs
+    assert not queue.query([RUN])[RUN.root].jobs
 
 
 @pytest.fixture

@@ -237,10 +237,10 @@ def test_a_job_that_ended_before_its_attempt_is_a_failure_with_a_reason(
     assert shown in state
     run.end.parent.mkdir()
     run.end.write_text('{"reason": "stop"}')
-    assert runs.state(run, queue.look([run])[run.root]).state == "stopped"
+    assert runs.state(run, queue.query([run])[run.root]).state == "stopped"
     run.end.unlink()
     slurm_fakes.job("41")
-    assert runs.state(run, queue.look([run])[run.root]).state == "queued"
+    assert runs.state(run, queue.query([run])[run.root]).state == "queued"
     slurm_fakes.job("41", State="COMPLETED")
     (run.jobs / "logs" / "prepare-41.out").write_text("")
     assert "left no record" in why.lines(run)[0]

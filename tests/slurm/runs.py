@@ -79,7 +79,7 @@ class Submitted:
 
     def live(self) -> list[str]:
         """``job (stage) STATE`` of each job that waits or runs; a controller that is away is waited for."""
-        found = queue.look([self.run])[self.run.root]
+        found = queue.query([self.run])[self.run.root]
         if found.problem:
             return [found.problem]
         return [f"{job.id} ({stage}) {job.state}" for job, stage in zip(found.jobs, found.stages, strict=True)]

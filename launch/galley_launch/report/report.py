@@ -53,7 +53,7 @@ class Progress:
 def write(run: RunDir) -> Path:
     """Write the report of ``run`` and return its path. Raises ``UserError`` where that cannot be done."""
     path = run.root / NAME
-    text = render(run, queue.look([run]).get(run.root), time.time())
+    text = render(run, queue.query([run]).get(run.root), time.time())
     try:
         write_atomic(path, text)
     except OSError as error:
@@ -142,6 +142,6 @@ def _why(run: RunDir, state: runs.State) -> tuple[str, list[tuple[str, str]]] | 
     from galley_launch.runs import why
 
     explanation = why.explain(run)
-    return f"{explanation.told[:1].upper()}{explanation.told[1:]}", [
+    return f"{explanation.summary[:1].upper()}{explanation.summary[1:]}", [
         (key, "\n".join(values)) for key, values in explanation.rows
     ]

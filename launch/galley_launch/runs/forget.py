@@ -1,4 +1,4 @@
-"""Remove runs: never one that is live or queued, never without being told to."""
+"""``galley forget``: remove runs, but none that is live or queued, and only after a confirmation."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from galley_launch.submit import queue
 
 def forget(names: Sequence[str], base: Path, yes: bool) -> int:
     """Remove the runs ``names``, after asking unless ``yes``. Returns the exit status. Raises ``UserError``."""
-    found = list({run.root.resolve(): run for run in (runs.find(name, base) for name in names)}.values())
-    asked = queue.look(found)
-    for run in found:
-        _refuse_if_in_use(run, asked.get(run.root))
-    for run in found:
-        print(_sentence(run, asked.get(run.root)))
-    if not yes and not _confirmed(len(found)):
+    # By resolved path, so that a run that is named twice, or in two ways, is removed once.
+    chosen = list({run.root.resolve(): run for run in (runs.find(name, base) for name in names)}.values())
+    queues = queue.query(chosen)
+    # All of them are checked before any is shown or removed: one that is in use stops the whole command.
+    for run in chosen:
+        _refuse_if_in_use(run, queues.get(run.root))
+    for run in chosen:
+        print(_sentence(run, queues.get(run.root)))
+    if not yes and not _confirmed(len(chosen)):
         print("nothing was removed")
         return 1
-    for run in found:
+    for run in chosen:
         _remove(run)
         print(f"removed {run.root}")
     return 0
 
 
 def _refuse_if_in_use(run: RunDir, jobs: queue.Queue | None) -> None:
+    """Raise ``UserError`` where ``run`` is a link, or is live, or may have jobs in the queue."""
+    # Renaming a link and removing what is "in" it would leave the run, or remove it under another name than was shown.
     if run.root.is_symlink():
         raise UserError(str(run.root), "is a link to a run", f"forget the run itself: {run.root.resolve()}")
     if jobs and jobs.problem:
@@ -45,12 +49,12 @@ def _refuse_if_in_use(run: RunDir, jobs: queue.Queue | None) -> None:
 
 
 def _sentence(run: RunDir, jobs: queue.Queue | None) -> str:
-    """What would be lost."""
+    """What would be lost, with the size of its files in bytes (links are not followed)."""
     state = runs.state(run, jobs)
     files = [Path(folder) / name for folder, _, names in os.walk(run.root) for name in names]
     size = sum(file.lstat().st_size for file in files if not file.is_symlink())
     parts = [state.state, _count(len(run.checkpoints()), "checkpoint")]
-    exported = [place / part for place in (run.export, run.unverified) for part in ("model", "adapter")]
+    exported = [folder / part for folder in (run.export, run.unverified) for part in ("model", "adapter")]
     parts += ["an exported model"] if any(path.is_dir() for path in exported) else []
     return f"{run.root}: {', '.join(parts)}, {size_text(size)}"
 
@@ -67,14 +71,18 @@ def _confirmed(number: int) -> bool:
 
 
 def _remove(run: RunDir) -> None:
-    """Remove the directory: first renamed, so that what is half removed is no run any more."""
+    """Remove the run directory.
+
+    It is renamed first: a rename is one step, so that a removal that is interrupted leaves no damaged run in the list.
+    """
     with locks.held(run):
         hidden = run.root.with_name(f".{run.root.name}.forgotten.{os.getpid()}")
         try:
             if run.submitted.is_file():
-                from galley_launch.submit import scripts as jobs
+                from galley_launch.submit import scripts
 
-                jobs.secrets_file(run).unlink(missing_ok=True)
+                # Outside the run directory, and named after its path: once that is gone, nobody would find it.
+                scripts.secrets_file(run).unlink(missing_ok=True)
             run.root.rename(hidden)
             shutil.rmtree(hidden)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Runs that exist: find one, say how it is, follow its logs, ask it to stop."""
+"""Runs that exist: find one, tell its state, follow its logs, ask it to stop."""
 
 from __future__ import annotations
 
@@ -63,35 +63,38 @@ def last_row(path: Path) -> MetricsRow:
 def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     """How ``run`` is now; ``jobs``: what Slurm says, where it was submitted."""
     attempts, checkpoints = run.attempts(), run.checkpoints()
+    # No exit.json: killed, or still at it. An empty record has the verdict None, which is "lost" below.
     end = (read_exit(attempts[-1].exit) if attempts else None) or ExitRecord()
     word = _word(end) if attempts else "new"
     if jobs and jobs.problem and end.again is False:
-        jobs = None  # Nothing can be in the queue any more: a copy of the run far from its cluster says so, too.
-    now = (queue.word(jobs) if jobs else "") or ("live" if locks.is_live(run) else "")
+        # Slurm does not answer, but the last attempt recorded that none follows: so nothing is queued, and the state is
+        # known. That is so for a copy of the run on a machine without Slurm, too.
+        jobs = None
+    # What the run does now comes before how its last attempt ended.
+    now = (queue.state(jobs) if jobs else "") or ("live" if locks.is_live(run) else "")
     if now:
         word = "stopping" if now == "live" and attempts and attempts[-1].stop.exists() else now
-    early = queue.ended_before(run, jobs) if jobs and not attempts else ""
-    if early:
+    no_attempt = queue.why_no_attempt(run, jobs) if jobs and not attempts else ""
+    if no_attempt:
         word = "stopped" if run.end.exists() else "failed"
     damaged = _damage(run, attempts)
     if damaged and not now:
         word = "damaged"
-    told = [early] if word == "failed" else [damaged] if damaged else []
-    told.append(_message(end, word))
-    told.append(queue.nothing_follows(run, jobs) if jobs else "")
+    first = no_attempt if word == "failed" else damaged
+    messages = [first, _message(end, word), queue.nothing_follows(run, jobs) if jobs else ""]
     return State(
         name=run.root.absolute().name,
         state=word,
         row=last_row(run.metrics),
         attempt=attempts[-1].number if attempts else 0,
         checkpoint=checkpoints[-1].step if checkpoints else None,
-        message="; ".join(filter(None, told)),
-        reason="; ".join(filter(None, [*told, _reason(word, end, jobs, bool(told and told[0]))])),
+        message="; ".join(filter(None, messages)),
+        reason="; ".join(filter(None, [*messages, _reason(word, end, jobs)])),
     )
 
 
-def _reason(word: str, end: ExitRecord, jobs: queue.Queue | None, told: bool) -> str:
-    """What the table says of a state beside its message."""
+def _reason(word: str, end: ExitRecord, jobs: queue.Queue | None) -> str:
+    """What the table adds to the state and its message."""
     match word:
         case "stopped":
             return end.reason or ""
@@ -99,7 +102,7 @@ def _reason(word: str, end: ExitRecord, jobs: queue.Queue | None, told: bool) ->
             return "ended without a word (killed, or its machine went down)"
         case "done":
             return "" if end.exported else "not exported"
-        case "failed" if not told:
+        case "failed":
             return end.kind or end.reason or ""
         case "unknown" if jobs:
             return jobs.problem
@@ -111,19 +114,20 @@ def _reason(word: str, end: ExitRecord, jobs: queue.Queue | None, told: bool) ->
 
 
 def _damage(run: RunDir, attempts: list[Attempt]) -> str:
-    """Which record of ``run`` is there and cannot be read; empty where there is none such."""
+    """The record of ``run`` that exists but cannot be read, as a sentence; empty where there is none."""
     records = [run.spec, *([attempts[-1].exit] if attempts else [])]
-    there = [path for path in records if os.path.lexists(path) and (path == run.spec or not _is_empty(path))]
-    return next((f"{path} cannot be read" for path in there if read_json(path) is None), "")
+    # lexists is true of a dangling link as well: such a record is damaged, not missing.
+    present = [path for path in records if os.path.lexists(path) and (path == run.spec or not _is_empty(path))]
+    return next((f"{path} cannot be read" for path in present if read_json(path) is None), "")
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether a killed process or a full disk left no byte in a file: that is no word either."""
+    """Whether a file has no bytes, as a killed process or a full disk leaves it: taken for missing, not for damaged."""
     return path.is_file() and path.stat().st_size == 0
 
 
 def _word(end: ExitRecord) -> str:
-    """How the newest attempt ended; trained is not done where its export failed."""
+    """The state of a run whose newest attempt ended so; one that trained is not ``done`` if its export failed."""
     if end.verdict == "done" and end.exported is False:
         return "unverified" if end.unverified else "unexported"
     return "lost" if end.verdict is None else end.verdict
@@ -137,11 +141,11 @@ def _message(end: ExitRecord, word: str) -> str:
 
 def log_paths(run: RunDir, rank: int | None, number: int | None, since: int = 0) -> list[Path]:
     """The logs that ``galley logs`` shows, in order: of attempt ``number``, or of every attempt from ``since`` on."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for attempt in run.attempts():
         if attempt.number == number or (number is None and attempt.number >= since):
-            found += _logs_of(attempt, rank)
-    return found
+            paths += _logs_of(attempt, rank)
+    return paths
 
 
 def _logs_of(attempt: Attempt, rank: int | None) -> list[Path]:
@@ -154,7 +158,8 @@ def _logs_of_stage(attempt: Attempt, stage: stages.Stage) -> list[Path]:
     first = attempt.log(stage.log)
     if not stage.on_ranks or first.exists():
         return [first]
-    # torchrun's own logs repeat what ranks say; they are all there is where no rank came up.
+    # torchrun's logs (one for each node of a job) repeat what its ranks print, so they are left out where ranks have
+    # logs of their own; where no rank came up, they are all there is.
     return [attempt.log(stage.name), *sorted(attempt.logs.glob(f"{stage.name}-*.log"))]
 
 
@@ -167,25 +172,29 @@ def first_logs(run: RunDir, rank: int | None, number: int | None) -> int:
         raise UserError(str(run.root), "has no attempt yet", "start it with galley run")
     attempt = run.attempt(number) if number is not None else attempts[-1]
     if not attempt.root.is_dir():
-        there = ", ".join(str(each.number) for each in attempts)
-        raise UserError("attempt", f"{number} does not exist", f"choose from {there}")
+        numbers = ", ".join(str(attempt.number) for attempt in attempts)
+        raise UserError("attempt", f"{number} does not exist", f"choose from {numbers}")
     if rank is not None and not attempt.log(f"rank-{rank}").is_file():
-        found = sorted(path.stem.removeprefix("rank-") for path in attempt.logs.glob("rank-*.log"))
-        todo = f"choose from {', '.join(found)}" if found else "the ranks have not started"
+        ranks = sorted(path.stem.removeprefix("rank-") for path in attempt.logs.glob("rank-*.log"))
+        todo = f"choose from {', '.join(ranks)}" if ranks else "the ranks have not started"
         raise UserError("rank", f"no log of rank {rank} in attempt {attempt.number}", todo)
     return attempt.number
 
 
 def follow(run: RunDir, paths: Callable[[], list[Path]], show: Callable[[str], None], poll: float = 0.3) -> None:
-    """Show each log of ``paths``, which may become more, and go on while the run is live."""
+    """Show the lines of all ``paths()`` as they come, while the run is live.
+
+    ``paths`` is called again and again, as new attempts bring new logs; ``poll``: seconds between two looks at them.
+    """
     tails: dict[Path, Tail] = {}
     watch = queue.Watch(run) if queue.is_submitted(run) else None
     shown = 0
     live = True
     while live:
-        live = watch.is_live(show) if watch else locks.is_live(run)  # First, so that the end is still shown.
+        # Asked before the logs are read, so that what a run writes last is shown in one more round.
+        live = watch.is_live(show) if watch else locks.is_live(run)
         for path in paths():
-            number = int(path.parent.parent.name)
+            number = int(path.parent.parent.name)  # attempts/NUMBER/logs/NAME.log
             for line in tails.setdefault(path, Tail(path)).lines():
                 if watch and number != shown:
                     show(f"-- attempt {number}" if number else "-- prepare")
@@ -207,7 +216,7 @@ def stop(run: RunDir) -> str:
 
 
 def _waits_for(run: RunDir) -> str:
-    """What a stop comes after: the step that is under way, and how long such a step takes."""
+    """What the run finishes before it stops: the step that it is at, and how long a step takes."""
     row = last_row(run.metrics)
     if row.step_s is None or row.step is None:
         return "it ends what it is at, then saves"
