@@ -1,4 +1,4 @@
-"""No secret is written: what a run, a profile or the environment would put into files is looked through first."""
+"""No secret is written into files: settings, profiles and inherited variables are checked before they are written."""
 
 from __future__ import annotations
 
@@ -36,9 +36,11 @@ def check_spec(spec: RunSpec) -> None:
     """Raise ``UserError`` where ``run.json`` would hold a secret. The message does not repeat it."""
     dump = spec.model_dump(mode="json")
     for path, text in _texts(dump):
-        place = path.removeprefix("task.").removeprefix("placement.")
-        where = "command line" if path.startswith("origin.overrides") else place
+        # As the user knows it: a setting by its key in the recipe, one of the command line by that alone.
+        key = path.removeprefix("task.").removeprefix("placement.")
+        where = "command line" if path.startswith("origin.overrides") else key
         kind = secret_in(text)
+        # 40 hexadecimal digits are a commit elsewhere (a model's revision), but under tracking.wandb a key of W&B.
         if path.startswith("tracking.wandb") and _WANDB_KEY.fullmatch(text):
             kind = "a key of W&B"
         if path.startswith("placement.deepspeed.") and text and is_secret_name(path.rpartition(".")[2]):
@@ -49,6 +51,7 @@ def check_spec(spec: RunSpec) -> None:
 
 def check_profile(cluster: Cluster, where: str) -> None:
     """Raise ``UserError`` where a profile holds a secret: it goes into job scripts and ``cluster.json``."""
+    # Under secrets there are names of variables only, and those look like secrets on purpose.
     dump = cluster.model_dump(mode="json", exclude={"secrets"})
     for path, text in _texts(dump):
         kind, name = secret_in(text), assigned_in(text)

@@ -13,12 +13,13 @@ from galley_launch.cluster import options
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)|(\d+)-(\d+)(?::([0-5]\d))?|(\d+)", re.ASCII)
 _SIZE = re.compile(r"[1-9]\d*[MGT]", re.ASCII)
-# Names that mean something to bash, or that the job's scripts give to things of their own.
-_TAKEN_TEXT = """
+# Variables that bash sets or reads itself, or keeps from being set (bash(1), Shell Variables), then those that the
+# job's scripts use (slurm/).
+_RESERVED_TEXT = """
 BASHOPTS BASH_VERSINFO EUID IFS POSIXLY_CORRECT PPID SHELLOPTS UID
 clock facts hang host host_python init local node process ranks run scratch stage status watch
 """
-_TAKEN = frozenset(_TAKEN_TEXT.split())
+_RESERVED = frozenset(_RESERVED_TEXT.split())
 
 
 def _time(value: str) -> str:
@@ -36,7 +37,7 @@ def _size(value: str) -> str:
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError("is not a variable's name")
-    if name in _TAKEN or (name.startswith("GALLEY_") and name != "GALLEY_MEETING"):  # node.sh asks for that one
+    if name in _RESERVED or (name.startswith("GALLEY_") and name != "GALLEY_MEETING"):  # node.sh asks for that one
         raise ValueError("is a name that the job's scripts use themselves; choose another")
     return name
 
@@ -53,8 +54,9 @@ def _absolute(value: str) -> str:
     return path
 
 
-def _on_node(value: str) -> str:
-    """A place whose job's and node's variables are put in there: ``/local/$SLURM_JOB_ID``, ``$TMPDIR/galley``."""
+def _path_on_node(value: str) -> str:
+    """A path in which variables of the job and the node are left: ``/local/$SLURM_JOB_ID``, ``$TMPDIR/galley``."""
+    # The "$" of those variables is hidden as NUL, which no value holds, while all others are replaced.
     kept = re.sub(r"\$(?=\{?(?:SLURM\w*|TMPDIR\b))", "\0", options.line(value))
     path = os.path.expandvars(os.path.expanduser(kept)).replace("\0", "$")  # noqa: PTH111 - as above
     if not path.startswith(("/", "$")):
@@ -62,8 +64,8 @@ def _on_node(value: str) -> str:
     return options.line(path)
 
 
-def _found(value: str) -> str:
-    """A name that is looked up there, or else an absolute path: one with ``/`` in it."""
+def _name_or_path(value: str) -> str:
+    """The name of an environment, or (with a ``/`` in it, or ``~``, ``$`` or ``.`` in front) an absolute path."""
     if not value:
         raise ValueError("is empty")
     return _absolute(value) if value.startswith(("~", "$", ".")) or "/" in value else options.line(value)
@@ -87,7 +89,7 @@ def _image(value: str) -> str:
 def _mount(value: str) -> str:
     """``/here``, ``/here:/there`` or ``/here:/there:ro``; a comma would begin the next."""
     try:
-        path = _on_node(value)
+        path = _path_on_node(value)
     except ValueError:
         path = ""
     if not path or "," in path:
@@ -97,10 +99,11 @@ def _mount(value: str) -> str:
 
 def seconds(time: str) -> int:
     """Seconds of a Slurm time: ``M``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S`` (sbatch(1), --time)."""
-    found = _TIME.fullmatch(time)
-    if not found:
+    match = _TIME.fullmatch(time)
+    if not match:
         raise ValueError(f"{time!r} is not a time")
-    days, hours, minutes, secs, days2, hours2, minutes2, only = (int(part or 0) for part in found.groups())
+    # One group of numbers for each of the three forms, of which two are empty: hence all days, hours … are added.
+    days, hours, minutes, secs, days2, hours2, minutes2, only = (int(part or 0) for part in match.groups())
     return ((days + days2) * 24 + hours + hours2) * 3600 + (minutes + minutes2 + only) * 60 + secs
 
 
@@ -110,10 +113,10 @@ def megabytes(size: str) -> int:
 
 
 Line = Annotated[str, AfterValidator(options.line)]
-Option = Annotated[str, AfterValidator(options.option)]
+Option = Annotated[str, AfterValidator(options.sbatch_value)]
 Time = Annotated[str, AfterValidator(_time)]
 Size = Annotated[str, AfterValidator(_size)]
-Place = Annotated[str, AfterValidator(_absolute)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -134,8 +137,8 @@ class Container(Section):
     """``/here:/there`` pairs or paths; the run, its model, data and cache are mounted as they are."""
 
 
-class Side(Section):
-    """What the jobs on one node take that prepare the data and export the model."""
+class SideJobs(Section):
+    """What the jobs beside training, each on one node, take: they prepare the data and export the model."""
 
     prepare: Literal["job", "here"] = "job"
     """``here``: on the host of ``galley submit``, before anything is queued, where nodes do not reach the internet."""
@@ -207,11 +210,11 @@ class Cluster(Section):
     """Take nodes alone where every GPU of them is used."""
     modules: list[Line] = []
     """Environment modules to load, in order."""
-    setup: Place | None = None
+    setup: AbsolutePath | None = None
     """A shell file that jobs source first, for what cannot be said here: a site's own init file, ``module use``."""
-    venv: Place | None = None
+    venv: AbsolutePath | None = None
     """Virtual environment on a shared disk. With no venv, conda or container: that of this galley."""
-    conda: Annotated[str, AfterValidator(_found)] | None = None
+    conda: Annotated[str, AfterValidator(_name_or_path)] | None = None
     """Name or path of a conda environment; ``conda`` must be there after ``modules`` and ``setup``."""
     container: Container | None = None
     host_python: Annotated[str, AfterValidator(_program)] | None = None
@@ -226,12 +229,12 @@ class Cluster(Section):
     """Variables that are taken from the environment of ``galley submit`` to a private file that jobs read."""
     interface: Line | None = None
     """Network interface for NCCL and gloo (``ib0``); None: they choose."""
-    scratch: Annotated[str, AfterValidator(_on_node)] | None = None
+    scratch: Annotated[str, AfterValidator(_path_on_node)] | None = None
     """Fast directory of each node for caches; None: ``$SLURM_TMPDIR``, ``$TMPDIR`` or ``/tmp`` there. It may hold
     variables that only jobs have: ``/local/$SLURM_JOB_ID``."""
-    cache: Place | None = None
+    cache: AbsolutePath | None = None
     """Shared directory for prepared data and converted models; None: ``~/.cache/galley``."""
-    runs: Place | None = None
+    runs: AbsolutePath | None = None
     """Shared directory of runs; None: ``./runs``."""
     chain: Literal["nodes", "login"] = "nodes"
     """``nodes``: every job queues its successor. ``login``: ``galley submit`` queues all ``attempts`` and the export
@@ -244,9 +247,9 @@ class Cluster(Section):
     """How long a node that failed is avoided."""
     requeue: bool = False
     """Let Slurm requeue a pre-empted job under its own number. Off: its successor takes over, two minutes sooner."""
-    side: Side = Side()
+    side: SideJobs = SideJobs()
     patience: Patience = Patience()
-    srun: list[Annotated[str, AfterValidator(options.step)]] = []
+    srun: list[Annotated[str, AfterValidator(options.srun_option)]] = []
     """Further options of every ``srun``: ``--mpi=none``."""
     directives: list[Annotated[str, AfterValidator(options.directive)]] = []
     """Further ``#SBATCH`` options: ``--mail-type=END``."""

@@ -1,4 +1,4 @@
-"""Where profiles of clusters are, and a copy of one that is the user's to change. The standard library only."""
+"""Where profiles of clusters are, and copying one for the user to change. The standard library only."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 def folders() -> list[Path]:
-    """Where profiles are, what wins last: shipped, the user's own, beside the recipes."""
+    """Where profiles are: shipped, the user's own, those of this directory. Of two with one name the last counts."""
     return [assets.folder("slurm") / "clusters", own_folder(), Path("clusters")]
 
 
 def own_folder() -> Path:
     """Where a user's own profiles are, for all directories."""
+    # XDG Base Directory Specification: unset and empty mean the same.
     config = os.path.expanduser(os.environ.get("XDG_CONFIG_HOME") or "~/.config")  # noqa: PTH111 - Path's raises
     return Path(config) / "galley" / "clusters"
 
 
 def every() -> dict[str, Path]:
     """Name to file of every profile."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in folders():
-        found |= {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return dict(sorted(found.items()))
+        files |= {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return dict(sorted(files.items()))
 
 
 def path_of(name: str) -> Path:
@@ -52,21 +53,21 @@ def header(text: str) -> str:
 
 
 def copy(name: str, to: str = "") -> int:
-    """Write a copy of the profile ``name`` that is the user's own, as ``to``. Raises ``UserError``."""
+    """Copy the profile ``name`` into the user's own folder, as ``to`` (empty: under its name). Raises ``UserError``."""
     source = path_of(name)
-    word = to or source.stem
-    if not _NAME.fullmatch(word):
-        raise UserError("copy", f"{word!r} is not a cluster's name", "use letters, digits, '.', '_' and '-'")
-    target = own_folder() / f"{word}.yaml"
+    new = to or source.stem
+    if not _NAME.fullmatch(new):
+        raise UserError("copy", f"{new!r} is not a cluster's name", "use letters, digits, '.', '_' and '-'")
+    target = own_folder() / f"{new}.yaml"
     try:
         text = source.read_text(encoding="utf-8")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("x", encoding="utf-8") as file:  # Never over a profile that is there.
+        with target.open("x", encoding="utf-8") as file:  # "x" fails where the file exists, in one step
             file.write(text)
     except FileExistsError:
         raise UserError(str(target), "already exists", f"give another name: galley copy cluster {name} NAME") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(str(target), f"cannot be written ({error})", "make that directory writable") from None
-    print(f"{target} is yours to change{'; it is used instead of the shipped one' if word == source.stem else ''}")
-    print(f"next: galley clusters {word}; galley plan RECIPE cluster={word}")
+    print(f"{target} is yours to change{'; it is used instead of the shipped one' if new == source.stem else ''}")
+    print(f"next: galley clusters {new}; galley plan RECIPE cluster={new}")
     return 0

@@ -11,20 +11,22 @@ from pydantic import ValidationError
 from galley.contract.errors import UserError
 from galley_launch.base.options import Setting
 from galley_launch.base.yaml_text import Tree, read_source, read_value, read_yaml
-from galley_launch.cluster import guard, habits
+from galley_launch.cluster import guard, shell_variables
 from galley_launch.cluster.profile import Cluster
 from galley_launch.cluster.profile_files import every, folders, path_of
-from galley_launch.cluster.profile_words import plain, refused
+from galley_launch.cluster.profile_words import normal, refused
 
 __all__ = ["every", "find", "folders", "load"]
 
 
 def _chosen(name: str | None) -> tuple[str, Path]:
+    """Name and file of the cluster called ``name``, or of the default one. Raises ``UserError``."""
     if name and name.endswith((".yaml", ".yml")):
-        return str(path_of(name).absolute()), Path(name)  # So that the run finds it again when it goes on.
+        # The name is kept in the run, which may be continued from another directory: so it is the absolute path.
+        return str(path_of(name).absolute()), Path(name)
     known = every()
     if name is None:
-        defaults = [each for each, path in known.items() if load(path).default]
+        defaults = [cluster for cluster, path in known.items() if load(path).default]
         if len(defaults) != 1:
             what = (
                 f"{' and '.join(defaults)} both say default: true"
@@ -41,7 +43,9 @@ def _chosen(name: str | None) -> tuple[str, Path]:
 def load(path: Path, settings: Sequence[Setting] = ()) -> Cluster:
     """The profile in ``path`` with ``cluster.key=value`` settings applied. Raises ``UserError``."""
     text = read_source(path)
-    tree = habits.added(plain(_override(plain(read_yaml(text, str(path))), settings)))
+    # Normal form twice: settings such as cluster.container.image=… need a section where the file has a plain value, and
+    # may bring plain values themselves.
+    tree = shell_variables.add_to(normal(_override(normal(read_yaml(text, str(path))), settings)))
     try:
         cluster = Cluster.model_validate(tree)
     except ValidationError as error:
@@ -62,6 +66,7 @@ def _key(setting: Setting) -> str:
 
 
 def _override(tree: Tree, settings: Sequence[Setting]) -> Tree:
+    """``tree`` with ``settings`` applied in order; ``tree`` and its sections are not changed, but copied."""
     result: dict[str, Any] = dict(tree)
     for setting in settings:
         section, _, leaf = _key(setting).rpartition(".")

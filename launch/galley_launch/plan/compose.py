@@ -61,7 +61,7 @@ def compose(name: str, settings: Settings, imagine: bool) -> Composed:
     from_json = changes.changes(recipe.model_dump(), settled.recipe.model_dump())
     typed = requested.typed | {line.partition(" ")[0] for line in from_json}
     rate = cautions.of_rate(settled.recipe, requested.source, set(typed), facts)
-    notes = (*where.devices.notes, *settled.notes, *_habits(where.cluster), *rate)
+    notes = (*where.devices.notes, *settled.notes, *_shell_notes(where.cluster), *rate)
     changed = (*requested.source.changes, *from_json)
     return Composed(spec, where.run, where.earlier, notes, where.cluster, where.cluster_name, changed)
 
@@ -169,9 +169,9 @@ def _refused(error: ValidationError) -> UserError:
     return UserError(where, str(first["msg"]).removeprefix("Value error, "), "change it")
 
 
-def _habits(cluster: Cluster | None) -> list[str]:
+def _shell_notes(cluster: Cluster | None) -> list[str]:
     if cluster is None:
         return []
-    from galley_launch.cluster import habits
+    from galley_launch.cluster import shell_variables
 
-    return habits.notes(cluster)
+    return shell_variables.notes(cluster)
