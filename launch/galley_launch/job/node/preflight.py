@@ -1,7 +1,7 @@
 """Is this node fit to train? ``python3 -m galley_launch.job.node.preflight ATTEMPT_DIR``, one task on each node.
 
-Ends in time even where a disk, a driver or a name server hangs: each check has a thread of its own, nobody waits for
-a thread that does not come back, and the process leaves by ``os._exit``. Exit status 0: fit; 1: not.
+Ends in time even where a disk, a driver or a name server hangs: each group of checks has a thread of its own, a thread
+that does not come back is not waited for, and the process leaves by ``os._exit``. Exit status 0: fit; 1: not.
 """
 
 from __future__ import annotations
@@ -34,24 +34,27 @@ from galley_launch.job.node.checks import (
 from galley_launch.job.node.exchange import exchange
 
 Group = Sequence[tuple[str, Callable[[], Outcome]]]
-"""Checks that follow each other, by name."""
+"""Checks that run one after the other, by name."""
 
 
-def _work(found: dict[str, Outcome], group: Group) -> None:
+def _work(outcomes: dict[str, Outcome], group: Group) -> None:
+    """Run a group's checks, each one's result into ``outcomes``."""
     for title, check in group:
-        begun = time.monotonic()
+        began = time.monotonic()
         try:
             result = check()
-        except Exception as error:  # whatever a broken node comes up with
+        except Exception as error:  # of any kind: what a broken node raises cannot be foreseen
             result = outcome(False, f"{type(error).__name__}: {error}")
         result["detail"] = " ".join(result["detail"].split())
-        found[title] = {"name": title, **result, "seconds": round(time.monotonic() - begun, 3)}
+        # result's own name comes second: the exchange calls itself "port" where that is what fails.
+        outcomes[title] = {"name": title, **result, "seconds": round(time.monotonic() - began, 3)}
 
 
 def _run(groups: Sequence[Group], node: Node, share: float) -> list[Outcome]:
     """Every group at once. A check that does not end in time has failed; what would have followed it is left out."""
-    found: dict[str, Outcome] = {}
-    threads = [threading.Thread(target=_work, args=(found, group), daemon=True) for group in groups]
+    outcomes: dict[str, Outcome] = {}
+    # Daemons: the interpreter does not wait for them, and a thread that is stuck in a system call cannot be ended.
+    threads = [threading.Thread(target=_work, args=(outcomes, group), daemon=True) for group in groups]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -59,24 +62,27 @@ def _run(groups: Sequence[Group], node: Node, share: float) -> list[Outcome]:
     seconds = round(time.monotonic() - node.began, 3)
     silent = {"ok": False, "detail": f"no answer in {seconds:.0f} s", "seconds": seconds}
     for group in groups:
-        late = [title for title, _ in group if title not in found]
-        found.update({title: {"name": title, **silent} for title in late[:1]})
-    return [found[title] for group in groups for title, _ in group if title in found]
+        late = [title for title, _ in group if title not in outcomes]
+        outcomes.update({title: {"name": title, **silent} for title in late[:1]})
+    return [outcomes[title] for group in groups for title, _ in group if title in outcomes]
 
 
 def _checks(node: Node) -> list[Outcome]:
-    met: Outcome = {}
+    exchanged: Outcome = {}
 
-    def meet() -> Outcome:
-        met.update(exchange(node))
-        return dict(met)
+    def run_exchange() -> Outcome:
+        exchanged.update(exchange(node))
+        return dict(exchanged)
 
     single = {"devices": devices, "memory": memory, "disk": disk, "name": name, "limits": limits}
     groups: list[Group] = [[(title, partial(check, node))] for title, check in single.items()]
-    return _run([*groups, [("exchange", meet), ("clock", lambda: clock(node, met))]], node, CHECKS)
+    # The clock comes after the exchange, in one thread: it compares this node's time with what the exchange measured.
+    together: Group = [("exchange", run_exchange), ("clock", lambda: clock(node, exchanged))]
+    return _run([*groups, together], node, CHECKS)
 
 
 def _save(node: Node, checks: list[Outcome]) -> Outcome:
+    """Write the node's report, ``preflight/NODE.json``: itself run as a check, as the shared disk may hang."""
     seconds, ok = round(time.monotonic() - node.began, 3), all(check["ok"] for check in checks)
     report = {"node": node.name, "number": node.number, "ok": ok, "seconds": seconds, "checks": checks}
     # Not its parents: where the shared disk is not mounted, nothing is made in its place.
@@ -86,7 +92,7 @@ def _save(node: Node, checks: list[Outcome]) -> Outcome:
 
 
 def _failures(report: dict[str, Any] | None) -> str:
-    """Why a node is not fit by its own account, but for the exchange: that has two sides."""
+    """Why a node is not fit by its own report. The exchange is left out: either of its two ends may be at fault."""
     if report is None:
         return "left no report"
     failed = [check for check in report["checks"] if not check["ok"] and check["name"] != "exchange"]
@@ -94,35 +100,36 @@ def _failures(report: dict[str, Any] | None) -> str:
 
 
 def _exchanged(report: dict[str, Any] | None) -> Outcome:
-    found = [check for check in (report or {"checks": []})["checks"] if check["name"] == "exchange"]
-    return found[0] if found else {"ok": False, "detail": "it did not reach the head"}
+    exchanges = [check for check in (report or {"checks": []})["checks"] if check["name"] == "exchange"]
+    return exchanges[0] if exchanges else {"ok": False, "detail": "it did not reach the head"}
 
 
 def bad_nodes(attempt: Attempt, expected: Sequence[str]) -> dict[str, str]:
     """Which nodes are not fit to train, and why. ``expected``: names in the order of ``SLURM_NODEID``.
 
-    Those that failed, left no report, or did not reach the head. Where several others are left and none of them
-    reached it, or where it has no count of them, the head is at fault instead.
+    Those are nodes that failed a check, left no report, or did not reach the head. The head is at fault instead where
+    two or more of the others are fit and none of them reached it, or where it could not count who did.
     """
     reports: dict[str, dict[str, Any] | None] = dict.fromkeys(expected)
     for path in sorted(attempt.preflight.glob("*.json")):
         reports[known_as(path.stem, expected)] = read_json(path)
-    bad = {each: why for each in expected if (why := _failures(reports[each]))}
-    exchanges = {each: _exchanged(reports[each]) for each in expected}
-    head, others = expected[0], [each for each in expected[1:] if each not in bad]
+    bad = {node: why for node in expected if (why := _failures(reports[node]))}
+    exchanges = {node: _exchanged(reports[node]) for node in expected}
+    head, others = expected[0], [node for node in expected[1:] if node not in bad]
     count = exchanges[head].get("missing")
     if count is None:
         return bad if head in bad else {**bad, head: f"exchange: {exchanges[head]['detail']}"}
     missing = [expected[number] for number in count]
-    lost = [each for each in others if each in missing or not (missing or exchanges[each]["ok"])]
+    # Where the head names who is missing, only those count: the sums of the others are wrong because of them.
+    lost = [node for node in others if node in missing or not (missing or exchanges[node]["ok"])]
     if len(lost) > 1 and lost == others:
         return {head: "exchange: no other node reaches it", **bad}
-    return {**bad, **{each: f"exchange: {exchanges[each]['detail']}" for each in lost}}
+    return {**bad, **{node: f"exchange: {exchanges[node]['detail']}" for node in lost}}
 
 
 def _node(arguments: argparse.Namespace) -> Node:
-    def number(variable: str, otherwise: int = 0) -> int:
-        return int(os.environ.get(variable) or otherwise)
+    def number(variable: str, default: int = 0) -> int:
+        return int(os.environ.get(variable) or default)
 
     return Node(
         attempt=Attempt(Path(arguments.attempt)),
@@ -155,4 +162,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os._exit(main())  # a thread may hang in a system call
+    os._exit(main())  # not sys.exit, whose clean-up may wait for a thread that hangs in a system call
