@@ -21,7 +21,7 @@ from galley_launch.recipe.schema import header
 from galley_launch.recipe.schema import schema as recipe_schema
 
 if TYPE_CHECKING:
-    from galley_launch.submit.requests import Submission
+    from galley_launch.submit.job_requests import Submission
 
 
 def show(name: str, settings: Settings) -> int:

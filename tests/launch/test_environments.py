@@ -15,7 +15,7 @@ __all__ = ["fakes", "here"]
 def python(folder: Path, version: str = "3.11", galley: str = "", **found: bool) -> Path:
     """A stand-in for an environment's interpreter."""
     there = {"torch": True, "deepspeed": True, "transformers": True} | found
-    look = json.dumps({"python": [3, 11], "found": there, "galley": galley})
+    look = json.dumps({"python": [3, 11], "installed": there, "galley": galley})
     path = folder / "bin" / "python"
     path.parent.mkdir(parents=True)
     path.write_text(f"#!/bin/bash\ncase $2 in *find_spec*) echo '{look}' ;; *) echo {version} ;; esac\n")

@@ -1,4 +1,4 @@
-"""``galley clusters``: the profiles, and whether the Slurm that answers here has what they ask for."""
+"""``galley clusters``: the profiles, each compared with the partitions that Slurm has here."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from galley_launch.recipe import explained
 from galley_launch.submit.refusals import describe
 
 _FILE, _COPY = "file:", "your own copy of it: galley copy cluster"
+"""Beginnings of the two lines that :func:`details` adds to a profile's header."""
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """What a job takes of each of its nodes."""
+class _Request:
+    """What a job asks of each of its nodes."""
 
     partition: str
     """Empty: the default one. Several, with commas between them: whichever is free first."""
@@ -31,50 +32,55 @@ class _Wish:
     time: str
 
 
-def _wishes(cluster: Cluster) -> tuple[_Wish, _Wish]:
-    """Of training, and of the jobs beside it."""
+def _requests(cluster: Cluster) -> tuple[_Request, _Request]:
+    """Those of training, and of the jobs beside it."""
     ranks, side = cluster.ranks, cluster.side
+    # With gpu_request "none" GPUs come with the nodes; then sinfo lists none, and nothing can be compared.
     gpus = (ranks, side.gpus) if cluster.device == "cuda" and cluster.gpu_request != "none" else (0, 0)
     memory = megabytes(cluster.memory_per_rank) * ranks if cluster.memory_per_rank else 0
     partition, kind = cluster.partition or "", cluster.gpu_type
     return (
-        _Wish(partition, gpus[0], kind, cluster.cores_per_rank * ranks, memory, cluster.time),
-        _Wish(side.partition or partition, gpus[1], kind, side.cores, megabytes(side.memory), side.time),
+        _Request(partition, gpus[0], kind, cluster.cores_per_rank * ranks, memory, cluster.time),
+        _Request(side.partition or partition, gpus[1], kind, side.cores, megabytes(side.memory), side.time),
     )
 
 
-def _lacks(wish: _Wish, each: slurm.Partition) -> list[str]:
-    found = [] if each.state.lower() == "up" else [f"{each.name} is {each.state.lower()}"]
-    if wish.gpus > each.gpus:
-        found.append(f"{wish.gpus} GPUs a node, but {each.name} has {each.gpus}")
-    if wish.cores > each.cores:
-        found.append(f"{wish.cores} cores a node, but {each.name} has {each.cores}")
-    if wish.memory_mb > each.memory_mb:
-        found.append(f"{wish.memory_mb // 1024} GB a node, but {each.name} has {each.memory_mb // 1024}")
-    if each.limit_s is not None and seconds(wish.time) > each.limit_s:
-        found.append(f"time {wish.time}, but {each.name} allows {round(each.limit_s / 60)} minutes")
-    if wish.gpu_type and wish.gpus and each.gpu_type and wish.gpu_type != each.gpu_type:
-        found.append(f"GPUs of type {wish.gpu_type}, but {each.name} has {each.gpu_type}")
-    return found
+def _lacks(request: _Request, partition: slurm.Partition) -> list[str]:
+    """What ``partition`` does not have of ``request``, a line each. Memory is compared in MiB, and shown in GiB."""
+    name = partition.name
+    lines = [] if partition.state.lower() == "up" else [f"{name} is {partition.state.lower()}"]
+    if request.gpus > partition.gpus:
+        lines.append(f"{request.gpus} GPUs a node, but {name} has {partition.gpus}")
+    if request.cores > partition.cores:
+        lines.append(f"{request.cores} cores a node, but {name} has {partition.cores}")
+    if request.memory_mb > partition.memory_mb:
+        lines.append(f"{request.memory_mb // 1024} GB a node, but {name} has {partition.memory_mb // 1024}")
+    if partition.limit_s is not None and seconds(request.time) > partition.limit_s:
+        lines.append(f"time {request.time}, but {name} allows {round(partition.limit_s / 60)} minutes")
+    if request.gpu_type and request.gpus and partition.gpu_type and request.gpu_type != partition.gpu_type:
+        lines.append(f"GPUs of type {request.gpu_type}, but {name} has {partition.gpu_type}")
+    return lines
 
 
-def _compare(wish: _Wish, partitions: Sequence[slurm.Partition]) -> list[str]:
-    known = {each.name: each for each in partitions}
-    default = next((each.name for each in partitions if each.is_default), "")
-    names = (wish.partition or default).split(",")
+def _compare(request: _Request, partitions: Sequence[slurm.Partition]) -> list[str]:
+    """What the partition, or the best of several, does not have of ``request``."""
+    known = {partition.name: partition for partition in partitions}
+    default = next((partition.name for partition in partitions if partition.is_default), "")
+    names = (request.partition or default).split(",")
     unknown = [name for name in names if name not in known]
     if unknown:
         what = f"no partition {unknown[0]!r}" if unknown[0] else "no default partition: set partition"
         return [f"{what} (there are {', '.join(known)})"]
-    return min((_lacks(wish, known[name]) for name in names), key=len)
+    # Slurm starts a job in any of the partitions that it names: one that has everything is enough.
+    return min((_lacks(request, known[name]) for name in names), key=len)
 
 
 def check(cluster: Cluster, partitions: Sequence[slurm.Partition]) -> list[str]:
-    """What of ``cluster`` the site does not have, a line each."""
-    train, side = _wishes(cluster)
-    found = _compare(train, partitions)
-    beside = [each for each in _compare(side, partitions) if each not in found]
-    return [*found, *(f"side: {each}" for each in beside)]
+    """What of ``cluster`` the site does not have, a line each. What training lacks is not repeated for side jobs."""
+    train, side = _requests(cluster)
+    lines = _compare(train, partitions)
+    side_lines = [line for line in _compare(side, partitions) if line not in lines]
+    return [*lines, *(f"side: {line}" for line in side_lines)]
 
 
 def listing() -> None:
@@ -90,32 +96,37 @@ def listing() -> None:
     if problem:
         print(problem)
         return
-    here = [(f"{each.name}{'*' if each.is_default else ''}", each.state.lower(), describe(each)) for each in partitions]
-    table(("partition", "state", "has"), here)
+    # The default partition is marked as sinfo marks it.
+    names = [f"{partition.name}{'*' if partition.is_default else ''}" for partition in partitions]
+    states = [partition.state.lower() for partition in partitions]
+    cells = zip(names, states, map(describe, partitions), strict=True)
+    table(("partition", "state", "has"), list(cells))
 
 
 def _row(name: str, path: Path, partitions: Sequence[slurm.Partition]) -> tuple[str, ...]:
+    """The line of one profile. ``partitions``: empty where Slurm does not answer; then nothing is compared."""
     try:
         cluster = profiles.load(path)
-    except UserError as error:  # The others are of use all the same.
-        return name, "", _whose(path), " ".join(str(error).removeprefix(f"{path}: ").split())
+    except UserError as error:  # Shown in its line, so that one damaged profile does not hide the others.
+        return name, "", _origin(path), " ".join(str(error).removeprefix(f"{path}: ").split())
     problems = check(cluster, partitions) if partitions else []
     mark = " (default)" if cluster.default else ""
-    return name + mark, cluster.about, _whose(path), "; ".join(problems) or ("fits" if partitions else "")
+    return name + mark, cluster.about, _origin(path), "; ".join(problems) or ("fits" if partitions else "")
 
 
-def _whose(path: Path) -> str:
+def _origin(path: Path) -> str:
     return "shipped" if path.parent == profiles.folders()[0] else str(path)
 
 
 def details(name: str, settings: Sequence[Setting]) -> tuple[str, list[str]]:
-    """A profile: its header and file, then every key with its default, as YAML; and what the site lacks of it."""
+    """The profile ``name`` as YAML (its header, its file, every key with its value), and what the site lacks of it."""
     _, cluster = profiles.find(name, settings)
     path = profile_files.path_of(name)
     header = profile_files.header(path.read_text(encoding="utf-8")).splitlines()
-    said = [line for line in header if not line.startswith((_FILE, _COPY))]  # as this verb printed it, once
-    above = [*said, *([""] if said and said[-1] else []), f"{_FILE} {path.absolute()}", f"{_COPY} {name} NEW"]
-    text = "".join(f"# {line}".rstrip() + "\n" for line in above) + f"\n{explained.text(cluster)}"
+    # A profile that was saved from this output has these two lines in its header: they are replaced.
+    kept = [line for line in header if not line.startswith((_FILE, _COPY))]
+    comment = [*kept, *([""] if kept and kept[-1] else []), f"{_FILE} {path.absolute()}", f"{_COPY} {name} NEW"]
+    text = "".join(f"# {line}".rstrip() + "\n" for line in comment) + f"\n{explained.text(cluster)}"
     try:
         return text, check(cluster, slurm.partitions(cluster.clusters or ""))
     except slurm.SlurmError as error:

@@ -1,4 +1,7 @@
-"""What a submission asks of Slurm, as values; the ``sbatch`` commands are rendered from them last."""
+"""A submission as values: its files, and its jobs with their options of ``sbatch``.
+
+The same values become the commands that ``galley plan`` prints and the calls that ``galley submit`` makes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 from galley_launch.plan.plan import Plan, Stage
 
 PREVIOUS = "PREVIOUS"
-"""Stands, in the printed command of a job that follows another, for the number of the job before it."""
+"""Placeholder in printed commands for the number of the job before, which only its submission brings."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,9 @@ class JobRequest:
 
     def options_after(self, previous: str) -> list[str]:
         """All options of sbatch. ``previous``: the number of the job that was submitted before."""
-        return [*([f"--dependency=afterany:{previous}"] if self.follows else []), *self.options]
+        # afterany: however the job before ended (sbatch(1), --dependency); this one sees from the run what is left.
+        dependency = [f"--dependency=afterany:{previous}"] if self.follows else []
+        return [*dependency, *self.options]
 
     def command(self) -> Stage:
         """As ``galley plan`` prints it."""
