@@ -1,4 +1,4 @@
-"""What failed first in an attempt, whose fault it was, and whether trying again can cure it.
+"""What failed first in an attempt, on which node, and whether another attempt may succeed.
 
 Imports the standard library, `job` and the contract's files, for Python 3.9.
 """

@@ -1,7 +1,7 @@
 """What an attempt left behind, read from its directory: records of errors, the ends of its logs, heartbeats, checks.
 
-Nothing here judges (:mod:`.classify` does), and nothing here fails: what is torn, missing or strange
-is left out. An attempt is looked at *because* something went wrong.
+Nothing here judges (:mod:`.classify` does), and nothing here fails: what is torn, missing or malformed is left out.
+These files are read *because* something went wrong, which may have been the writing of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from galley_launch.job.names import known_as
 TAIL = 64 * 1024
 """Bytes of a log that are read, from its end."""
 LONGEST = 1000
-"""Characters of a line that are looked at."""
+"""Characters of a line that are read; the rest is cut off."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Evidence:
     status: int | None
     """Exit status of the job step, of torchrun or of the stage; above 128: the signal that ended it. None: unknown."""
     state: str
-    """Slurm's word for the job: RUNNING, TIMEOUT, NODE_FAIL, OUT_OF_MEMORY, PREEMPTED, CANCELLED … Empty: unknown."""
+    """Slurm's state of the job: RUNNING, TIMEOUT, NODE_FAIL, OUT_OF_MEMORY, PREEMPTED, CANCELLED … Empty: unknown."""
     errors: list[dict[str, Any]]
     """``{"who", "status", "message", "time", "host"}``, first failure first."""
     logs: dict[str, str]
@@ -56,12 +56,13 @@ def tail(path: Path, size: int = TAIL) -> str:
     """The last ``size`` bytes of ``path``, from a line's beginning; nothing where it cannot be read."""
     try:
         with open_regular(path) as file:
+            # The size is taken from the open file: a log may grow between a stat and the read.
             length = file.seek(0, os.SEEK_END)
             file.seek(max(0, length - size))
             data = file.read(size)
     except OSError:
         return ""
-    text = data.decode("utf-8", "replace")
+    text = data.decode("utf-8", "replace")  # the cut may split a character in two
     cut = length > size and "\n" in text
     return text[text.index("\n") + 1 :] if cut else text
 
@@ -87,12 +88,13 @@ def _errors(attempt: Attempt) -> list[dict[str, Any]]:
 
 
 def _hang(attempt: Attempt) -> dict[str, Any] | None:
-    found = sorted(attempt.root.glob("hang-*.json"), key=written)
-    return next(iter(_objects(found)), None)
+    # Each node's watcher writes one. The first is the cause: its node ended ranks that all others then wait for.
+    records = sorted(attempt.root.glob("hang-*.json"), key=written)
+    return next(iter(_objects(records)), None)
 
 
 def written(path: Path) -> float:
-    """When a file was last written to; endlessly late where that cannot be known."""
+    """When a file was last written to, in seconds since the epoch; infinity where that cannot be known."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -100,30 +102,36 @@ def written(path: Path) -> float:
 
 
 def slurm_log(run: RunDir, job: str | None, stage: str) -> dict[str, str]:
-    """What Slurm wrote of a job besides the job's own log: why it ended it."""
+    """The output file of a job, into which Slurm itself writes why it ended the job: name to text, or nothing."""
     path = run.jobs / "logs" / f"{stage}-{job}.out"
     text = tail(path) if job and re.fullmatch(r"[0-9_]{1,30}", job, re.ASCII) else ""
     return {str(path.relative_to(run.root)): text} if text.strip() else {}
 
 
+# slurmstepd: error: *** JOB 42 ON node1 CANCELLED AT 2026-11-23T10:15:04 DUE TO TIME LIMIT ***
 _CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+([^*]*)\*\*\*")
 _CAUSES = {"TIME LIMIT": "TIMEOUT", "PREEMPTION": "PREEMPTED", "NODE FAILURE": "NODE_FAIL"}
 
 
 def being_ended(run: RunDir, attempt: Attempt) -> str:
-    """Slurm's word for a job that it is ending, from slurmstepd's line in the job's output: until it has ended, the
-    controller just calls it ``COMPLETING``. Empty where there is no such line.
+    """The state in which a job that Slurm is ending will be, from slurmstepd's line in the job's output.
+
+    Until the job has ended, the controller calls it ``COMPLETING``, whatever the cause. Empty: there is no such line.
     """
     job = read_job(attempt.job).job
-    found = _CANCELLED.findall("\n".join(slurm_log(run, job, stages.TRAIN.name).values()))
-    if not found:
+    causes = _CANCELLED.findall("\n".join(slurm_log(run, job, stages.TRAIN.name).values()))
+    if not causes:
         return ""
-    return next((word for cause, word in _CAUSES.items() if cause in found[-1]), "CANCELLED")
+    # The last line counts: a job that was requeued appends to the same file.
+    return next((state for cause, state in _CAUSES.items() if cause in causes[-1]), "CANCELLED")
 
 
 def _as_slurm(records: list[dict[str, Any]], key: str, nodes: Sequence[str]) -> list[dict[str, Any]]:
-    """``records`` whose node has Slurm's name, where it called itself by a longer one."""
-    return [{**each, key: known_as(str(each[key]), nodes) or each[key]} if key in each else each for each in records]
+    """``records`` with Slurm's name of the node in ``key``, where the node called itself by a longer one."""
+    return [
+        {**record, key: known_as(str(record[key]), nodes) or record[key]} if key in record else record
+        for record in records
+    ]
 
 
 def collect(run: RunDir, attempt: Attempt, status: int | None, state: str) -> Evidence:

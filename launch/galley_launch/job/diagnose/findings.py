@@ -12,15 +12,15 @@ from galley_launch.job.diagnose.log_sources import LogSource, stamp
 from galley_launch.job.diagnose.patterns import CAUSES, HARDWARE, RETRIED, SECONDARY, Rule
 from galley_launch.job.diagnose.torchrun import UNKNOWN
 
-# Warnings, what is tried again, and a traceback's source lines.
-_PASSING = re.compile(r"^[^'\"]* raise \w|Warning: |\b[Rr]etrying\b|\b[Ww]ill retry\b")
-# What torch's C++ puts before a message; its time is worth keeping.
+# Lines that show no failure: warnings, what is tried again, and the source lines of a traceback.
+_IGNORED = re.compile(r"^[^'\"]* raise \w|Warning: |\b[Rr]etrying\b|\b[Ww]ill retry\b")
+# What torch's C++ logger puts before a message: of it only the time is shown.
 _PREFIX = re.compile(r"^(?:\[rank\d+\]:)?\[[EWF]\d+ (\d\d:\d\d:\d\d)\S* [\w.]+:\d+\] (?:\[[^\]]*\] *)*")
 _TIME = r"\1 "
 SHOWN = 8
-"""Lines that show a failure."""
+"""The most lines that are shown of a failure."""
 WIDTH = 240
-"""Characters of such a line."""
+"""The most characters of such a line."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Failure:
     advice: str
     """What to change."""
     retry: bool
-    """Whether trying again can cure it. (That the same failure came twice is the caller's to see.)"""
+    """Whether another attempt may succeed. (The caller sees whether the same failure came twice.)"""
     nodes: tuple[str, ...]
     """Nodes to blame and to avoid; empty: none, or unknown."""
 
@@ -48,16 +48,16 @@ class Case:
     evidence: Evidence
     sources: Sequence[LogSource]
     job: bool
-    """A Slurm job, with nodes to blame and to avoid; not one box."""
+    """Whether it was a Slurm job, with nodes to blame and to avoid; False: on one box."""
     nodes: Sequence[str]
     """Its nodes, as far as they are known."""
     year: int
-    """Of the attempt: torch's time stamps have none."""
+    """The year of the attempt: torch's time stamps have none."""
 
     @property
     def started(self) -> bool:
-        """Whether any rank came up: then the environment is not what is missing."""
-        return bool(self.evidence.heartbeats) or any(each.rank is not None and each.text for each in self.sources)
+        """Whether any rank started: then the environment is complete."""
+        return bool(self.evidence.heartbeats) or any(log.rank is not None and log.text for log in self.sources)
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Finding:
     source: LogSource
     rule: Rule
     order: int
-    """Place of the rule in its table."""
+    """Index of the rule in its table."""
     line: str
     rest: tuple[str, ...]
-    """What follows the line and belongs to it."""
+    """The lines after it that belong to it."""
     node: str
-    """The node that the line names."""
+    """The node that the line names; empty: none."""
 
 
 def shown(source: LogSource, lines: Iterable[str]) -> tuple[str, ...]:
@@ -88,12 +88,13 @@ def cut(line: str) -> str:
 
 
 def _search(rules: Sequence[Rule], source: LogSource, text: str) -> Finding | None:
-    """The first rule in the table that fits anywhere in ``text``, but for what is ignored."""
+    """The first rule in the table that matches anywhere in ``text``, apart from lines that are ignored."""
+    # The rules are the outer loop: a special rule wins over a general one wherever in the text the two match.
     for order, rule in enumerate(rules):
         for match in rule.pattern.finditer(text):
             begin = text.rfind("\n", 0, match.start()) + 1
             line, *rest = text[begin:].split("\n", rule.more + 1)[: rule.more + 1]
-            if not _PASSING.search(line):
+            if not _IGNORED.search(line):
                 return Finding(source, rule, order, line, tuple(rest), match.groupdict().get("node") or "")
     return None
 
@@ -106,13 +107,14 @@ def _explained(source: LogSource) -> bool:
 def first_match(rules: Sequence[Rule], source: LogSource) -> Finding | None:
     """The first of ``rules`` that matches ``source``: its recorded error and exceptions first, then its log.
 
-    An error that no table knows, or a user's mistake, is not explained by some other line of its log; only a broken
-    GPU, which has many names, is.
+    Where a source recorded an error that no table knows, or a user's mistake, other lines of its log are not taken for
+    the cause. The exception is a broken GPU, after which code fails in ways that no table can list.
     """
-    found = _search(rules, source, source.words)
-    if found:  # better as the log has it: it may be more special, and more follows
-        better = _search([rule for rule in rules if rule.kind == found.rule.kind], source, source.text)
-        return replace(better, order=found.order) if better else found
+    match = _search(rules, source, source.words)
+    if match:
+        # The log often has the same failure in more detail than the exception, and with the lines that belong to it.
+        detailed = _search([rule for rule in rules if rule.kind == match.rule.kind], source, source.text)
+        return replace(detailed, order=match.order) if detailed else match
     if source.status == 2 or (source.words and rules is not HARDWARE and not _explained(source)):
         return None
     return _search(rules, source, source.text)
@@ -120,32 +122,36 @@ def first_match(rules: Sequence[Rule], source: LogSource) -> Finding | None:
 
 def all_matches(rules: Sequence[Rule], case: Case) -> list[Finding]:
     """The first match of ``rules`` in every source, first in time first."""
-    found = [
-        finding
-        for finding in (first_match(rules, source) for source in case.sources)
-        if finding and _counts(finding, case)
+    matches = [
+        match for match in (first_match(rules, source) for source in case.sources) if match and _counts(match, case)
     ]
-    return sorted(found, key=lambda each: (when(each, case), each.order, each.source.rank or 0, each.source.name))
+    # Matches at one time, or all at an unknown one, are ordered by their rules (the special first), then by rank.
+    return sorted(
+        matches, key=lambda match: (when(match, case), match.order, match.source.rank or 0, match.source.name)
+    )
 
 
 def _counts(finding: Finding, case: Case) -> bool:
-    """Once ranks are up, what a job's scripts lacked does not matter."""
+    """Whether a match may be the cause: once ranks have started, what a job's scripts complained about was not."""
     return not (finding.source.is_script and case.started and finding.rule.kind == "configuration")
 
 
 def when(finding: Finding, case: Case) -> float:
-    """Seconds since 1970; :data:`~galley_launch.job.diagnose.torchrun.UNKNOWN` where nothing says."""
+    """Seconds since the epoch; :data:`~galley_launch.job.diagnose.torchrun.UNKNOWN` where no record has the time."""
     source = finding.source
     return source.time if source.time != UNKNOWN else stamp(finding.line, case.year)
 
 
 def retry(kind: str, evidence: Evidence) -> bool:
-    """Memory that was not enough for the first step is not enough for the next try either."""
+    """Whether another attempt may succeed. Memory that does not suffice for a step will not do so next time."""
     return kind in RETRIED and (not kind.endswith("_oom") or bool(evidence.step))
 
 
 def everywhere(failure: Failure, case: Case) -> Failure:
-    """Where every node is to blame, none is: the request or the environment is. And the other way round."""
+    """Correct the blame: where every node fails alike, the job's request or its environment is wrong, and no node is.
+
+    And a wrong configuration that only some of the nodes report is a fault of these nodes.
+    """
     some = set(failure.nodes) < set(case.nodes)
     if failure.kind == "configuration" and failure.nodes:
         return replace(failure, kind="node", retry=True) if some else replace(failure, nodes=())

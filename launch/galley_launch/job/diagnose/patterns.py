@@ -1,8 +1,8 @@
-"""What failures say in logs, what kind they are, and what to do: one table for each question that the classifier asks.
+"""What failures write into logs, their kinds, and what to do: one table for each question that the classifier asks.
 
-Within a table the first rule that fits wins, so the special stands before the general. Texts are those of torch 2.4 to
-2.13, NCCL 2.14 to 2.27, gloo, DeepSpeed, huggingface_hub, NVIDIA's driver (its Xid catalogue) and Slurm 20.11 to 25.05.
-A pattern is tried on lines of at most :data:`galley_launch.job.diagnose.evidence.LONGEST` characters.
+Within a table the first rule that matches wins, so the special stands before the general. Texts are those of torch 2.4
+to 2.13, NCCL 2.14 to 2.27, gloo, DeepSpeed, huggingface_hub, NVIDIA's driver (its Xid catalogue) and Slurm 20.11 to
+25.05. A pattern is tried on lines of at most :data:`galley_launch.job.diagnose.evidence.LONGEST` characters.
 """
 
 from __future__ import annotations
@@ -13,46 +13,46 @@ from dataclasses import dataclass
 from galley_launch.job.diagnose.advice import (
     ACCESS,
     CONTAINER,
+    DISK_ROOM,
     DRIVER,
     EXPORT,
-    FIND,
-    HOST,
+    HOST_MEMORY,
     HOST_PYTHON,
     INSTALL,
     KERNEL,
     KILLED,
-    LATE,
+    LATE_RANK,
     LATER,
-    LESS,
+    LESS_MEMORY,
     LINKS,
     LOCKED,
-    MEET,
+    MEETING,
     MODULES,
     OFFLINE,
+    OTHER_PORT,
     PEERS,
+    REACH_HEAD,
     REPLACE,
     REQUEST,
-    ROOM,
     SCRATCH,
     SHM,
-    SIGKILL,
 )
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A kind of failure, how a log says it, and what to do about it."""
+    """A kind of failure, the text that shows it in a log, and what to do about it."""
 
     kind: str
     pattern: re.Pattern[str]
     """May name the node to blame: ``(?P<node>…)``."""
     advice: str
     blames: bool = False
-    """The node that it was said on is broken."""
+    """Whether the node whose log matches is broken."""
     retry: bool | None = None
-    """Whether trying again can cure it; None: as for every failure of the kind."""
+    """Whether another attempt may succeed; None: as for every failure of the kind."""
     more: int = 0
-    """Lines after the one that fits which belong to it."""
+    """How many lines after the one that matches belong to it."""
 
 
 def _rule(kind: str, pattern: str, advice: str, blames: bool = False, retry: bool | None = None, more: int = 0) -> Rule:
@@ -60,7 +60,7 @@ def _rule(kind: str, pattern: str, advice: str, blames: bool = False, retry: boo
 
 
 RETRIED = frozenset(["gpu_oom", "host_oom", "nccl", "gloo", "port", "node", "hang", "killed"])
-"""Kinds that trying again can cure. Out of memory: only where a step was done before; the classifier sees to that."""
+"""Kinds after which another attempt may succeed. Out of memory: only where a step was done (``findings.retry``)."""
 
 HARDWARE = (
     # Xids that a program cannot cause; 13, 31, 43, 45 and others are usually a kernel's own mistake.
@@ -80,6 +80,7 @@ HARDWARE = (
     _rule("node", r"CUDA (?:error: unknown error|failure 999)", REPLACE, blames=True),
     _rule("node", r"Driver/library version mismatch|NVIDIA-SMI has failed because", DRIVER, blames=True),
     _rule("node", r"CUDA driver version is insufficient|NVIDIA driver on your system is too old", DRIVER, blames=True),
+    # 802: system not yet initialised (its fabric manager), 803: driver mismatch, 804: forward compatibility.
     _rule("node", r"Error 80[234]: |unsupported display driver / cuda driver", DRIVER, blames=True),
     _rule("node", r"[Nn]o CUDA-capable device is detected|No CUDA GPUs are available", DRIVER, blames=True),
     _rule("node", r"CUDA-capable device\(s\) is/are busy or unavailable", REPLACE, blames=True),
@@ -89,6 +90,7 @@ HARDWARE = (
         "Fewer GPUs are visible there than ranks were started: a GPU is lost, or the job got fewer than it asked for.",
         blames=True,
     ),
+    # Before the rules for a GPU that is full: here it is another program's memory that fills it.
     _rule(
         "node",
         r"CUDA out of memory(?=.*this process has).*\bProcess \d+ has \d+\.\d+ GiB memory in use",
@@ -96,19 +98,22 @@ HARDWARE = (
         blames=True,
     ),
 )
-"""A node that cannot work. It explains whatever its ranks and their peers say."""
+"""A node that cannot work. It explains all errors of its ranks and of their peers."""
 
 CAUSES = (
-    _rule("gpu_oom", r"(?:CUDA|HIP) out of memory|(?i:CUDA (?:error|failure)[^\n]{0,8} '?out of memory)", LESS),
-    _rule("gpu_oom", r"CU(?:BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation", LESS),
+    _rule("gpu_oom", r"(?:CUDA|HIP) out of memory|(?i:CUDA (?:error|failure)[^\n]{0,8} '?out of memory)", LESS_MEMORY),
+    _rule("gpu_oom", r"CU(?:BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation", LESS_MEMORY),
+    # Registering memory with the network's card fails for want of locked memory: so before host_oom's ENOMEM.
     _rule("nccl", r"Call to ibv_\w+ failed with error Cannot allocate memory", LOCKED, more=1),
     _rule("nccl", r"NET/OFI Unable to register memory", LOCKED, more=1),
+    # /dev/shm is a file system in memory: its "No space left" must match here, not among the rules for disks.
     _rule("host_oom", r"(?i)(?:insufficient|out of) shared memory|No space left on device: '/dev/shm", SHM),
     _rule("host_oom", r"unable to (?:write to file|open shared memory object) </torch_", SHM),
     _rule("host_oom", r"shared memory segment /dev/shm/|/dev/shm/nccl-\S+.*No space left", SHM, more=1),
-    _rule("host_oom", r"DataLoader worker .*is killed by signal: Killed", HOST),
-    _rule("host_oom", r"DefaultCPUAllocator: (?:can't allocate|not enough) memory", HOST),
-    _rule("host_oom", r"^(?:\S*: )?MemoryError\b|std::bad_alloc|\[Errno 12\] Cannot allocate memory", HOST),
+    _rule("host_oom", r"DataLoader worker .*is killed by signal: Killed", HOST_MEMORY),
+    _rule("host_oom", r"DefaultCPUAllocator: (?:can't allocate|not enough) memory", HOST_MEMORY),
+    _rule("host_oom", r"^(?:\S*: )?MemoryError\b|std::bad_alloc|\[Errno 12\] Cannot allocate memory", HOST_MEMORY),
+    # A node's own disk is full, which another node's may not be; any other path is taken for the shared disk.
     _rule(
         "disk",
         r"No space left on device: '/(?:var/)?tmp/",
@@ -116,10 +121,11 @@ CAUSES = (
         blames=True,
         retry=True,
     ),
-    _rule("disk", r"No space left on device|StorageFull|the disk is full\b", ROOM),
-    _rule("disk", r"Disk quota exceeded|\[Errno 122\]", ROOM),
-    _rule("disk", r"PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+", ROOM),
-    _rule("disk", r"; free some space, or set another cache folder", ROOM),
+    _rule("disk", r"No space left on device|StorageFull|the disk is full\b", DISK_ROOM),
+    _rule("disk", r"Disk quota exceeded|\[Errno 122\]", DISK_ROOM),
+    _rule("disk", r"PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+", DISK_ROOM),
+    _rule("disk", r"; free some space, or set another cache folder", DISK_ROOM),
+    # EIO, ENOTCONN (a FUSE mount whose server died) and ESTALE (NFS): errno(3).
     _rule(
         "node",
         r"\[Errno (?:5|107|116)\]|Stale file handle|Transport endpoint is not connected|: Input/output error",
@@ -145,7 +151,8 @@ CAUSES = (
     _rule("hub", r"the hub refuses '", ACCESS),
     _rule("hub", r"the hub cannot be reached|OfflineModeIsEnabled|LocalEntryNotFoundError", OFFLINE),
     _rule("hub", r"We couldn't connect to 'https?://|offline mode is enabled", OFFLINE),
-    _rule("port", r"EADDRINUSE|errno: 98\b|\[Errno 98\]", MEET),
+    # EADDRINUSE is 98 on Linux.
+    _rule("port", r"EADDRINUSE|errno: 98\b|\[Errno 98\]", OTHER_PORT),
     _rule(
         "gloo",
         r"Unable to find address for: \S+",
@@ -164,6 +171,7 @@ CAUSES = (
         r"no kernel image is available for execution",
         "This torch was not built for these GPUs: install one that knows their compute capability.",
     ),
+    # Lines that start with "galley:" are those of Galley's own job scripts.
     _rule("configuration", r"^galley: host_python: .*", HOST_PYTHON),
     _rule("configuration", r"^galley: export: .*", EXPORT),
     _rule("configuration", r"^galley: modules: .*", MODULES),
@@ -199,6 +207,7 @@ CAUSES = (
         r"Error building extension '|CUDA_HOME does not exist|does not match the version torch was",
         "DeepSpeed could not compile its operators: load the CUDA toolkit and compiler that torch was built with.",
     ),
+    # EMFILE.
     _rule(
         "configuration", r"\[Errno 24\]|Too many open files", "Raise the limit of open files: ulimit -n, LimitNOFILE."
     ),
@@ -207,6 +216,7 @@ CAUSES = (
         r"can't start new thread|pthread_create failed|libgomp: Thread creation failed",
         "The limit of processes is reached: ask for more cores, or set threads=1.",
     ),
+    # EACCES and EROFS.
     _rule("configuration", r"\[Errno (?:13|30)\]|: Permission denied$", "Correct the permissions of that path."),
 )
 """What breaks one rank or one stage by itself; the first in time is the cause."""
@@ -221,16 +231,16 @@ LOST = (
 """A node that Slurm has lost."""
 
 MEMORY = (
-    _rule("host_oom", r"Detected \d+ oom[_-]kill event", HOST),
-    _rule("host_oom", r"srun: error: (?P<node>[\w.-]+): tasks? [\d,-]+: Out Of Memory", HOST),
-    _rule("host_oom", r"[Oo]ut of memory: Killed process \d+", HOST),
-    _rule("host_oom", r"oom-kill:constraint=", HOST),
-    _rule("host_oom", r"[Ee]xceeded (?:job |step )?memory limit", HOST),
+    _rule("host_oom", r"Detected \d+ oom[_-]kill event", HOST_MEMORY),
+    _rule("host_oom", r"srun: error: (?P<node>[\w.-]+): tasks? [\d,-]+: Out Of Memory", HOST_MEMORY),
+    _rule("host_oom", r"[Oo]ut of memory: Killed process \d+", HOST_MEMORY),
+    _rule("host_oom", r"oom-kill:constraint=", HOST_MEMORY),
+    _rule("host_oom", r"[Ee]xceeded (?:job |step )?memory limit", HOST_MEMORY),
 )
-"""The kernel, or Slurm in its name, ended a process for want of memory."""
+"""The kernel ended a process for want of memory; some of these lines are Slurm's reports of it."""
 
 HANGS = (_rule("hang", r"galley: hang: (?P<node>[\w.-]+): rank \d+ has been silent", ""),)
-"""A node's watcher ended ranks that stood still."""
+"""A node's watcher ended ranks that hung."""
 
 ENDINGS = (
     _rule("killed", r"CANCELLED\b.* DUE TO TIME LIMIT", "Time ran out: it goes on from the last checkpoint."),
@@ -243,17 +253,17 @@ ENDINGS = (
         retry=False,
     ),
 )
-"""Slurm ended the job; errors after that are its doing."""
+"""Slurm ended the job; the errors that follow in the logs are consequences."""
 
 FABRIC = (
     _rule("nccl", r"Got completion from peer .* with (?:status|error)[ =]\S+", LINKS, more=1),
     _rule("nccl", r"Got (?:non-fatal |fatal )?async event ?: (?:port|device|local catastrophic) ", LINKS),
     _rule("nccl", r"Call to ibv_\w+ failed|NCCL WARN NET/OFI .*(?:failed|error)", LINKS, more=1),
 )
-"""What the network's hardware says: of itself, or because a peer is gone."""
+"""What the network's hardware reports: a fault of its own, or that a peer is gone."""
 
 SECONDARY = (
-    _rule("nccl", r"Watchdog caught collective operation timeout", LATE),
+    _rule("nccl", r"Watchdog caught collective operation timeout", LATE_RANK),
     _rule("nccl", r"NCCL communicator was aborted|watchdog thread terminated with exception", PEERS),
     _rule("nccl", r"unhandled (?:system|cuda) error|NCCL error in:.*(?:internal error|invalid usage)", LINKS, more=3),
     _rule(
@@ -263,37 +273,20 @@ SECONDARY = (
         more=3,
     ),
     _rule("nccl", r"NCCL WARN .*(?:closed by remote peer|[Cc]onnection (?:refused|reset|timed out)|failed)", PEERS),
-    _rule("gloo", r"connectFullMesh failed", FIND),
-    _rule("gloo", r"[Tt]imed out waiting \d+ ?ms for (?:recv|send) operation|timed out in monitoredBarrier", LATE),
+    _rule("gloo", r"connectFullMesh failed", REACH_HEAD),
+    _rule("gloo", r"[Tt]imed out waiting \d+ ?ms for (?:recv|send) operation|timed out in monitoredBarrier", LATE_RANK),
     _rule("gloo", r"gloo/\S+\.(?:cc|h):\d+\]", PEERS),
     _rule("gloo", r"Connection (?:closed|reset) by (?:remote )?peer|ConnectionResetError|BrokenPipeError", PEERS),
-    _rule("port", r"Timed out after \d+ seconds waiting for (?:clients|workers)", FIND),
-    _rule("port", r"client socket has (?:timed out|failed) .*connect", FIND),
-    _rule("port", r"ranks could not reach each other within", FIND),
-    _rule("port", r"RendezvousTimeoutError|network addresses of \(.*\) cannot be retrieved", FIND),
-    _rule("port", r"RendezvousConnectionError|RendezvousClosedError|RendezvousStateError", FIND),
+    _rule("port", r"Timed out after \d+ seconds waiting for (?:clients|workers)", REACH_HEAD),
+    _rule("port", r"client socket has (?:timed out|failed) .*connect", REACH_HEAD),
+    _rule("port", r"ranks could not reach each other within", REACH_HEAD),
+    # Galley's ranks meet in a file: a node that does not come has no trouble with names and ports. The rules around
+    # this one are for torchrun's own rendezvous and torch's TCP store.
+    _rule("port", r"RendezvousTimeoutError", MEETING),
+    _rule("port", r"network addresses of \(.*\) cannot be retrieved", REACH_HEAD),
+    _rule("port", r"RendezvousConnectionError|RendezvousClosedError|RendezvousStateError", REACH_HEAD),
     _rule("killed", r"SignalException: Process \d+ got signal: 15|Received 15 death signal", KILLED),
     _rule("killed", r"error: (?P<node>[\w.-]+): tasks? [\d,-]+: (?:Killed|Terminated)|: line \d+: +\d+ Killed", KILLED),
     _rule("port", r"wait timeout after \d+ms, keys: |DistStoreError|DistNetworkError|Broken pipe", PEERS),
 )
-"""What ranks say when a peer is gone or late: all of it may follow from one failure elsewhere."""
-
-STATES = {
-    "NODE_FAIL": ("node", True, "Slurm lost a node of the job: see its reason (sinfo -R)."),
-    "BOOT_FAIL": ("node", True, "A node did not boot: see its reason (sinfo -R)."),
-    "OUT_OF_MEMORY": ("host_oom", None, HOST),
-    "TIMEOUT": ("killed", True, "Time ran out: it goes on from the last checkpoint; cadence.save_every= loses less."),
-    "PREEMPTED": ("killed", True, "The job was preempted: it goes on from the last checkpoint."),
-    "DEADLINE": ("killed", False, "The job's deadline passed: submit it again without one, or with a later one."),
-    "CANCELLED": ("killed", False, "Someone cancelled the job: start the run again to go on."),
-}
-"""States of a job that are themselves the reason: kind, whether to try again (None: as for the kind), advice."""
-
-SIGNALS = {
-    4: ("code", "A program ran an instruction that this processor does not have: install builds for it."),
-    7: ("host_oom", SHM),
-    8: ("code", "A program divided by zero outside Python: look at the rank's log."),
-    9: ("killed", SIGKILL),
-    11: ("code", "A library crashed: PYTHONFAULTHANDLER: 1 among cluster.variables shows where."),
-}
-"""Signals that a rank died of by itself; 15 and 6 are what torchrun and its peers' libraries do to the others."""
+"""Errors of ranks whose peer is gone or late: all of them may follow from one failure elsewhere."""

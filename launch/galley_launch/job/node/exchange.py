@@ -1,4 +1,4 @@
-"""A small all-reduce between the nodes of a job over TCP, on the port that torchrun uses afterwards.
+"""A small all-reduce between the nodes of a job over TCP, on a port that each job has for itself.
 
 Each node but the head connects and sends one JSON line with a number; the head answers each of them with the sum.
 Connections of other programs, and lines that are not of this job, are dropped. The head names a node that never
@@ -89,8 +89,8 @@ def _gather(node: Node, listener: socket.socket) -> dict[int, _Peer]:
 def _answer(node: Node, peer: _Peer, body: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         _send(peer.connection, node, body)
-        # Wait until the peer has closed. The side that closes first keeps the port in TIME_WAIT (RFC 9293, 3.6), and
-        # here that port is the one on which torchrun listens next.
+        # Wait until the peer has closed: it has then read the whole answer, and as the side that closes first it is the
+        # one that keeps TIME_WAIT (RFC 9293, section 3.6), so that the head's port is free again.
         peer.connection.recv(1)
 
 
