@@ -315,4 +315,4 @@ def test_a_chain_beforehand_goes_from_job_to_job(
     ],
 )
 def test_what_passes_and_what_is_a_refusal(said: str, passes: bool) -> None:
-    assert slurm.SlurmError(said).passes == passes
+    assert slurm.SlurmError(said).is_transient == passes

@@ -1,4 +1,4 @@
-"""The beginning of a job: is there anything to do, as which attempt, on which nodes, and who comes next."""
+"""The beginning of a job: is there anything to do, as which attempt, on which nodes, and which job comes next."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from galley_launch.job.ending import Ending, judge, newest_checkpoint, used_hour
 from galley_launch.job.finish import conclude, drop_successor, export
 from galley_launch.job.names import reachable
 
-# Above every system's ephemeral range (Linux: 32768 to 60999), so that no outgoing connection has taken it.
+# Above Linux's ephemeral range (32768 to 60999, ip(7)), so that no outgoing connection has taken it.
 _FIRST_PORT, _PORTS = 61000, 4500
 
 
 class NothingToDo(Exception):
-    """The job ends at once, and says why."""
+    """The job has no work and ends at once; the text is why."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ class Allocation:
     @property
     def port(self) -> int:
         """A port of its own for each job and restart, above the ephemeral range."""
-        digits = "".join(each for each in self.job if each.isdigit()) or "0"
+        # 97, a prime, keeps the ports of a restart apart from those of the jobs with the next numbers.
+        digits = "".join(letter for letter in self.job if letter.isdigit()) or "0"
         return _FIRST_PORT + (int(digits) + 97 * self.restart) % _PORTS
 
 
 def allocation() -> Allocation:
-    """What Slurm's environment says. Raises NothingToDo where it contradicts itself."""
+    """The allocation in Slurm's environment. Raises NothingToDo where that contradicts itself."""
     env = os.environ
     if "SLURM_JOB_ID" not in env:
         raise NothingToDo("not inside a Slurm job; hand this script to sbatch")
@@ -56,30 +57,31 @@ def allocation() -> Allocation:
 
 
 def settle(run: RunDir, attempt: Attempt, here: Allocation) -> ExitRecord:
-    """How an earlier attempt ended: written down by itself, or judged now by what it left."""
+    """How an earlier attempt ended: by its own record, or else judged now by what it left."""
     before = read_exit(attempt.exit)
     if before and before.again is not None:
         return before
     job = read_job(attempt.job).job or ""
     same = job == here.job  # requeued under its own number: pre-empted, or its node died
     ending = judge(run, attempt, None, "PREEMPTED" if same else chain.state_of(job) if job else "")
-    # Hours in the queue since then are nobody's GPU-hours.
+    # Where Slurm does not know when it ended, its logs do: hours that this job waited in the queue are no GPU-hours.
     ended = chain.ended(job) if job and not same else None
-    return conclude(run, attempt, ending, ended or _last_word(attempt))
+    return conclude(run, attempt, ending, ended or _last_write(attempt))
 
 
-def _last_word(attempt: Attempt) -> float | None:
-    """When something was written last to a log of ``attempt``."""
+def _last_write(attempt: Attempt) -> float | None:
+    """When a log of ``attempt`` was last written to, in seconds since the epoch."""
     return max((path.stat().st_mtime for path in attempt.logs.glob("*.log")), default=None)
 
 
 def _check_over(run: RunDir, here: Allocation, cluster: dict[str, Any]) -> None:
     """Raise NothingToDo where the run needs no further attempt."""
-    asked = read_json(run.end)
-    if asked:
-        raise NothingToDo(f"the run was ended by galley {asked.get('reason', 'stop')}")
-    # What an earlier submission came to does not end this one: the run was made longer, or stopped and begun again.
-    attempts = [each for each in run.attempts() if each.number >= max(1, int(cluster.get("first_attempt", 1)))]
+    request = read_json(run.end)
+    if request:
+        raise NothingToDo(f"the run was ended by galley {request.get('reason', 'stop')}")
+    # The outcome of an earlier submission does not end this one: the run was made longer, or stopped and started again.
+    first = max(1, int(cluster.get("first_attempt", 1)))
+    attempts = [attempt for attempt in run.attempts() if attempt.number >= first]
     prepared = read_exit(run.attempt(0).exit) or ExitRecord()
     if not run.data_manifest.is_file() and prepared.verdict == "failed" and prepared.again is False:
         raise NothingToDo(f"preparing failed: {prepared.message}")
@@ -96,6 +98,7 @@ def _check_over(run: RunDir, here: Allocation, cluster: dict[str, Any]) -> None:
 
 
 def _export(run: RunDir, attempt: Attempt) -> None:
+    """Submit the export that the job which trained could not submit."""
     try:
         successor.insist(lambda: export(run, attempt), successor.END_S)
     except slurm.SlurmError as error:
@@ -103,28 +106,30 @@ def _export(run: RunDir, attempt: Attempt) -> None:
 
 
 def _check_budget(run: RunDir, last: Attempt, cluster: dict[str, Any]) -> None:
+    """Raise NothingToDo, and record it, where the attempts or the GPU-hours that the profile allows are used up."""
     tried = last.number - int(cluster["first_attempt"]) + 1
     most, hours = int(cluster["attempts"]), cluster.get("gpu_hours")
-    over = ""
+    message = ""
     if tried >= most:
-        over = f"{tried} attempts were made, as many as cluster.attempts allows"
+        message = f"{tried} attempts were made, as many as cluster.attempts allows"
     elif hours and used_hours(run) >= float(hours):
-        over = f"{used_hours(run):.2f} GPU-hours are used, and cluster.gpu_hours is {hours}"
-    if over:
-        conclude(run, last, Ending("stopped", "budget", again=False, message=over))
-        raise NothingToDo(over)
+        message = f"{used_hours(run):.2f} GPU-hours are used, and cluster.gpu_hours is {hours}"
+    if message:
+        conclude(run, last, Ending("stopped", "budget", again=False, message=message))
+        raise NothingToDo(message)
 
 
 def _check_nodes(run: RunDir, here: Allocation, limit_s: int) -> None:
-    """Go back into the queue where Slurm gave a node that is known to be bad (it was found out after submitting)."""
+    """Submit another job where Slurm gave a node that is known to be bad (as was noticed after submitting this one)."""
     bad = sorted(set(here.nodes) & set(chain.excluded(run)))
     if not bad or chain.is_beforehand(run):
         return
     options = chain.options(run, limit_s, here.job)
     try:
-        slurm.test_only(
-            Path(chain.script(run, stages.TRAIN.name)), [each for each in options if "--dependency" not in each]
-        )
+        # Slurm may refuse it: without the bad node, too few are left. The dependency on this very job is
+        # no part of that question.
+        tested = [option for option in options if "--dependency" not in option]
+        slurm.test_only(Path(chain.script(run, stages.TRAIN.name)), tested)
         job = chain.submit(run, stages.TRAIN.name, options)
     except slurm.SlurmError as error:
         print(f"galley: {', '.join(bad)} should be avoided, but without it: {error}", flush=True)
@@ -133,7 +138,7 @@ def _check_nodes(run: RunDir, here: Allocation, limit_s: int) -> None:
 
 
 def begin_training(run: RunDir) -> Path:
-    """Take the next attempt; returns the file of its facts. Raises NothingToDo."""
+    """Begin the next attempt; returns the file of shell variables for the job script. Raises NothingToDo."""
     cluster, spec = read_json(run.cluster) or {}, read_json(run.spec) or {}
     here, placement = allocation(), spec["placement"]
     try:
@@ -143,11 +148,11 @@ def begin_training(run: RunDir) -> Path:
         raise
     if len(here.nodes) != placement["nodes"]:
         raise NothingToDo(f"the run is for {placement['nodes']} nodes, but Slurm gave {len(here.nodes)}")
-    chain.note(run, stages.TRAIN.name, here.job)  # it may have been handed to sbatch by hand
+    chain.note(run, stages.TRAIN.name, here.job)  # a user may have submitted the script by hand
     _check_nodes(run, here, int(cluster["limit_s"]))
+    # The successor is queued before the attempt begins: a node that dies at once then still has one.
     waiting, why_not = successor.at_begin(run, here.job)
     attempt = run.begin_attempt()
-    ranks = len(here.nodes) * int(placement["ranks_per_node"])
     record = JobRecord(
         job=here.job,
         restart=here.restart,
@@ -155,7 +160,7 @@ def begin_training(run: RunDir) -> Path:
         head=here.nodes[0],
         port=here.port,
         started=time.time(),
-        ranks=ranks,
+        ranks=len(here.nodes) * int(placement["ranks_per_node"]),
         successor=waiting,
         checkpoint=newest_checkpoint(run),
     )
@@ -166,9 +171,9 @@ def begin_training(run: RunDir) -> Path:
 
 def begin_on_one_node(run: RunDir, stage: str, step: str) -> Path:
     """Open a job on one node: ``prepare`` belongs to attempt 0, ``export`` to the last. Raises NothingToDo."""
-    asked = read_json(run.end)
-    if asked and (stage == stages.PREPARE.name or asked.get("reason") == "cancel"):
-        raise NothingToDo(f"the run was ended by galley {asked.get('reason')}")
+    request = read_json(run.end)
+    if request and (stage == stages.PREPARE.name or request.get("reason") == "cancel"):
+        raise NothingToDo(f"the run was ended by galley {request.get('reason')}")
     attempts = run.attempts()
     attempt = run.attempt(0) if stage == stages.PREPARE.name or not attempts else attempts[-1]
     if stage == stages.EXPORT.name and attempt.number == 0:
@@ -196,7 +201,7 @@ def _check_trained(attempt: Attempt) -> None:
 
 
 def missing_secrets(run: RunDir) -> str:
-    """What was given to ``galley submit``, but did not reach this job through its private file; and what helps."""
+    """A line on secrets that ``galley submit`` had but that did not reach this job; or nothing."""
     try:
         given = json.loads((run.jobs / chain.SECRETS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -205,7 +210,7 @@ def missing_secrets(run: RunDir) -> str:
     if not lost:
         return ""
     path = str(chain.cluster(run).get("secrets_file", ""))
-    why = "cannot be read" if os.path.exists(path) else "does not exist"  # noqa: PTH110 - False where it may not look
+    why = "cannot be read" if os.path.exists(path) else "does not exist"  # noqa: PTH110 - False where it may not be read
     return (
         f"galley: secrets: {', '.join(lost)} of galley submit did not reach the job: {path} {why} on this node; set "
         "XDG_CONFIG_HOME to a private folder that nodes can read, and submit again"
@@ -213,16 +218,17 @@ def missing_secrets(run: RunDir) -> str:
 
 
 def _open(attempt: Attempt, record: JobRecord | None, more: dict[str, str], why_not: str = "") -> Path:
-    """Make the attempt's directories, write ``job.json`` and the shell's facts. ``why_not``: no job can follow."""
+    """Make the attempt's directories, write ``job.json`` and the shell's variables. ``why_not``: no job can follow."""
     here = allocation()
-    for place in (attempt.logs, attempt.stop.parent, attempt.root / "errors", attempt.preflight, attempt.heartbeats):
-        place.mkdir(parents=True, exist_ok=True)
+    for folder in (attempt.logs, attempt.stop.parent, attempt.root / "errors", attempt.preflight, attempt.heartbeats):
+        folder.mkdir(parents=True, exist_ok=True)
+    # The mode is given as the file is made: never is there a moment in which others can read the secret.
     with contextlib.suppress(FileExistsError):
         attempt.secret.touch(0o600, exist_ok=False)
         attempt.secret.write_text(secrets.token_hex(16), encoding="ascii")
     if record is not None:
         write_job(attempt.job, replace(record, no_successor=why_not or None))
-    if why_not and not slurm.SlurmError(why_not).passes:
+    if why_not and not slurm.SlurmError(why_not).is_transient:
         successor.advise(attempt, why_not)
     shell = {
         "GALLEY_ATTEMPT": str(attempt.number),

@@ -1,4 +1,7 @@
-"""Why a stage failed on one box, in a line with what to do: there is no Slurm to ask, and a person reads it at once."""
+"""Why a stage failed on one box, in a line with what to do.
+
+This is shorter than what ``diagnose`` does for jobs: there is no Slurm to ask, and a person reads the line at once.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,21 @@ from galley_launch.job.diagnose.evidence import tail
 from galley_launch.job.diagnose.torchrun import rank_exits
 
 _LOG = 16 << 20
-"""Bytes of torchrun's log that are looked through, from its end."""
+"""Bytes of torchrun's log that are searched, from its end."""
 _SIGTERM = -15
-# What a rank says when another is gone.
+# Errors of a rank whose peer is gone.
 _GONE = re.compile(
     r"(?i)connection|reset by peer|broken pipe|closed|gloo|nccl|DistBackendError|could not reach each other"
 )
 
 
 def failure(attempt: Attempt, stage: str, code: int) -> tuple[int, str]:
-    """What ``exit.json`` says of a stage that ended with ``code`` (negative: a signal): its status and message."""
+    """(status, message) for ``exit.json`` of a stage that ended with ``code`` (negative: the signal that ended it)."""
     errors = attempt.errors()
-    told = [error for error in errors if error.get("status") in (2, UNVERIFIED)]
-    if told:
-        return 2 if told[0]["status"] == 2 else UNVERIFIED, str(told[0].get("message"))
+    # A user's mistake (2) and an export that is not verified have a message that already says what to do.
+    explained = [error for error in errors if error.get("status") in (2, UNVERIFIED)]
+    if explained:
+        return 2 if explained[0]["status"] == 2 else UNVERIFIED, str(explained[0].get("message"))
     killed = _killed_rank(attempt.log(stage), errors)
     if killed is None and code < 0:
         killed = f"{stage} was killed by signal {-code} ({Signals(-code).name})"
@@ -38,8 +42,8 @@ def failure(attempt: Attempt, stage: str, code: int) -> tuple[int, str]:
 def _killed_rank(log: Path, errors: Sequence[dict[str, Any]]) -> str | None:
     """``rank 1 was killed by signal 9`` where torchrun's log says so.
 
-    It ends the others with 15 itself: that is the cause only where it is the first failure, and what other ranks
-    recorded is no more than that this one was gone.
+    torchrun itself ends the other ranks with 15 (SIGTERM). So a 15 is the cause only where it is the first failure, and
+    where the errors that other ranks recorded are only about a peer that is gone.
     """
     killed = [rank for rank in rank_exits(tail(log, _LOG)) if rank.code < 0]
     for rank in killed:
@@ -52,13 +56,13 @@ def _killed_rank(log: Path, errors: Sequence[dict[str, Any]]) -> str | None:
 
 
 def _message(attempt: Attempt, stage: str, errors: Sequence[dict[str, Any]]) -> str:
-    """The first error that was recorded, or else the last line of the stage's log; and where to read on."""
+    """The first error that was recorded, or else the last line of the stage's log; and the log with the rest."""
     if not errors:
         return f"{stage} failed: {_last_line(attempt.log(stage))}; see {attempt.log(stage)}"
     who = str(errors[0].get("who"))
     log = attempt.log(who) if attempt.log(who).exists() else attempt.log(stage)
-    place = f" in {who}" if who != stage else ""
-    return f"{stage} failed{place}: {errors[0].get('message')}; see {log}"
+    rank = f" in {who}" if who != stage else ""
+    return f"{stage} failed{rank}: {errors[0].get('message')}; see {log}"
 
 
 def _last_line(log: Path) -> str:

@@ -1,4 +1,8 @@
-"""How an attempt ended, on one box and in a job, and whether another follows. Pure but for the files that it reads."""
+"""How an attempt ended, and whether another follows: a function of the files in its directory, which writes nothing.
+
+Used by ``local.runner`` for a stage on one box, and in a job by :mod:`.finish` (at its end) and :mod:`.begin` (for an
+attempt before it that left no record).
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,17 @@ from galley_launch.job.diagnose.evidence import being_ended, collect
 
 # Requests to stop that come from outside: the run goes on in its next attempt.
 _INTERRUPTIONS = ("walltime", "preemption", "node failure", "signal")
-# What a signal was about, where Slurm knows.
-_SLURMS_WORD = {"PREEMPTED": "preemption", "TIMEOUT": "walltime", "NODE_FAIL": "node failure"}
+# The reason behind a signal, by the state that Slurm gives the job.
+_REASON_OF_STATE = {"PREEMPTED": "preemption", "TIMEOUT": "walltime", "NODE_FAIL": "node failure"}
 _MEMORY = ("gpu_oom", "host_oom")
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What ``exit.json`` says of an attempt."""
+    """How an attempt ended, as ``exit.json`` has it."""
 
     verdict: str
-    """``done``, ``stopped``, ``failed`` or ``lost`` (ended without a word)."""
+    """``done``, ``stopped``, ``failed`` or ``lost`` (ended without a record)."""
     reason: str
     again: bool | None
     """Whether another attempt follows; None on one box, where a person decides."""
@@ -34,11 +38,11 @@ class Ending:
     nodes: tuple[str, ...] = ()
     """Nodes to avoid."""
     code: int | None = None
-    """:attr:`status`, where verdict and kind do not settle it."""
+    """:attr:`status`, where it does not follow from verdict and kind."""
 
     @property
     def status(self) -> int:
-        """As ``exit.json`` has it."""
+        """The exit status in ``exit.json``: 0 done or stopped, 2 a wrong configuration, 1 any other failure."""
         if self.code is not None:
             return self.code
         return 0 if self.verdict in ("done", "stopped") else 2 if self.kind == "configuration" else 1
@@ -50,41 +54,43 @@ class OnBox:
 
     stage: str
     at_once: bool = False
-    """The user did not wait for it to save."""
+    """Whether the user asked twice, so that it was ended without saving."""
 
 
 def newest_checkpoint(run: RunDir) -> int:
     """Step of the newest checkpoint that verifies; 0: none."""
-    standing = run.checkpoints()
-    return standing[-1].step if standing else 0
+    checkpoints = run.checkpoints()
+    return checkpoints[-1].step if checkpoints else 0
 
 
 def judge(run: RunDir, attempt: Attempt, status: int | None, state: str = "", box: OnBox | None = None) -> Ending:
-    """How ``attempt`` ended: what its ranks said, its exit ``status`` and Slurm's ``state`` of its job, together.
+    """How ``attempt`` ended, by its ranks' record, its exit ``status`` and Slurm's ``state`` of its job together.
 
     ``box``: it ran on one box, and this stage of it ended with ``status`` (negative: a signal).
     """
     if state == "COMPLETING":
         state = being_ended(run, attempt) or state
+    # The order: ranks that got to the end are done, however the job ended around them; a cancelled job is not resumed,
+    # even where its ranks saved; and only an attempt that is neither is asked why it failed.
     record, asked = read_exit(attempt.exit) or ExitRecord(), attempt.stop_reason()
-    verdict = _said(record, status, box)
+    verdict = _recorded_verdict(record, status, box)
     if verdict == "done":
         return Ending("done", record.reason or "", again=False)
     if box is None and (state == "CANCELLED" or asked == "cancel"):
         return Ending("stopped", "cancel", again=False, message="the job was cancelled")
     if verdict == "stopped":
         reason = asked or record.reason or ""
-        reason = _SLURMS_WORD.get(state, reason) if reason == "signal" else reason
+        reason = _REASON_OF_STATE.get(state, reason) if reason == "signal" else reason
         again = reason in _INTERRUPTIONS if box is None else None
         return _progress(run, attempt, Ending("stopped", reason, again))
     return _unfinished(run, attempt, status, state, asked) if box is None else _failed_on_box(attempt, status or 0, box)
 
 
-def _said(record: ExitRecord, status: int | None, box: OnBox | None) -> str | None:
-    """The verdict of the ranks, as far as it counts.
+def _recorded_verdict(record: ExitRecord, status: int | None, box: OnBox | None) -> str | None:
+    """The verdict that the ranks recorded, where it counts; else None.
 
-    In a job it does whatever the exit status is, which lies (srun's is its tasks' highest). On one box a stage has
-    failed that ended with another status than 0, even where its ranks had written their verdict before.
+    In a job it counts whatever the exit status, which is no evidence: srun's is the highest of its tasks' (srun(1)). On
+    one box a stage that ended with a status other than 0 has failed, even if its ranks had recorded a verdict before.
     """
     if box is None:
         return record.verdict
@@ -103,10 +109,11 @@ def _failed_on_box(attempt: Attempt, status: int, box: OnBox) -> Ending:
 
 
 def _unfinished(run: RunDir, attempt: Attempt, status: int | None, state: str, asked: str) -> Ending:
-    """The ending of an attempt that did not get to save and say so."""
+    """The ending of an attempt that could not save and record its verdict."""
     if asked in ("user", "budget"):
         return Ending("stopped", asked, again=False, message="ended before it could save")
     evidence = collect(run, attempt, status, state)
+    # Without an error, time or pre-emption was the end; with one, the attempt failed before that.
     if not evidence.errors and (state in ("PREEMPTED", "TIMEOUT") or asked in ("walltime", "preemption")):
         reason = "preemption" if "PREEMPTED" in state or asked == "preemption" else "walltime"
         return _progress(run, attempt, Ending("lost", reason, again=True, message="ended before it could save"))
@@ -114,9 +121,11 @@ def _unfinished(run: RunDir, attempt: Attempt, status: int | None, state: str, a
 
 
 def _failed(run: RunDir, attempt: Attempt, cause: Failure, step: int | None) -> Ending:
+    """The ending of an attempt that failed of ``cause`` after ``step``; whether to retry depends on its progress."""
     shown = cause.lines[0] if cause.lines else cause.kind
     message = shown if not cause.who or shown.startswith(cause.who) else f"{cause.who}: {shown}"
     again = cause.retry
+    # Memory that did not suffice for one step since the checkpoint will not suffice for it in the next attempt.
     if cause.kind in _MEMORY and (step or 0) <= _start(attempt):
         again = False
     if again and _failed_before(run, attempt, cause.kind, step):
@@ -136,13 +145,13 @@ def _before(run: RunDir, attempt: Attempt) -> ExitRecord:
 
 
 def _failed_before(run: RunDir, attempt: Attempt, kind: str, step: int | None) -> bool:
-    """Whether the attempt before died of the same at the same step: what a retry cured once, it will not cure again."""
+    """Whether the attempt before failed in the same way at the same step, so that a retry has not helped."""
     before = _before(run, attempt)
     return before.kind == kind and before.last_step == (step or 0)
 
 
 def _progress(run: RunDir, attempt: Attempt, ending: Ending) -> Ending:
-    """End a run whose time limit is too short to get from one checkpoint to the next."""
+    """``ending``, or a failure where the time limit is too short to get from one checkpoint to the next."""
     before, now = _before(run, attempt), newest_checkpoint(run)
     twice = before.reason == ending.reason == "walltime"
     if not (ending.again and twice and before.checkpoint == now and now <= _start(attempt)):

@@ -1,4 +1,4 @@
-"""The end of a job: write the verdict down, and see to it that the right job follows, or none."""
+"""The end of a job: record its verdict, and make the queue agree: the right job follows, or none."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from galley_launch.job.names import known_as
 from galley_launch.job.node import preflight
 
 _UNFIT = 3
-"""So many preflights in a row may find nodes that are not fit; then it is not the nodes."""
+"""After so many preflights in a row that find unfit nodes, the nodes are not the cause."""
 
 
 def conclude(run: RunDir, attempt: Attempt, ending: Ending, ended: float | None = None) -> ExitRecord:
-    """Write ``exit.json``: what the ranks said, and the verdict. Bad nodes are avoided from now on.
+    """Write ``exit.json``: what the ranks recorded, and the verdict. Bad nodes are avoided from now on.
 
     ``ended``: when, in seconds since the epoch, where that was not just now.
     """
@@ -43,8 +43,14 @@ def conclude(run: RunDir, attempt: Attempt, ending: Ending, ended: float | None 
         ended=before.ended if before.ended is not None else ended or time.time(),
     )
     write_exit(attempt.exit, record)
+    _avoid(run, attempt, ending)
+    return record
+
+
+def _avoid(run: RunDir, attempt: Attempt, ending: Ending) -> None:
+    """Exclude the nodes that ``ending`` blames from the jobs that follow."""
     cluster, known = read_json(run.cluster) or {}, read_job(attempt.job).nodes or ()
-    # sbatch refuses a name that Slurm does not have, and the chain would end of it.
+    # sbatch refuses --exclude with a name that Slurm does not know, and then no job would follow.
     bad = [known_as(node, known) for node in ending.nodes] if known else list(ending.nodes)
     chain.exclude(
         run,
@@ -52,13 +58,12 @@ def conclude(run: RunDir, attempt: Attempt, ending: Ending, ended: float | None 
         f"attempt {attempt.number}: {ending.kind}",
         float(cluster.get("exclude_hours", 0)),
     )
-    return record
 
 
 def drop_successor(run: RunDir, job: str) -> None:
-    """Take whatever else of the run waits to train out of the queue."""
-    with suppress(slurm.SlurmError):  # it would end by itself, as soon as it began
-        slurm.cancel([each.id for each in chain.live(run, stages.TRAIN.name) if each.id != job])
+    """Cancel the run's other jobs that wait to train."""
+    with suppress(slurm.SlurmError):  # one that stays in the queue finds nothing to do, and ends as it begins
+        slurm.cancel([other.id for other in chain.live(run, stages.TRAIN.name) if other.id != job])
 
 
 def export(run: RunDir, attempt: Attempt) -> None:
@@ -71,7 +76,7 @@ def export(run: RunDir, attempt: Attempt) -> None:
 
 def end_training(run: RunDir, attempt: Attempt, status: int, where: str) -> int:
     """Judge the attempt that this job made. Returns the job's exit status."""
-    if attempt.is_superseded():  # this job was cut off, and another took over: what follows is that one's to say
+    if attempt.is_superseded():  # this job was cut off, and the later attempt decides what follows
         print("galley: a later attempt has taken over", flush=True)
         return 1
     job = read_job(attempt.job)
@@ -82,7 +87,8 @@ def end_training(run: RunDir, attempt: Attempt, status: int, where: str) -> int:
         ending = Ending(ending.verdict, ending.reason, False, ending.message, ending.kind, ending.nodes)
     record = conclude(run, attempt, ending)
     if ending.again and attempt.stop_reason() == "signal":
-        # scancel sends a signal, too: the successor will know how Slurm called it in the end
+        # scancel sends a signal, too, and only later does Slurm call the job CANCELLED: the verdict is left open, and
+        # the successor judges with the state that it then sees.
         write_exit(attempt.exit, replace(record, again=None))
     print(f"galley: attempt {attempt.number}: {ending.verdict} ({ending.reason}) {ending.message}".rstrip(), flush=True)
     _follow(run, attempt, ending, job)
@@ -90,7 +96,10 @@ def end_training(run: RunDir, attempt: Attempt, status: int, where: str) -> int:
 
 
 def _unfit(run: RunDir, attempt: Attempt, job: JobRecord, judged: Ending) -> Ending:
-    """Avoid the nodes that are not fit. Where all of them are not, something else is wrong: ``judged`` may say what."""
+    """The ending of a job whose preflight failed: its unfit nodes are avoided.
+
+    Where all of several nodes are unfit, something else is wrong, and the message of ``judged`` is preferred.
+    """
     nodes = list(job.nodes or ())
     bad = preflight.bad_nodes(attempt, nodes)
     message = "; ".join(f"{node}: {why}" for node, why in bad.items()) or "the preflight did not run"
@@ -106,8 +115,9 @@ def _follow(run: RunDir, attempt: Attempt, ending: Ending, job: JobRecord) -> No
     """Make the queue agree with the verdict."""
     try:
         if ending.verdict == "done":
-            # Where that fails, a successor will do it.
+            # Where a successor waits, one try is enough: the successor submits the export if this job cannot.
             successor.insist(lambda: export(run, attempt), 0.0 if job.successor else successor.END_S)
+        # The export is submitted first: only then is it safe to cancel the successor that could do it instead.
         if not ending.again:
             drop_successor(run, job.job or "")
         else:
@@ -120,12 +130,12 @@ def _follow(run: RunDir, attempt: Attempt, ending: Ending, job: JobRecord) -> No
 
 
 def end_on_one_node(run: RunDir, attempt: Attempt, stage: str, status: int) -> int:
-    """The end of a job on one node."""
-    errors = [each for each in attempt.errors() if each.get("who") == stage]
+    """The end of a job on one node, which prepares or exports. Returns the job's exit status."""
+    errors = [error for error in attempt.errors() if error.get("who") == stage]
     if stage == stages.EXPORT.name:
         before = read_exit(attempt.exit) or ExitRecord()
         why = str(errors[0].get("message")) if errors else "" if status == 0 else f"exit status {status}"
-        unverified = any(each.get("status") == UNVERIFIED for each in errors)
+        unverified = any(error.get("status") == UNVERIFIED for error in errors)
         record = replace(before, exported=status == 0, export_error=why, unverified=unverified)
         write_exit(attempt.exit, record)
         _forget_secrets(run)
@@ -141,8 +151,8 @@ def end_on_one_node(run: RunDir, attempt: Attempt, stage: str, status: int) -> i
 
 
 def _forget_secrets(run: RunDir) -> None:
-    """Remove the private file of secrets: nothing of this run needs it any more."""
-    place = (read_json(run.cluster) or {}).get("secrets_file")
-    if place:
+    """Remove the private file of secrets: no job of this run needs it any more."""
+    path = (read_json(run.cluster) or {}).get("secrets_file")
+    if path:
         with suppress(OSError):
-            Path(str(place)).unlink()
+            Path(str(path)).unlink()

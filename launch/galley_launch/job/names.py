@@ -1,4 +1,4 @@
-"""A node has the name that Slurm gave it and the one that it calls itself, often with its domain: n1, n1.local."""
+"""The two names of a node: the one that Slurm has, and its own host name, often with a domain (n1, n1.local)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Sequence
 
 
 def known_as(name: str, nodes: Sequence[str]) -> str:
-    """The one of Slurm's ``nodes`` that ``name`` is, with or without a suffix; "" where none is, or several are."""
+    """Which of Slurm's ``nodes`` has ``name``, with or without its domain; "" where none or several have it."""
     if name in nodes:
         return name
     short = name.partition(".")[0].lower()
-    found = [node for node in nodes if short and node.partition(".")[0].lower() == short]
-    return found[0] if len(found) == 1 else ""
+    matches = [node for node in nodes if short and node.partition(".")[0].lower() == short]
+    return matches[0] if len(matches) == 1 else ""
 
 
 def reachable(name: str) -> str:
-    """``name`` of this very node, or with its domain where only that resolves; any other name as it is."""
+    """``name``, a node's; where it is this node's own and does not resolve, a longer name of it that does."""
     if not known_as(socket.gethostname(), [name]):
         return name
-    for tried in (name, socket.getfqdn(), socket.gethostname()):
+    for candidate in (name, socket.getfqdn(), socket.gethostname()):
         try:
-            socket.getaddrinfo(tried, None)
+            socket.getaddrinfo(candidate, None)
         except (OSError, UnicodeError):
             continue
-        return tried if known_as(tried, [name]) else name
+        # What resolves may be a name such as "localhost", which other nodes would take for themselves.
+        return candidate if known_as(candidate, [name]) else name
     return name

@@ -26,14 +26,20 @@ from galley_launch.job.slurm_parse import (
 )
 from galley_launch.job.slurm_sinfo import SINFO_FIELDS, Partition, partitions_from_sinfo, states_from_sinfo
 
-__all__ = ["Job", "Partition", "SlurmError", "hostnames"]  # the rest of this module is public without saying so
+__all__ = [
+    "Job",
+    "Partition",
+    "SlurmError",
+    "hostnames",
+]  # those of other modules; what is defined here is public by its name
 
-_PLAIN = "no answer from Slurm's controller"  # scontrol of 22.05 has other words for it
+_NO_ANSWER = "no answer from Slurm's controller"  # what scontrol of 22.05 calls an "unexpected message"
 _ASK_S = 10.0
-# sbatch itself tries again while the controller restarts.
+# Longer than a question's: sbatch itself tries again while the controller restarts.
 _CHANGE_S = 60.0
 
-# What a job or a launcher around us sets, and what a user's shell sets to change the commands' output.
+# Variables of a job or a launcher around this process, and those with which a user's shell changes the commands' output
+# (SQUEUE_FORMAT, SLURM_TIME_FORMAT): the parsers below need the default.
 _FOREIGN = re.compile(
     r"(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCONTROL|SCANCEL|PMI|OMPI_|MASTER_|TORCHELASTIC_)\w*"
     r"|(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|ROLE_NAME"
@@ -48,11 +54,11 @@ def environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name == "SLURM_CONF" or not (_FOREIGN.fullmatch(name) or is_withheld(name, value))
     }
-    return {**kept, "TZ": "UTC"}
+    return {**kept, "TZ": "UTC"}  # the commands print local time without its zone
 
 
 def submit_environment() -> dict[str, str]:
-    """The environment of sbatch, which hands it to the job: who and where the user is, and nothing else."""
+    """The environment of sbatch, which passes it on to the job: the user's name, home, shell and locale, no more."""
     return {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name) and not is_withheld(name, value)}
 
 
@@ -66,23 +72,25 @@ _REFUSING = re.compile(
     re.IGNORECASE,
 )
 _SHOWN = 500
+"""Characters of such an error that are shown."""
 
 
 def _complaint(command: str, text: str, status: int) -> str:
-    """What a command said, in one line: its own errors, else the lines that refuse, else the last ones.
+    """A command's error in one line: its own error lines, else the lines that refuse, else the last line.
 
-    A site's banner may stand before and after, on either stream.
+    A site's banner may stand before and after these, on either stream.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if _PREFIXED.search(line)]
-    # Not a banner's frame, nor where help is to be had.
+    # Without the frame of a banner, and without hints such as "Try sbatch --help".
     plain = [line for line in lines if line[0] not in "*#=|+~-_" and not line.startswith("Try ")] or lines
-    said = errors or [line for line in plain if _REFUSING.search(line) or line is plain[-1]]
-    said = [re.sub(rf"^(\S*{command}: )?(error: |fatal: )?", "", line) for line in said]
-    said = list(dict.fromkeys(_PLAIN if line.startswith("Unexpected message received") else line for line in said))
-    while len(said) > 1 and len("; ".join(said)) > _SHOWN:  # the reason stands last
-        del said[0]
-    return f"{command}: {'; '.join(said)[:_SHOWN] or f'exit status {status}'}"
+    reasons = errors or [line for line in plain if _REFUSING.search(line) or line is plain[-1]]
+    reasons = [re.sub(rf"^(\S*{command}: )?(error: |fatal: )?", "", line) for line in reasons]
+    reasons = [_NO_ANSWER if line.startswith("Unexpected message received") else line for line in reasons]
+    reasons = list(dict.fromkeys(reasons))  # each once, in order: sbatch repeats itself while it tries again
+    while len(reasons) > 1 and len("; ".join(reasons)) > _SHOWN:  # the reason stands last
+        del reasons[0]
+    return f"{command}: {'; '.join(reasons)[:_SHOWN] or f'exit status {status}'}"
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
@@ -105,31 +113,34 @@ def _run(command: Sequence[str], environ: Mapping[str, str], timeout: float) -> 
         raise SlurmError(f"{command[0]}: no answer from Slurm within {timeout:g} s") from None
 
 
-def _there(cluster: str) -> dict[str, str]:
+def _environment_for(cluster: str) -> dict[str, str]:
     """The environment of a command that asks another cluster of a federation than this host's own."""
     return {**environment(), "SLURM_CLUSTERS": cluster} if cluster else environment()
 
 
 def _ask(command: Sequence[str], cluster: str = "") -> str:
-    done = _run(command, _there(cluster), _ASK_S)
-    if done.returncode:
-        raise SlurmError(_complaint(command[0], done.stderr, done.returncode))
-    return done.stdout
+    """The output of a command that changes nothing. Raises SlurmError where it fails."""
+    result = _run(command, _environment_for(cluster), _ASK_S)
+    if result.returncode:
+        raise SlurmError(_complaint(command[0], result.stderr, result.returncode))
+    return result.stdout
 
 
 def _queue(ids: Sequence[str], cluster: str) -> dict[str, Job]:
-    """What the controller still knows: jobs that wait or run, and those that ended a few minutes ago (MinJobAge)."""
+    """Jobs that the controller still has: that wait, run or ended minutes ago (slurm.conf(5), MinJobAge)."""
     # ":|" sets no width, so nothing is cut, and ends the column with "|".
     fields = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
-    done = _run(["squeue", "-h", "-a", "-t", "all", "-j", ",".join(ids), "-O", fields], _there(cluster), _ASK_S)
-    # One unknown id among several is passed over in silence; alone it is an error.
-    if done.returncode and "Invalid job id" not in done.stderr:
-        raise SlurmError(_complaint("squeue", done.stderr, done.returncode))
-    return jobs_from_squeue(done.stdout)
+    command = ["squeue", "-h", "-a", "-t", "all", "-j", ",".join(ids), "-O", fields]
+    result = _run(command, _environment_for(cluster), _ASK_S)
+    # squeue leaves out an unknown id among several, but fails where it is the only one.
+    if result.returncode and "Invalid job id" not in result.stderr:
+        raise SlurmError(_complaint("squeue", result.stderr, result.returncode))
+    return jobs_from_squeue(result.stdout)
 
 
 def _accounted(ids: Sequence[str], cluster: str) -> dict[str, Job]:
-    """What accounting knows; nothing where a site has none."""
+    """Jobs that accounting has; none where a site has no accounting."""
+    # -X leaves out the steps of a job, --parsable2 the padding of columns.
     command = ["sacct", "-n", "-X", "--parsable2", "-j", ",".join(ids), "-o", ",".join(SACCT_FIELDS)]
     try:
         text = _ask(command, cluster)
@@ -149,18 +160,19 @@ def jobs(ids: Sequence[str], cluster: str = "") -> dict[str, Job]:
     wanted = list(dict.fromkeys(ids))
     if not wanted:
         return {}
-    found = _queue(wanted, cluster)
-    missing = [each for each in wanted if each not in found]
+    known = _queue(wanted, cluster)
+    # Accounting is asked last, for the rest only: its records lag behind the controller's.
+    missing = [job_id for job_id in wanted if job_id not in known]
     if missing:
-        found.update(_accounted(missing, cluster))
-    return {each: found[each] for each in wanted if each in found}
+        known.update(_accounted(missing, cluster))
+    return {job_id: known[job_id] for job_id in wanted if job_id in known}
 
 
 def jobs_named(name: str) -> dict[str, Job]:
     """This user's jobs of that name which wait or run, by id. Raises SlurmError as :func:`jobs` does."""
     fields = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
-    found = jobs_from_squeue(_ask(["squeue", "-h", "-a", "-u", str(os.getuid()), "-n", name, "-O", fields]))
-    return {job_id: job for job_id, job in found.items() if job.name == name and not job.is_over()}
+    own_jobs = jobs_from_squeue(_ask(["squeue", "-h", "-a", "-u", str(os.getuid()), "-n", name, "-O", fields]))
+    return {job_id: job for job_id, job in own_jobs.items() if job.name == name and not job.is_over()}
 
 
 def job(job_id: str) -> Job | None:
@@ -182,36 +194,37 @@ def submit(script: Path, options: Sequence[str] = (), arguments: Sequence[str] =
         SlurmError: refused; or no answer within 60 seconds, after which the job may or may not be there.
     """
     command = ["sbatch", "--parsable", *options, str(script), *arguments]
-    done = _run(command, submit_environment(), _CHANGE_S)
-    job_id = id_from_sbatch(done.stdout)
-    if done.returncode or not job_id:
-        raise SlurmError(_complaint("sbatch", f"{done.stdout}\n{done.stderr}", done.returncode))
+    result = _run(command, submit_environment(), _CHANGE_S)
+    job_id = id_from_sbatch(result.stdout)
+    if result.returncode or not job_id:
+        raise SlurmError(_complaint("sbatch", f"{result.stdout}\n{result.stderr}", result.returncode))
     return job_id
 
 
 def test_only(script: Path, options: Sequence[str] = ()) -> float | None:  # noqa: PT028 - not a test
-    """Have Slurm check ``script`` without submitting it: when it would start (seconds since the epoch; None: unsaid).
+    """Have Slurm check ``script`` without submitting it: when it would start (seconds since the epoch; None: unknown).
 
     Raises:
         SlurmError: Slurm would refuse it, with Slurm's reason.
     """
-    done = _run(["sbatch", "--test-only", *options, str(script)], {**submit_environment(), "TZ": "UTC"}, _CHANGE_S)
-    if done.returncode:
-        raise SlurmError(_complaint("sbatch", f"{done.stdout}\n{done.stderr}", done.returncode))
-    return start_from_test(done.stderr + done.stdout)
+    command = ["sbatch", "--test-only", *options, str(script)]
+    result = _run(command, {**submit_environment(), "TZ": "UTC"}, _CHANGE_S)
+    if result.returncode:
+        raise SlurmError(_complaint("sbatch", f"{result.stdout}\n{result.stderr}", result.returncode))
+    return start_from_test(result.stderr + result.stdout)
 
 
 def _scancel(options: Sequence[str], ids: Sequence[str], cluster: str = "") -> None:
-    done = _run(["scancel", *options, *ids], _there(cluster), _CHANGE_S)
-    lines = [line for line in done.stderr.splitlines() if "error" in line]
-    # A job that has ended, or that nobody knows any more, is as cancelled as can be.
+    result = _run(["scancel", *options, *ids], _environment_for(cluster), _CHANGE_S)
+    lines = [line for line in result.stderr.splitlines() if "error" in line]
+    # A job that has ended, or that Slurm has forgotten, needs no cancelling.
     bad = [line for line in lines if not re.search(r"Invalid job id|already complet", line)]
-    if bad or (done.returncode and not lines):
-        raise SlurmError(_complaint("scancel", "\n".join(bad) or done.stderr, done.returncode))
+    if bad or (result.returncode and not lines):
+        raise SlurmError(_complaint("scancel", "\n".join(bad) or result.stderr, result.returncode))
 
 
 def cancel(ids: Sequence[str], cluster: str = "") -> None:
-    """Cancel jobs: waiting ones vanish, running ones get TERM and, after the site's KillWait, KILL.
+    """Cancel jobs: those that run get SIGTERM and, after the site's KillWait (slurm.conf(5)), SIGKILL.
 
     Raises:
         SlurmError: refused (another user's job), or no answer. Jobs that are over already are no error.
@@ -226,15 +239,19 @@ def signal(job_id: str, name: str, batch: bool) -> None:
     Raises:
         SlurmError: refused, or no answer. A job that is over is no error.
     """
-    _scancel((f"--signal={name}", *(("--batch",) if batch else ())), (job_id,))
+    # Without --batch, scancel signals every step but not the batch shell (scancel(1)).
+    options = [f"--signal={name}"]
+    if batch:
+        options.append("--batch")
+    _scancel(options, (job_id,))
 
 
 def update(job_id: str, **fields: str) -> None:
     """Change a job: ``update("7", TimeLimit="60", ExcNodeList="node3")``. Raises SlurmError where Slurm refuses."""
     changes = [f"{name}={value}" for name, value in fields.items()]
-    done = _run(["scontrol", "update", f"JobId={job_id}", *changes], environment(), _CHANGE_S)
-    if done.returncode:
-        raise SlurmError(_complaint("scontrol", done.stderr, done.returncode))
+    result = _run(["scontrol", "update", f"JobId={job_id}", *changes], environment(), _CHANGE_S)
+    if result.returncode:
+        raise SlurmError(_complaint("scontrol", result.stderr, result.returncode))
 
 
 def partitions(cluster: str = "") -> list[Partition]:
@@ -250,10 +267,10 @@ def node_states(nodes: Sequence[str]) -> dict[str, str]:
 
 
 def version() -> tuple[int, int] | None:
-    """Slurm's version here, (22, 5); None: no Slurm, or it does not say."""
+    """Slurm's version here, such as (22, 5); None: no Slurm, or an answer that has no version."""
     try:
         text = _ask(["sinfo", "--version"])
     except SlurmError:
         return None
-    found = re.search(r"^slurm\S*\s+(\d+)\.(\d+)", text, re.MULTILINE)
-    return (int(found.group(1)), int(found.group(2))) if found else None
+    match = re.search(r"^slurm\S*\s+(\d+)\.(\d+)", text, re.MULTILINE)
+    return (int(match.group(1)), int(match.group(2))) if match else None

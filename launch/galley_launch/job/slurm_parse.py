@@ -1,4 +1,4 @@
-"""What Slurm's commands print of jobs, as values. Pure functions of text; written after Slurm 22.05 to 25.11.
+"""Reads what Slurm's commands print about jobs. Pure functions of text, for the formats of Slurm 22.05 to 25.11.
 
 Only formats that Galley itself asks for are read (columns between ``|``, free text last), never ``--json``: its keys
 change between versions, and its plugin is not installed everywhere. A site's own notices between the lines are skipped.
@@ -17,6 +17,7 @@ _OVER = frozenset(
         *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
     )
 )
+# What Slurm prints where there is no value; which of these depends on the command, the column and the version.
 _NOTHING = frozenset(("", "(null)", "n/a", "none", "none assigned", "unknown", "invalid"))
 
 SQUEUE_FIELDS = (
@@ -26,9 +27,10 @@ SQUEUE_FIELDS = (
 """Columns of ``squeue -O``; the name last, as it may hold anything."""
 SACCT_FIELDS = ("JobIDRaw", "State", "NodeList", "Start", "End", "Timelimit", "ExitCode", "Reason", "JobName")
 """Columns of ``sacct --parsable2``. ``Restarts`` is newer than 23.11; older ones refuse the whole call for it."""
+# squeue's names for the same columns, so that one function reads the rows of both.
 _SACCT_AS_SQUEUE = (*SQUEUE_FIELDS[:7], "Reason", "Name")
 
-_PASSING = re.compile(
+_TRANSIENT = re.compile(
     r"no answer from|unable to contact|timed out|time-?out|temporar|standby|connect failure|try again"
     r"|connection (?:refused|reset|closed)|zero bytes were transmitted|communication|not responding",
     re.IGNORECASE,
@@ -39,14 +41,14 @@ class SlurmError(Exception):
     """A Slurm command refused or could not be reached: its own message in one line."""
 
     @property
-    def passes(self) -> bool:
-        """Whether Slurm was away or busy, so that asking again may help; otherwise it refused."""
-        return bool(_PASSING.search(str(self)))
+    def is_transient(self) -> bool:
+        """Whether Slurm did not answer or was busy, so that asking again may help; otherwise it refused."""
+        return bool(_TRANSIENT.search(str(self)))
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as Slurm sees it. Times are seconds since the epoch."""
+    """A job in Slurm. Times are seconds since the epoch."""
 
     id: str
     name: str
@@ -64,11 +66,11 @@ class Job:
     restarts: int
     """Times that it was requeued; 0 where only accounting still knows the job."""
     exit_status: int | None
-    """None: not over, or ended otherwise than by its own exit."""
+    """None: not over, or ended by something else than its own exit."""
     exit_signal: int | None
     preempted: bool
-    """While it runs: Slurm has chosen it to make room, and it is in its grace time. Afterwards: it was ended for that;
-    False again once it waits for its next start."""
+    """Whether Slurm has chosen it to make room: while it runs, it is in its grace time; afterwards, it was ended
+    for that. False again once it waits for its next start."""
     dependency: str
     requeue_allowed: bool
 
@@ -82,15 +84,15 @@ class Job:
 
 
 def known(text: str) -> str:
-    """``text``, or "" for one of Slurm's many words for nothing."""
+    """``text``, or "" where it stands for no value (``(null)``, ``N/A``, ``None`` …)."""
     text = text.strip()
     return "" if text.lower() in _NOTHING else text
 
 
 def integer(text: str) -> int:
     """The number that ``text`` begins with (``4+`` where nodes differ); else 0."""
-    found = re.match(r"\d+", text.strip())
-    return int(found.group()) if found else 0
+    match = re.match(r"\d+", text.strip())
+    return int(match.group()) if match else 0
 
 
 def parse_time(text: str) -> float | None:
@@ -104,10 +106,12 @@ def parse_time(text: str) -> float | None:
 
 def parse_limit(text: str) -> int | None:
     """Seconds in ``1-02:03:04``, ``02:03:04``, ``03:04``, ``1-02`` or (minutes) ``90``; None: no limit, or unset."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
-    if found is None:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if match is None:
         return None
-    days, first, second, third = (None if each is None else int(each) for each in found.groups())
+    # What the numbers are depends on how many there are (sbatch(1), --time): minutes[:seconds], hours:minutes:seconds;
+    # but after days they begin with the hours.
+    days, first, second, third = (None if part is None else int(part) for part in match.groups())
     if days is not None:
         return ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
     if third is not None:
@@ -120,6 +124,7 @@ def parse_exit(text: str) -> tuple[int | None, int | None]:
     status, colon, signal = text.strip().partition(":")
     if not status.isdecimal():
         return None, None
+    # A raw wait status has the signal in its low seven bits, and the exit status in the next byte (wait(2)).
     number = int(signal) if colon and signal.isdecimal() else int(status) & 0x7F
     if number:
         return None, number
@@ -133,10 +138,11 @@ def _state(text: str) -> str:
 
 
 def _rows(text: str, columns: int) -> Iterator[list[str]]:
-    """Cells of each line that begins with a job id. A row with too few columns is an error, not an absent job."""
+    """Cells of each line that begins with a job id. Raises SlurmError for one with too few columns."""
     for line in text.splitlines():
         if not re.match(r"\s*\d[\d_+]*\s*\|", line):
             continue
+        # The last column is free text, which may hold the separator: it is not split further.
         cells = [cell.strip() for cell in line.split("|", columns - 1)]
         if len(cells) < columns:
             raise SlurmError(f"cannot read this line of Slurm's: {line.strip()[:200]}")
@@ -144,7 +150,7 @@ def _rows(text: str, columns: int) -> Iterator[list[str]]:
 
 
 def named(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
-    """Cells by their columns' names."""
+    """The cells of a row, by the names of their columns."""
     return dict(zip(names, cells))  # noqa: B905 - ``strict`` is newer than 3.9
 
 
@@ -152,7 +158,7 @@ def _job(row: dict[str, str]) -> Job:
     state = _state(row["State"])
     status, signal = parse_exit(row["exit_code"]) if state in _OVER else (None, None)
     if status == 0 and state != "COMPLETED":
-        status = None  # accounting's 0:0 for a job that a lost node or a more important one ended
+        status = None  # accounting has 0:0 for a job that was ended by the loss of a node or by pre-emption
     return Job(
         id=row["JobID"],
         name=row["Name"],
@@ -196,19 +202,20 @@ def id_from_sbatch(text: str) -> str:
 
 
 def start_from_test(text: str) -> float | None:
-    """The expected start in what ``sbatch --test-only`` says."""
-    found = re.search(r"to start at (\S+)", text)
-    return parse_time(found.group(1)) if found else None
+    """The expected start that ``sbatch --test-only`` prints; None: there is none."""
+    match = re.search(r"to start at (\S+)", text)
+    return parse_time(match.group(1)) if match else None
 
 
 def _range(text: str, whole: str) -> list[str]:
-    """``05-07`` as ``05``, ``06``, ``07``; one number as itself."""
+    """``05-07`` as ``05``, ``06``, ``07``; one number as itself. ``whole``: the node list, for the error."""
     first, dash, last = text.strip().partition("-")
     if not first.isdecimal() or (dash and not last.isdecimal()):
         raise SlurmError(f"cannot read the node list {whole}")
     numbers = range(int(first), int(last or first) + 1)
     if not 0 < len(numbers) <= 1 << 17:
         raise SlurmError(f"cannot read the node list {whole}: {text} is not a range")
+    # Leading zeros are part of the names: as many digits as the first number has.
     return [str(number).zfill(len(first)) for number in numbers]
 
 
@@ -218,13 +225,14 @@ def hostnames(nodelist: str) -> list[str]:
     Raises:
         SlurmError: unbalanced brackets, or a range that is none.
     """
-    found: list[str] = []
+    hosts: list[str] = []
+    # Only commas outside of brackets separate the parts: those that no closing bracket follows before an opening one.
     for part in re.split(r",(?![^\[]*\])", nodelist.strip()):
         if part and not re.fullmatch(r"([^\[\],\s]|\[[^\[\]]+\])+", part):
             raise SlurmError(f"cannot read the node list {nodelist}")
         names = [""]
         for text, inside in re.findall(r"([^\[\]]+)|\[([^\[\]]+)\]", part):
-            ends = [text] if text else [end for each in inside.split(",") for end in _range(each, nodelist)]
+            ends = [text] if text else [end for item in inside.split(",") for end in _range(item, nodelist)]
             names = [name + end for name in names for end in ends]
-        found += [name for name in names if name]
-    return found
+        hosts += [name for name in names if name]
+    return hosts

@@ -1,4 +1,4 @@
-"""What ``sinfo`` prints of partitions and nodes, as values. Pure functions of text, as in ``slurm_parse.py``."""
+"""Reads what ``sinfo`` prints about partitions and nodes. Pure functions of text, as in ``slurm_parse.py``."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ class Partition:
 
 def _gpus(gres: str) -> tuple[int, str]:
     """Number and type in ``gpu:h100:4(S:0-1),nvme:1``; of several types the most frequent, with all of them counted."""
-    found = re.findall(r"(?:^|,)gpu(?::([^:,()]+))??(?::no_consume)?:(\d+)(?=[(,]|$)", gres)
-    if not found:
+    # Commas also stand inside of parentheses (the sockets), so that the text is not split at them.
+    kinds = re.findall(r"(?:^|,)gpu(?::([^:,()]+))??(?::no_consume)?:(\d+)(?=[(,]|$)", gres)
+    if not kinds:
         return 0, ""
-    most = max(found, key=lambda each: int(each[1]))
-    return sum(int(count) for _, count in found), str(most[0])
+    most = max(kinds, key=lambda kind: int(kind[1]))
+    return sum(int(count) for _, count in kinds), str(most[0])
 
 
 def _kind(rows: Sequence[dict[str, str]]) -> tuple[int, str, int, int]:
@@ -48,11 +49,12 @@ def _kind(rows: Sequence[dict[str, str]]) -> tuple[int, str, int, int]:
     kinds: dict[tuple[int, str], int] = {}
     for row in rows:
         kinds[_gpus(row["%G"])] = kinds.get(_gpus(row["%G"]), 0) + integer(row["%D"])
-    most = max(kinds, key=lambda kind: (kinds[kind], kind[0]))
+    most = max(kinds, key=lambda kind: (kinds[kind], kind[0]))  # of equally frequent ones, that with more GPUs
     alike = [row for row in rows if _gpus(row["%G"]) == most]
     return (*most, min(integer(row["%c"]) for row in alike), min(integer(row["%m"]) for row in alike))
 
 
+# States of nodes that take no job now, by part of the name; but powered_down and powering_down nodes are woken for one.
 _AWAY = re.compile(r"drain|down(?!_)|fail|error|unknown|\*$")
 
 

@@ -1,7 +1,7 @@
-"""The job that takes over: queued as an attempt begins, asked for again while Slurm does not answer, missed aloud.
+"""The job that takes over: queued as an attempt begins, tried again while Slurm does not answer, reported if missing.
 
-Slurm's controller is busy or away now and then, and some sites take no submission from their compute nodes. So the
-beginning of an attempt asks for a while, its clock goes on asking beside training, and its end asks once more.
+Slurm's controller is busy or down now and then, and some sites accept no submission from their compute nodes. So the
+beginning of an attempt tries for a while, its clock goes on trying beside training, and its end tries once more.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from galley.contract.rundir import Attempt, RunDir, read_json
 from galley_launch.job import chain, slurm
 
 BEGIN_S, END_S = 30.0, 600.0
-"""How long an attempt asks before it trains, and after it: nodes are idle meanwhile."""
+"""Seconds for which an attempt tries before it trains, and after it: nodes are idle meanwhile."""
 FIRST_S, LONGEST_S = 3.0, 60.0
 """The first pause between two tries, and the longest."""
 _SPARE_S = 180.0
-"""So long before it must ask the ranks to stop, the clock asks Slurm for nothing more: an answer may take a minute."""
+"""Seconds before the ranks must be asked to stop in which the clock no longer calls Slurm: a call may take a minute."""
 
 Value = TypeVar("Value")
 
@@ -40,7 +40,7 @@ def insist(action: Callable[[], Value], seconds: float) -> Value:
         try:
             return action()
         except slurm.SlurmError as error:
-            if not error.passes or time.monotonic() + pause > end:
+            if not error.is_transient or time.monotonic() + pause > end:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_S)
@@ -49,22 +49,23 @@ def insist(action: Callable[[], Value], seconds: float) -> Value:
 def find(run: RunDir, here: str) -> str | None:
     """The job that waits to take over from job ``here``. Raises SlurmError.
 
-    Also one that is not written down: sbatch may have been ended, or given up, after Slurm took the job.
+    This may be one that is not in the run's list: sbatch may have been ended, or given up, after Slurm took the job.
     """
     waiting = [job.id for job in chain.live(run, stages.TRAIN.name) if job.id != here]
     if waiting:
         return waiting[-1]
-    name, known = str(chain.cluster(run).get("job_name", "")), {str(each["job"]) for each in chain.submitted(run)}
+    name, known = str(chain.cluster(run).get("job_name", "")), {str(row["job"]) for row in chain.submitted(run)}
     if not name or "," in name:
-        return None
-    lost = [job for job in slurm.jobs_named(name) if job not in known and job != here]
-    if lost:
-        chain.note(run, stages.TRAIN.name, lost[-1])
-    return lost[-1] if lost else None
+        return None  # squeue --name takes a list, with commas between its names
+    unlisted = [job for job in slurm.jobs_named(name) if job not in known and job != here]
+    if unlisted:
+        chain.note(run, stages.TRAIN.name, unlisted[-1])
+    return unlisted[-1] if unlisted else None
 
 
 def queue(run: RunDir, here: str) -> str:
     """The job that takes over from job ``here``: the one that waits, or a new one. Raises SlurmError."""
+    # Asked first, so that a second try after an unanswered one submits no second job.
     waiting = find(run, here)
     if waiting:
         return waiting
@@ -84,19 +85,20 @@ def at_begin(run: RunDir, here: str) -> tuple[str | None, str]:
 
 
 def may_submit(run: RunDir) -> str:
-    """Why this node may not submit the jobs that follow, as far as a test shows; empty: it may, or Slurm is away."""
+    """Why this node may not submit the jobs that follow, by a test; empty: it may, or Slurm does not answer."""
     if chain.is_beforehand(run):
         return ""
-    options = [each for each in chain.options(run, chain.limit_s(run), None) if not each.startswith("--exclude")]
+    # Without the bad nodes the test could fail for want of nodes, which says nothing about this one.
+    options = [word for word in chain.options(run, chain.limit_s(run), None) if not word.startswith("--exclude")]
     try:
         slurm.test_only(run.jobs / "train.sbatch", options)
     except slurm.SlurmError as error:
-        return "" if error.passes else str(error)
+        return "" if error.is_transient else str(error)
     return ""
 
 
 def advise(attempt: Attempt, why: str) -> None:
-    """Say in the attempt's own log, too, that nothing follows it, and what helps."""
+    """Print that no job follows the attempt, and what helps; the attempt's own log gets the line, too."""
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     line = f"galley: chain: no job can be queued from {node} ({why}): nothing follows this attempt by itself; submit"
     line += " again when it has ended"
@@ -113,13 +115,14 @@ def _keep(attempt: Attempt, successor: str | None, why: str) -> None:
 
 
 class Keeper:
-    """Asks for a successor beside training, where none could be queued as the attempt began."""
+    """Tries to queue a successor beside training, where none could be queued as the attempt began."""
 
     def __init__(self, run: RunDir, attempt: Attempt) -> None:
         self.run, self.attempt = run, attempt
         job = read_job(attempt.job)
         self.here, why = job.job or "", job.no_successor or ""
-        self.open = bool(self.here) and not job.successor and (not why or slurm.SlurmError(why).passes)
+        # A refusal is final: only where Slurm did not answer is there anything to try again.
+        self.open = bool(self.here) and not job.successor and (not why or slurm.SlurmError(why).is_transient)
         self.pause, self.next = LONGEST_S / 4, time.monotonic()
 
     def tick(self, left: float) -> None:
@@ -130,8 +133,8 @@ class Keeper:
             job = queue(self.run, self.here)
         except slurm.SlurmError as error:
             self.pause = min(2 * self.pause, 10 * LONGEST_S)
-            self.next, self.open = time.monotonic() + self.pause, error.passes
-            if not error.passes:
+            self.next, self.open = time.monotonic() + self.pause, error.is_transient
+            if not error.is_transient:
                 _keep(self.attempt, None, str(error))
                 advise(self.attempt, str(error))
             return
@@ -141,20 +144,21 @@ class Keeper:
 
 
 def at_end(run: RunDir, attempt: Attempt, record: JobRecord) -> str:
-    """See to it that another attempt follows; returns why none does, or nothing."""
+    """Queue the job of the next attempt, unless it waits already; returns why none follows, or nothing."""
     here, before = record.job or "", record.successor
 
-    def ask() -> str:
+    def queue_unless_over() -> str:
+        # Looked up at every try: in ten minutes the user may end the run, or another job take over.
         if attempt.is_superseded() or read_json(run.end):
             return ""
         return queue(run, here)
 
-    known = before or chain.is_beforehand(run)  # then only somebody else may have taken it away
+    known = before or chain.is_beforehand(run)  # queued long ago: only somebody else can have cancelled it since
     try:
-        job = insist(ask, BEGIN_S if known else END_S)
+        job = insist(queue_unless_over, BEGIN_S if known else END_S)
     except slurm.SlurmError as error:
-        # One that was queued is still there, as far as anybody knows.
-        why = "" if before and error.passes else str(error)
+        # Without an answer, a job that was queued before is taken to be there still.
+        why = "" if before and error.is_transient else str(error)
         if why:
             _keep(attempt, None, why)
             print(f"galley: nothing follows this attempt ({why}); submit the run again", flush=True)

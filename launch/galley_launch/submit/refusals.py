@@ -123,7 +123,7 @@ def refusal(
         partitions = slurm.partitions(cluster)
     except slurm.SlurmError as sinfo_error:
         # Where Slurm is away, the job was not refused at all. Where only sinfo got no answer, the message has to do.
-        if error.passes or "no such command" in str(error) or not sinfo_error.passes:
+        if error.is_transient or "no such command" in str(error) or not sinfo_error.is_transient:
             return UserError("slurm", str(error), "see that Slurm answers here: sinfo")
         partitions = []
     known = {partition.name: partition for partition in partitions}
