@@ -164,7 +164,7 @@ class Patience(Section):
     """Seconds without a sign of life, by phase, after which a rank has hung and its attempt is ended."""
 
     start: Count = 900
-    """From the start of a rank to its first word: an import from a cold disk."""
+    """From the start of a rank to its first sign of life: an import from a cold disk."""
     join: Count = 600
     load: Count = 3600
     step: Count = 1200
@@ -205,13 +205,13 @@ class Cluster(Section):
     memory_request: Literal["mem", "mem-per-cpu", "none"] = "mem"
     """How memory is asked for; ``none`` where a site takes no such request."""
     ntasks: bool = False
-    """Also say ``--ntasks``, where a site demands it."""
+    """Also set ``--ntasks``, where a site demands it."""
     whole_nodes: bool = True
     """Take nodes alone where every GPU of them is used."""
     modules: list[Line] = []
     """Environment modules to load, in order."""
     setup: AbsolutePath | None = None
-    """A shell file that jobs source first, for what cannot be said here: a site's own init file, ``module use``."""
+    """A shell file that jobs source first, for what has no key here: a site's own init file, ``module use``."""
     venv: AbsolutePath | None = None
     """Virtual environment on a shared disk. With no venv, conda or container: that of this galley."""
     conda: Annotated[str, AfterValidator(_name_or_path)] | None = None

@@ -20,6 +20,10 @@ from galley_launch.recipe.schema import sentence
 SECTIONS: dict[str, type[BaseModel]] = {"container": Container, "side": SideJobs, "patience": Patience}
 _TYPO = 0.8
 """Similarity (difflib's ratio) from which on a word is taken for a misspelling of another."""
+_NUMBER_ERRORS = frozenset(
+    ["int_parsing", "int_type", "int_from_float", "float_parsing", "float_type", "bool_parsing", "bool_type"]
+)
+"""pydantic's types of errors about a number or a boolean."""
 _LISTS = ("modules", "secrets", "directives", "container.mounts")
 """Keys whose lists may be written as one text."""
 _EXAMPLES = {
@@ -86,7 +90,7 @@ def _unknown_key(parts: list[str]) -> str:
 
 
 def _what_todo(error: ErrorDetails, others: list[ErrorDetails], parts: list[str]) -> tuple[str, str]:
-    """What is wrong, and what to do."""
+    """What is wrong at the path ``parts``, and what to do; ``others``: further errors, such as those of a union."""
     value, name = error["input"], parts[0] if parts else ""
     match error["type"]:
         case "missing":
@@ -95,15 +99,7 @@ def _what_todo(error: ErrorDetails, others: list[ErrorDetails], parts: list[str]
             return f"{value!r} is not a section of keys", f"write {_EXAMPLES.get(name, 'keys and values')}"
         case "list_type":
             return f"{value!r} is not a list", f"write {parts[-1]}: [a, b]"
-        case (
-            "int_parsing"
-            | "int_type"
-            | "int_from_float"
-            | "float_parsing"
-            | "float_type"
-            | "bool_parsing"
-            | "bool_type"
-        ):
+        case kind if kind in _NUMBER_ERRORS:
             return sentence(error, others), _meaning(parts)
         case "value_error":
             # A validator's message may have the advice behind its last semicolon.

@@ -22,7 +22,7 @@ from galley_launch.submit import queue
 
 @dataclass(frozen=True)
 class State:
-    """How a run is, in the words that ``galley status`` shows."""
+    """The state of a run, as ``galley status`` shows it."""
 
     name: str
     state: str
@@ -37,7 +37,7 @@ class State:
     """Step of the newest checkpoint that verifies."""
     message: str = ""
     reason: str = ""
-    """Why it is so, for the table: what failed, who stopped it, what a job waits for."""
+    """The cause of the state, for the table: what failed, who stopped it, what a job waits for."""
 
 
 def find(name: str, runs: Path) -> RunDir:
@@ -61,11 +61,11 @@ def last_row(path: Path) -> MetricsRow:
 
 
 def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
-    """How ``run`` is now; ``jobs``: what Slurm says, where it was submitted."""
+    """The state of ``run`` now; ``jobs``: its queue, if it was submitted."""
     attempts, checkpoints = run.attempts(), run.checkpoints()
     # No exit.json: killed, or still at it. An empty record has the verdict None, which is "lost" below.
     end = (read_exit(attempts[-1].exit) if attempts else None) or ExitRecord()
-    word = _word(end) if attempts else "new"
+    current = _state_after(end) if attempts else "new"
     if jobs and jobs.problem and end.again is False:
         # Slurm does not answer, but the last attempt recorded that none follows: so nothing is queued, and the state is
         # known. That is so for a copy of the run on a machine without Slurm, too.
@@ -73,29 +73,28 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
     # What the run does now comes before how its last attempt ended.
     now = (queue.state(jobs) if jobs else "") or ("live" if locks.is_live(run) else "")
     if now:
-        word = "stopping" if now == "live" and attempts and attempts[-1].stop.exists() else now
+        current = "stopping" if now == "live" and attempts and attempts[-1].stop.exists() else now
     no_attempt = queue.why_no_attempt(run, jobs) if jobs and not attempts else ""
     if no_attempt:
-        word = "stopped" if run.end.exists() else "failed"
+        current = "stopped" if run.end.exists() else "failed"
     damaged = _damage(run, attempts)
-    if damaged and not now:
-        word = "damaged"
-    first = no_attempt if word == "failed" else damaged
-    messages = [first, _message(end, word), queue.nothing_follows(run, jobs) if jobs else ""]
+    current = "damaged" if damaged and not now else current
+    nothing = queue.nothing_follows(run, jobs) if jobs else ""
+    messages = [no_attempt if current == "failed" else damaged, _message(end, current), nothing]
     return State(
         name=run.root.absolute().name,
-        state=word,
+        state=current,
         row=last_row(run.metrics),
         attempt=attempts[-1].number if attempts else 0,
         checkpoint=checkpoints[-1].step if checkpoints else None,
         message="; ".join(filter(None, messages)),
-        reason="; ".join(filter(None, [*messages, _reason(word, end, jobs)])),
+        reason="; ".join(filter(None, [*messages, _reason(current, end, jobs)])),
     )
 
 
-def _reason(word: str, end: ExitRecord, jobs: queue.Queue | None) -> str:
+def _reason(current: str, end: ExitRecord, jobs: queue.Queue | None) -> str:
     """What the table adds to the state and its message."""
-    match word:
+    match current:
         case "stopped":
             return end.reason or ""
         case "lost":
@@ -126,17 +125,17 @@ def _is_empty(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def _word(end: ExitRecord) -> str:
+def _state_after(end: ExitRecord) -> str:
     """The state of a run whose newest attempt ended so; one that trained is not ``done`` if its export failed."""
     if end.verdict == "done" and end.exported is False:
         return "unverified" if end.unverified else "unexported"
     return "lost" if end.verdict is None else end.verdict
 
 
-def _message(end: ExitRecord, word: str) -> str:
-    if word in ("unverified", "unexported"):
+def _message(end: ExitRecord, current: str) -> str:
+    if current in ("unverified", "unexported"):
         return end.export_error or ""
-    return end.message or "" if word in ("failed", "stopped") else ""
+    return end.message or "" if current in ("failed", "stopped") else ""
 
 
 def log_paths(run: RunDir, rank: int | None, number: int | None, since: int = 0) -> list[Path]:
