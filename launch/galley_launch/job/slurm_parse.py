@@ -55,7 +55,7 @@ class Job:
     state: str
     """``PENDING``, ``RUNNING``, ``COMPLETED``, ...: Slurm's long name, without ``by UID``."""
     reason: str
-    """Why it waits or why it ended; "" where Slurm says ``None``."""
+    """Why it waits or why it ended; "" where Slurm prints ``None``."""
     nodes: tuple[str, ...]
     start: float | None
     """When it began; while it waits, when Slurm expects it to."""

@@ -1,4 +1,4 @@
-"""Carry out a plan on this box: hold the run, start each stage, watch it, say how it ended."""
+"""Carry out a plan on this box: hold the run, start each stage, watch it, and report how it ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from galley_launch.plan import plan, request, resume
 from galley_launch.plan.plan import Plan, Stage
 
 MakePlan = Callable[[int], Plan]
-"""Attempt number to plan."""
+"""A function from the number of an attempt to its plan."""
 
 
 def check_installed() -> None:
@@ -34,6 +34,7 @@ def check_installed() -> None:
 
 def run_stage(stage: Stage, run: RunDir, attempt: Attempt, interrupts: supervise.Interrupts, lock: int) -> Ending:
     """Start ``stage``, show it, and return how it ended."""
+    # A request to stop may have come between two stages, when no process was there to see it.
     if attempt.stop.exists():
         return Ending("stopped", attempt.stop_reason(), None, f"stopped before {stage.name}", code=1)
     screen = terminal.screen(stage.name, run, attempt)
@@ -41,7 +42,7 @@ def run_stage(stage: Stage, run: RunDir, attempt: Attempt, interrupts: supervise
     try:
         code = supervise.watch(process, attempt, stages.named(stage.name).on_ranks, interrupts, screen.show, say)
     finally:
-        if process.poll() is None:
+        if process.poll() is None:  # an exception above: no stage is left behind
             supervise.end(process)
         screen.close()
     return judge(run, attempt, code, box=OnBox(stage.name, at_once=interrupts.count > 1))
@@ -58,28 +59,31 @@ def write(todo: Plan, run: RunDir, attempt: Attempt) -> None:
 
 
 def _write(todo: Plan, run: RunDir, attempt: Attempt) -> None:
-    for place in (attempt.root, attempt.stop.parent, attempt.logs, attempt.root / "errors"):
-        place.mkdir(parents=True, exist_ok=True)
+    for folder in (attempt.root, attempt.stop.parent, attempt.logs, attempt.root / "errors"):
+        folder.mkdir(parents=True, exist_ok=True)
     for name, text in todo.files.items():
         write_atomic(run.root / name, text)
 
 
 def _record(attempt: Attempt, stage: str, ending: Ending) -> None:
-    """Leave ``exit.json`` where the ranks did not; a verdict of theirs stands, unless training itself failed."""
+    """Write ``exit.json`` where the ranks did not. A verdict that they wrote stays, unless the ending differs."""
     before = read_exit(attempt.exit)
     unverified = ending.status == UNVERIFIED
+    # An export that fails does not change the verdict on training, which is done.
     if before and stage == stages.EXPORT.name:
         record = replace(before, exported=False, export_error=ending.message, unverified=unverified)
     elif before and before.verdict == ending.verdict:
         return
     else:
         record = ExitRecord(ending.verdict, ending.reason, message=ending.message, status=ending.status)
-    with contextlib.suppress(OSError):  # A full disk is what may have failed; the message is printed all the same.
+    with contextlib.suppress(
+        OSError
+    ):  # The disk may be full, which is the failure itself; its message is printed anyway.
         write_exit(attempt.exit, record)
 
 
 def _reopen(attempt: Attempt) -> None:
-    """Forget why an earlier export in ``attempt`` stopped or failed."""
+    """Remove the request and the errors with which an earlier export in ``attempt`` ended."""
     attempt.stop.unlink(missing_ok=True)
     for error in (attempt.root / "errors").glob("*.json"):
         error.unlink()
@@ -92,6 +96,7 @@ def attempt_stages(todo: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
             ending = run_stage(stage, run, attempt, interrupts, lock)
             if ending.verdict != "done":
                 return _leave(run, attempt, stage.name, ending)
+    # Ranks that ended with 0 and left no record count as done; an export alone says nothing of the training.
     trained = any(stages.named(stage.name).on_ranks for stage in todo.stages)
     record = read_exit(attempt.exit) or ExitRecord("done" if trained else "lost")
     write_exit(attempt.exit, replace(record, exported=True, export_error=None, unverified=None))
@@ -100,7 +105,7 @@ def attempt_stages(todo: Plan, run: RunDir, attempt: Attempt, lock: int) -> int:
 
 
 def _leave(run: RunDir, attempt: Attempt, stage: str, ending: Ending) -> int:
-    """Write down that ``stage`` did not end well, and say so; returns the exit status for the shell."""
+    """Record and print that ``stage`` stopped or failed; returns the exit status for the shell."""
     _record(attempt, stage, ending)
     if ending.verdict == "stopped":
         last = read_exit(attempt.exit) or ExitRecord()
@@ -108,6 +113,7 @@ def _leave(run: RunDir, attempt: Attempt, stage: str, ending: Ending) -> int:
         at = f" at step {last.step}" if last.step is not None else ""
         lost = f" ({ending.message})" if ending.message else ""
         say(f"stopped{at} ({reason}){lost}; run the same command again to go on")
+        # 0: it saved and stopped as asked; 130: it was ended at once, as a shell reports SIGINT (128 + 2).
         return 0 if ending.status == 0 else 130
     prefix = "" if ending.status == 2 else f"run {run.root.name}: "
     if ending.status == UNVERIFIED:
@@ -122,9 +128,11 @@ def _where(run: RunDir) -> str:
 
 
 def _refuse_if_queued(run: RunDir) -> None:
-    """Raise ``UserError`` where jobs of a submitted run wait or run: two would write into it."""
+    """Raise ``UserError`` where jobs of a submitted run wait or run: they would write into the same directory."""
     if run.submitted.is_file():
-        from galley_launch.submit import submission  # Its schemas take a while, and few runs were submitted.
+        from galley_launch.submit import (
+            submission,
+        )  # here: its schemas take a while to import, and few runs were submitted
 
         submission.refuse_if_queued(run)
 
@@ -132,6 +140,7 @@ def _refuse_if_queued(run: RunDir) -> None:
 def start(spec: RunSpec, run: RunDir, make_plan: MakePlan) -> int:
     """Run ``spec`` in ``run``: a new attempt, or nothing where it is finished. Returns the exit status."""
     _refuse_if_queued(run)
+    # The lock comes first: what is left to do is only certain once no other launcher can do it.
     with locks.held(run) as lock:
         action = resume.next_action(run, request.earlier(run), spec)
         if action.what == "nothing":

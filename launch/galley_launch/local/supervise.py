@@ -1,4 +1,4 @@
-"""Start one stage, watch it, and end it when the user asks: once gently, twice at once."""
+"""Start one stage, watch it, and stop it at the user's request: the first lets it save, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from galley_launch.plan.plan import Stage
 
 _POLL_S = 0.1
 GRACE_S = 5.0
-"""Seconds that a stage has to end by itself, once it must end now."""
+"""Seconds between SIGTERM and SIGKILL, when a stage is ended at once."""
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
 class Interrupts:
-    """How often the user pressed Ctrl-C, or somebody sent SIGTERM."""
+    """How often SIGINT (Ctrl-C) or SIGTERM came."""
 
     count: int = 0
 
     def note(self, _number: int, _frame: FrameType | None) -> None:
-        """A signal handler that does nothing but count."""
+        """A signal handler, which only counts: :func:`watch` acts on it, in the main flow of the program."""
         self.count += 1
 
 
 @contextmanager
 def listening() -> Iterator[Interrupts]:
-    """Count interrupts instead of dying of them, and outlive a terminal that hangs up."""
+    """Count interrupts instead of ending at them, and ignore SIGHUP, so that a run outlives its terminal."""
     interrupts = Interrupts()
     before = {number: signal.signal(number, interrupts.note) for number in _STOPS}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -47,22 +47,23 @@ def listening() -> Iterator[Interrupts]:
 
 
 def _parents() -> dict[int, int]:
-    """Process to parent, of everything that runs here."""
+    """The parent of every process on this host, by process number."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError, ValueError):
-            # The command's name is in parentheses and may hold anything, so count from the last one.
+            # The command's name is in parentheses and may hold anything, so count from the last one. The parent is the
+            # second field after it (proc(5), field 4).
             fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             parents[int(entry.name)] = int(fields[1])
     return parents
 
 
 def descendants(pid: int) -> list[int]:
-    """``pid`` and everything below it: torchrun gives each rank a session of its own, so a group is not enough."""
+    """``pid`` and all of its descendants: a process group has not all, as torchrun gives each rank its own session."""
     parents, processes = _parents(), [pid]
-    for parent_pid in processes:
+    for parent_pid in processes:  # the list grows while it is walked: children are parents, too
         processes += [child for child, parent in parents.items() if parent == parent_pid]
     return processes
 
@@ -75,14 +76,14 @@ def _send(pids: list[int], number: signal.Signals) -> None:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a stage and its ranks: SIGTERM, then SIGKILL to whatever is left after ``GRACE_S`` seconds."""
-    # Looked up before: once torchrun is gone, nothing says any more which ranks were its own.
+    # Listed before the signal: once torchrun has ended, init is the parent of its ranks, and they cannot be told apart.
     family = descendants(process.pid)
     _send(family, signal.SIGTERM)
-    until = time.monotonic() + GRACE_S
-    while time.monotonic() < until and (process.poll() is None or any(_is_alive(pid) for pid in family[1:])):
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline and (process.poll() is None or any(_is_alive(pid) for pid in family[1:])):
         time.sleep(_POLL_S)
     _send([pid for pid in family if _is_alive(pid)], signal.SIGKILL)
-    process.wait()
+    process.wait()  # collects it, so that no zombie is left
 
 
 def _is_alive(pid: int) -> bool:
@@ -90,11 +91,12 @@ def _is_alive(pid: int) -> bool:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
+    # A zombie, which has ended but was not waited for, still has an entry, and would be waited for in vain.
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def start(stage: Stage, log: Path, lock: int | None) -> subprocess.Popen[bytes]:
-    """Start ``stage`` in a session of its own, its output in ``log``; it inherits the run's lock."""
+    """Start ``stage`` in a session of its own, its output in ``log``; it inherits the run's lock (a descriptor)."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -103,7 +105,7 @@ def start(stage: Stage, log: Path, lock: int | None) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C goes to the terminal's foreground group: the launcher alone gets it
             pass_fds=() if lock is None else (lock,),
         )
 
@@ -118,8 +120,8 @@ def watch(
 ) -> int:
     """Wait for a stage; returns its exit status (negative: the signal that ended it).
 
-    ``gentle``: the stage saves and ends by itself when asked to stop (training does); others are ended.
-    ``show`` is called several times a second, ``say`` with what the user should know.
+    ``gentle``: the stage saves and ends by itself when it is asked to stop, as training does; others are ended at once.
+    ``show`` is called several times a second, ``say`` with messages for the user.
     """
     seen = 0
     while process.poll() is None:

@@ -30,7 +30,7 @@ class Failure:
     kind: str
     """A key of :data:`galley_launch.job.diagnose.advice.WORDS`."""
     who: str
-    """Who failed first: ``rank 3 on node2``, ``prepare``, ``node2``; empty: nobody in particular."""
+    """Who failed first: ``rank 3 on node2``, ``prepare``, ``node2``; empty: no single one."""
     lines: tuple[str, ...]
     """What shows it, each with its source: ``rank-3.log: CUDA out of memory. Tried …``. At most :data:`SHOWN`."""
     advice: str

@@ -8,7 +8,7 @@ from galley_launch.job.diagnose.advice import HOST_MEMORY, SHM, SIGKILL
 
 
 class StateMeaning(NamedTuple):
-    """What a state of a job says of its failure."""
+    """What a state of a job means for its failure."""
 
     kind: str
     retry: bool | None
@@ -17,7 +17,7 @@ class StateMeaning(NamedTuple):
 
 
 class SignalMeaning(NamedTuple):
-    """What a signal says of the failure of the process that died of it."""
+    """What a signal means for the failure of the process that died of it."""
 
     kind: str
     advice: str
