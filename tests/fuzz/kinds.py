@@ -176,7 +176,7 @@ def rows(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Rows, rendered and tokenised."""
     from galley.prepare.formats.chat import CHAT
     from galley.prepare.formats.rendering import render_conversation, tokenize
-    from galley.prepare.formats.rows import read_jsonl
+    from galley.prepare.formats.rows import read_file
     from galley.prepare.formats.template import study
     from galley.prepare.formats.text import TEXT
     from galley.prepare.sources import _file
@@ -191,8 +191,8 @@ def rows(rng: random.Random, here: Path) -> tuple[str, Calls]:
         _file("data", path)
         tokenizer = _load(here / "model", False)
         template = study(tokenizer, world.TEMPLATE)
-        tokenize(tokenizer, [render_conversation(template, row) for _, row in read_jsonl(path, CHAT)])
-        list(read_jsonl(path, TEXT))
+        tokenize(tokenizer, [render_conversation(template, row) for _, row in read_file(path, CHAT)])
+        list(read_file(path, TEXT))
 
     return done, [("rows", lambda: check.reader(read))]
 
@@ -201,7 +201,7 @@ def template(rng: random.Random, here: Path) -> tuple[str, Calls]:
     """Chat templates."""
     from galley.prepare.formats.chat import CHAT
     from galley.prepare.formats.rendering import render_conversation
-    from galley.prepare.formats.rows import read_jsonl
+    from galley.prepare.formats.rows import read_file
     from galley.prepare.formats.template import study
     from galley.prepare.tokens import _load
 
@@ -226,7 +226,7 @@ def template(rng: random.Random, here: Path) -> tuple[str, Calls]:
         except (OSError, UnicodeDecodeError):
             raise UserError("t", "t", "t") from None
         found = study(_load(here / "model", False), text)
-        [render_conversation(found, row) for _, row in read_jsonl(here / "rows.jsonl", CHAT)]
+        [render_conversation(found, row) for _, row in read_file(here / "rows.jsonl", CHAT)]
 
     return done, [("template", lambda: check.reader(read))] if path.is_file() and path.stat().st_size < 1 << 20 else []
 

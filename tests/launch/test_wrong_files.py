@@ -25,16 +25,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.parquet", b"PAR1" + b"\0" * 50 + b"PAR1", "is a Parquet file, not JSONL; convert it: python -c"),
-        ("rows.jsonl", b"PAR1" + b"\0" * 50 + b"PAR1", "is a Parquet file"),  # whatever it is called
-        ("rows.jsonl.gz", gzip.compress(ROW.encode()), "gunzip -k 'rows.jsonl.gz'"),
-        ("rows.csv", b"question,answer\na,b\n", "is a CSV file, not JSONL"),
-        ("rows.json", f"[{ROW.strip()}]".encode(), "is one JSON array, not JSONL; write one object a line"),
+        ("rows.csv", b"id,label\na,b\n", "rows.csv:1: not a conversation: it has id, label; name the columns"),
+        ("rows.json", b'[{"id": 1}]', "rows.json:1: not a conversation: it has id; name the columns"),
+        ("rows.zip", b"PK\x03\x04" + b"\0" * 50, "cannot be unpacked"),
+        ("rows.parquet", b"question,answer\n", "is no Parquet file"),
         ("rows.jsonl", ROW.encode("utf-16"), "iconv -f UTF-16"),
-        ("alpaca.jsonl", ALPACA.encode(), "this is Alpaca's format"),
-        ("sharegpt.jsonl", SHAREGPT.encode(), "this is ShareGPT's format"),
+        ("pairs.jsonl", b'{"chosen": "a", "rejected": "b"}\n', "these are preferences"),
+        ("texts.jsonl", b'{"text": "a"}\n', "for plain text use data.format=text"),
         ("kto.jsonl", b'{"prompt": "a", "completion": "b", "label": false}\n', "these are preferences"),
-        ("acts.jsonl", b'{"system": "s", "conversations": [{"from": "human"}]}\n', "`system` becomes a first message"),
         ("notes.txt", b"Dear reader,\n", "notes.txt:1: not JSON: Expecting value"),
         ("rows.jsonl", b"{'messages': []}\n", "rows.jsonl:1: not JSON: Expecting property name"),
         ("page.jsonl", b"<!DOCTYPE html><html>", "a web page"),
@@ -62,8 +60,33 @@ def test_good_files_pass(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "data.format=text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("alpaca.jsonl", ALPACA.encode()),
+        ("sharegpt.jsonl", SHAREGPT.encode()),
+        ("rows.jsonl.gz", gzip.compress(ROW.encode())),
+        ("rows.csv", b"question,answer\na,b\n"),
+        ("rows.json", f"[{ROW.strip()}]".encode()),
+        ("rows.parquet", b"PAR1" + b"\0" * 50 + b"PAR1"),  # what is in it is for prepare to see
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_of_other_kinds_and_formats_pass(name: str, content: bytes) -> None:
+    Path(name).write_bytes(content)
+    assert cli.main(["plan", RECIPE, "device=cpu", f"data.path={name}"]) == 0
+
+
+def test_columns_of_other_names_are_mapped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.csv").write_text("q,a\nx,y\n")
+    words = ["plan", RECIPE, "device=cpu", "data.path=rows.csv"]
+    assert cli.main(words) == 2
+    assert "data.columns.prompt=" in capsys.readouterr().err
+    assert cli.main([*words, "data.columns.prompt=q", "data.columns.completion=a"]) == 0
+
+
 def test_a_submission_is_refused_too(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("rows.parquet").write_bytes(b"PAR1")
-    words = ["cluster=venv", "batch.samples=16", "micro_batch=1", "data.path=rows.parquet"]
+    Path("page.jsonl").write_bytes(b"<!DOCTYPE html>")
+    words = ["cluster=venv", "batch.samples=16", "micro_batch=1", "data.path=page.jsonl"]
     assert cli.main(["plan", RECIPE, *words]) == 2
-    assert "is a Parquet file" in capsys.readouterr().err
+    assert "is a web page" in capsys.readouterr().err

@@ -16,7 +16,6 @@ from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
 from galley.data.prepared import read_manifest
 from galley.prepare.fetch import load_data
-from galley.prepare.formats.chat import CHAT
 
 Make = Callable[..., tuple[RunSpec, RunDir]]
 ROOT = Path(__file__).parents[2]
@@ -139,7 +138,7 @@ def test_a_data_set_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(UserError) as caught:
-        load_data("org/name", COMMIT, "tain", CHAT)
+        load_data("org/name", COMMIT, "tain")
     assert str(caught.value).startswith(line)
 
 
@@ -162,7 +161,7 @@ def test_hub_data_sets_that_are_empty_or_broken_are_one_line(tmp_path: Path) -> 
     code = (
         "import sys; from galley.contract.errors import UserError; from galley.prepare.fetch import load_data\n"
         "from galley.prepare.formats.chat import CHAT\n"
-        "try: list(load_data('org/name', None, 'train', CHAT))\n"
+        "try: list(load_data('org/name', None, 'train'))\n"
         "except UserError as error: print('said', error)"
     )
 

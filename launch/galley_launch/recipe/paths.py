@@ -11,10 +11,13 @@ from pathlib import Path
 from galley.contract.data_files import check_file
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir, read_json
-from galley.contract.spec import Paths
+from galley.contract.spec import Data, Paths
 from galley_launch.recipe.schema import Recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SUFFIXES = (
+    ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".xz", ".bz2", ".zip", ".gguf",
+)  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 TEMPLATES = ("chatml",)
 """Chat templates that ship under a name."""
@@ -52,24 +55,24 @@ class Search:
 
 def is_file_path(path: str) -> bool:
     """Whether ``path`` is written as a file's; anything else is a hub id."""
-    return path.endswith((".jsonl", ".json", ".gguf")) or path.startswith((".", "/", "~"))
+    return path.endswith(_SUFFIXES) or path.startswith((".", "/", "~"))
 
 
-def _data(path: str, key: str, name: str, search: Search, form: str) -> str:
+def _data(path: str, key: str, name: str, search: Search, data: Data) -> str:
     """The absolute file of data, or the hub id, that ``path`` means. Raises ``UserError``."""
     file = search.find(path, name)
     if file is not None and file.is_file():
         if not search.prepared:  # Prepared data are used as they are, even if their source has changed since.
-            check_file(file, form)
+            check_file(file, data.format, data.columns.names())
         return str(file)
     if search.prepared and search.before.get(name):
         return str(search.before[name])
     if file is None and not is_file_path(path) and _HUB_ID.fullmatch(path):
         return path
     if file is not None:
-        raise UserError(key, f"{file} is a folder", "give a .jsonl file, or a hub id such as org/name")
+        raise UserError(key, f"{file} is a folder", "give a file of rows, or a hub id such as org/name")
     if not is_file_path(path) and "/" not in path:
-        raise UserError(key, f"{path!r} is neither a .jsonl file nor a hub id", "write data.jsonl or org/name")
+        raise UserError(key, f"{path!r} is neither a file nor a hub id", "write data.jsonl or org/name")
     tried = ", nor at ".join(map(str, search.candidates(path)))
     raise UserError(key, f"no file at {tried}", "give the path to it")
 
@@ -119,7 +122,6 @@ def paths(recipe: Recipe, run: RunDir, beside: Callable[[str], Path], shared: st
     # Read as plain JSON: run.json may be of another version of Galley, and only its paths are needed here.
     before = (read_json(run.spec) or {}).get("placement", {}).get("paths", {})
     prepared, held_out = run.data_manifest.is_file(), recipe.data.held_out_path
-    form = recipe.data.format
 
     def at(key: str) -> Search:
         return Search(beside(key), before, prepared)
@@ -127,8 +129,8 @@ def paths(recipe: Recipe, run: RunDir, beside: Callable[[str], Path], shared: st
     return Paths(
         run=str(run.root.absolute()),
         model=_model(recipe.model.path, at("model.path")),
-        data=_data(recipe.data.path, "data.path", "data", at("data.path"), form),
-        held_out=held_out and _data(held_out, "data.held_out_path", "held_out", at("data.held_out_path"), form),
+        data=_data(recipe.data.path, "data.path", "data", at("data.path"), recipe.data),
+        held_out=held_out and _data(held_out, "data.held_out_path", "held_out", at("data.held_out_path"), recipe.data),
         chat_template=_template(recipe.model.chat_template, at("model.chat_template")),
         cache=shared or str(cache()),
     )

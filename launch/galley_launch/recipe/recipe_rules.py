@@ -99,7 +99,7 @@ RECIPE_RULES = (
     # The recipe with itself
     Rule(
         "data.overlong",
-        lambda case: case.recipe.data.overlong == "split" and case.recipe.data.format == "chat",
+        lambda case: case.recipe.data.overlong == "split" and case.recipe.data.format != "text",
         "split cuts plain text; half a conversation would be trained on without its beginning",
         "use data.overlong=drop or truncate",
     ),
@@ -107,7 +107,7 @@ RECIPE_RULES = (
         "model.chat_template",
         lambda case: case.recipe.data.format == "text" and case.recipe.model.chat_template is not None,
         "plain text goes through no template",
-        "remove it, or use data.format=chat",
+        "remove it, or use data.format=auto",
     ),
     Rule(
         "model.attention",

@@ -1,31 +1,35 @@
-"""What a data file is, told by its suffix and first bytes: one that is not JSONL of conversations or texts is refused.
+"""What a data file is, told by its first bytes and its suffix: one that holds no rows that can be read is refused.
 
 Standard library only: ``plan`` asks on a login node, ``prepare`` again.
 """
 
 from __future__ import annotations
 
+import bz2
+import csv
+import gzip
+import importlib
+import io
 import json
+import lzma
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, cast
 
 from galley.contract.errors import UserError
+from galley.contract.row_formats import SAMPLE, advice, is_judged, is_of, recognised
 
+Kind = Literal["jsonl", "json", "csv", "parquet", "arrow"]
+"""``jsonl``: an object a line. ``json``: an array of objects, or an object that holds one. ``csv``: text in columns."""
 HEAD = 1 << 16
-CONVERT = (
-    """python -c "import datasets; datasets.load_dataset('{kind}', data_files='{path}')['train'].to_json('{to}')\""""
-)
-# First bytes, what the file is, and what to do; `datasets` reads the first kind by the name after the colon.
-MAGIC: list[tuple[bytes, str, str]] = [
-    (b"PAR1", "a Parquet file", "convert:parquet"),
-    (b"ARROW1", "an Arrow file", "convert:arrow"),
-    (b"\xff\xff\xff\xff", "an Arrow stream", "convert:arrow"),
-    (b"\x1f\x8b", "compressed with gzip", "unpack it: gunzip -k '{path}'"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it: unzstd '{path}'"),
-    (b"\xfd7zXZ\x00", "compressed with xz", "unpack it: unxz -k '{path}'"),
-    (b"BZh", "compressed with bzip2", "unpack it: bunzip2 -k '{path}'"),
-    (b"PK\x03\x04", "a zip archive, or a spreadsheet", "unpack it, and convert what is in it to JSONL"),
+COMPRESSED = {
+    b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ\x00": ".xz", b"BZh": ".bz2", b"PK\x03\x04": ".zip",
+    b"PK\x05\x06": ".zip",
+}  # fmt: skip
+"""First bytes of what is compressed, and the suffix that goes with them."""
+COLUMNAR: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
+OTHERS: list[tuple[bytes, str, str]] = [
     (b"SQLite format 3\x00", "an SQLite data base", "export its rows as JSONL"),
     (b"\x80\x04\x95", "a pickle", "save its rows as JSONL where you made it"),
     (b"\x80\x05\x95", "a pickle", "save its rows as JSONL where you made it"),
@@ -36,95 +40,190 @@ MAGIC: list[tuple[bytes, str, str]] = [
     (b"<!DOCTYPE", "a web page", "download the file itself, often under `resolve` or `raw`"),
     (b"<html", "a web page", "download the file itself, often under `resolve` or `raw`"),
 ]
+"""First bytes of files that hold no rows, what they are, and what to do."""
 SUFFIXES = {
-    ".parquet": "a Parquet file", ".arrow": "an Arrow file", ".csv": "a CSV file", ".tsv": "a TSV file",
     ".xlsx": "a spreadsheet", ".xls": "a spreadsheet", ".pkl": "a pickle", ".pickle": "a pickle",
+    ".parquet": "no Parquet file", ".arrow": "no Arrow file",
     ".yaml": "a YAML file", ".yml": "a YAML file", ".md": "a Markdown file", ".pt": "a PyTorch file",
     ".safetensors": "a file of tensors", ".npy": "a numpy array", ".gguf": "a model",
 }  # fmt: skip
-ARRAY = """python -c "import json; [print(json.dumps(row)) for row in json.load(open('{path}'))]" > '{to}'"""
-SHAREGPT = (
-    "rename `conversations` to `messages`, `from` to `role` (human becomes user, gpt assistant, function_call and "
-    "observation tool calls and tool) and `value` to `content`"
-)
-SAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
-PAIR = (
-    '{{"messages": [{{"role": "user", "content": {asked}}}, {{"role": "assistant", "content": {answered}}}]}}, '
-    "with the values of these keys"
-)
+"""What a file is that does not begin like one that is read, by its suffix."""
+DELIMITERS = ",;\t|"
 
 
-def check_file(path: Path, form: str = "chat") -> None:
-    """Raise :class:`UserError` where ``path`` is another kind of file than JSONL of rows of the format ``form``.
+def check_file(path: Path, form: str = "auto", columns: Mapping[str, str] | None = None) -> None:
+    """Raise :class:`UserError` where ``path`` holds no rows of the format ``form``, as far as its beginning shows.
 
-    Judged by suffix and the first 64 KiB; a file that cannot be read, or is empty, passes.
+    ``columns``: the file's names for the format's columns. A file that cannot be read, or is empty, passes.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
+        head = first_bytes(path)
+        record = _first_record(path, data_kind(path, head), head)
     except OSError:
         return
-    other = _binary(head) or _text(path, head)
+    if not record:
+        return
+    renamed = rename(record, columns or {})
+    known = recognised(renamed) if form == "auto" else is_of(form, renamed)
+    if not known or (form == "auto" and is_judged(renamed)):
+        shown = ", ".join(map(str, record))[:200] or "nothing"
+        wanted = "a conversation" if form == "auto" else f"of the format {form}"
+        raise UserError(f"{path}:{_first_number(head)}", f"not {wanted}: it has {shown}", advice(record))
+
+
+def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    """``record`` with the format's names for its columns; ``columns``: format's name to the file's."""
+    if not columns:
+        return record
+    given = {name: record[column] for name, column in columns.items() if column in record}
+    return {**{name: value for name, value in record.items() if name not in columns.values()}, **given}
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first 64 KiB of a file, after decompression. Raises ``OSError``, or :class:`UserError` for a damaged one."""
+    with opened(path) as file:
+        try:
+            return file.read(HEAD)
+        except (EOFError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, ValueError) as error:
+            raise UserError(str(path), f"cannot be unpacked ({error})", "copy it again") from None
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The bytes of a data file, unpacked where it is compressed. Raises ``OSError`` or :class:`UserError`."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    suffix = next((suffix for magic, suffix in COMPRESSED.items() if start.startswith(magic)), None)
+    if suffix is None:
+        return path.open("rb")
+    if suffix == ".zip":
+        return _only_member(path)
+    if suffix == ".zst":
+        return _zstd(path)
+    unpack: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix]
+    return cast(IO[bytes], unpack(path, "rb"))
+
+
+def _only_member(path: Path) -> IO[bytes]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise UserError(str(path), f"cannot be unpacked ({error})", "copy it again") from None
+    files = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+    if "[Content_Types].xml" in files:
+        raise UserError(str(path), "is a spreadsheet or document", "save its rows as CSV")
+    if len(files) != 1:
+        raise UserError(str(path), f"is a zip archive of {len(files)} files, not of one", "unpack it")
+    return archive.open(files[0])
+
+
+def _zstd(path: Path) -> IO[bytes]:
+    try:
+        zstandard = importlib.import_module("zstandard")
+    except ImportError:
+        what = "is compressed with zstd, for which the package zstandard is not installed here"
+        raise UserError(str(path), what, "install it (pip install zstandard), or unpack the file: unzstd") from None
+    return cast(IO[bytes], io.BufferedReader(zstandard.open(path, "rb")))
+
+
+def data_kind(path: Path, head: bytes) -> Kind:
+    """What the file ``path`` is that begins with ``head``. Raises :class:`UserError` for what holds no rows."""
+    for magic, kind in COLUMNAR.items():
+        if head.startswith(magic):
+            return kind
+    other = next(((what, todo) for magic, what, todo in OTHERS if head.startswith(magic)), None)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    suffix = inner_suffix(path)
+    if other is None and text[:1] not in (b"{", b"[", b"") and suffix in SUFFIXES:
+        other = SUFFIXES[suffix], "save its rows as CSV or JSONL"
     if other:
         what, todo = other
-        raise UserError(str(path), f"is {what}, not JSONL", _todo(todo, path))
-    line, number = _first_line(head)
-    if form == "chat" and line is not None and isinstance(record := _json(line), Mapping):
-        known = remedy(record)
-        if known and record.get("messages") is None:
-            what = f"not a conversation: no `messages`, only {', '.join(map(str, record))[:200]}"
-            raise UserError(f"{path}:{number}", what, known)
-    if line is not None and line.strip():
-        _check_json(f"{path}:{number}", line)
-
-
-def _check_json(where: str, line: bytes) -> None:
-    try:
-        json.loads(line)
-    except UnicodeDecodeError:
-        return
-    except ValueError as error:
-        raise UserError(where, f"not JSON: {error}", f"write one object a line, such as {SAMPLE}") from None
-    except RecursionError:
-        return
-
-
-def _binary(head: bytes) -> tuple[str, str] | None:
-    return next(((what, todo) for magic, what, todo in MAGIC if head.startswith(magic)), None)
-
-
-def _text(path: Path, head: bytes) -> tuple[str, str] | None:
-    """What a file without known first bytes is, judged by how its text begins and by its suffix."""
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not text:
-        return None
-    line, _ = _first_line(head)
-    suffix = path.suffix.lower()
-    if text.startswith(b"[") and (suffix == ".json" or line is None or not isinstance(_json(line), list)):
-        return "one JSON array", f"write one object a line: {ARRAY}"
-    if text.startswith(b"[") and _is_array(line):
-        return "one JSON array", f"write one object a line: {ARRAY}"
-    if text.startswith(b"{"):
-        spread = line is not None and _json(line) is None and (line.strip() == b"{" or _json(head) is not None)
-        return ("JSON over several lines", "write one object a line: jq -c . '{path}' > '{to}'") if spread else None
+        raise UserError(str(path), f"is {what}", _todo(todo, path))
     if suffix in (".csv", ".tsv"):
-        return SUFFIXES[suffix], "convert:csv"
-    return (SUFFIXES[suffix], "save its rows as JSONL") if suffix in SUFFIXES else None
+        return "csv"
+    return "json" if _is_json(text, suffix, len(head) < HEAD) else "jsonl"
 
 
-def _is_array(line: bytes | None) -> bool:
-    """Whether a line holds an array of objects, and not one row that is wrong."""
-    value = _json(line) if line else None
+def _is_json(text: bytes, suffix: str, whole: bool) -> bool:
+    """Whether ``text`` begins one JSON value over several lines, or an array of objects, and not an object a line."""
+    line, _, rest = text.partition(b"\n")
+    complete = bool(rest) or whole
+    value = _json(line) if complete else None
+    if text.startswith(b"["):
+        return suffix == ".json" or value is None or (isinstance(value, list) and all_objects(value))
+    if not text.startswith(b"{") or not complete:
+        return False
+    return value is None and (line.strip() == b"{" or _json(text) is not None)
+
+
+def all_objects(value: object) -> bool:
+    """Whether ``value`` is a list of objects, at least of one."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
-def _first_line(head: bytes) -> tuple[bytes | None, int]:
-    """The first line that is not blank, where ``head`` holds it whole, and its number from 1."""
-    for number, line in enumerate(head.splitlines(keepends=True), 1):
-        if line.strip():
-            whole = line.endswith(b"\n") or len(head) < HEAD
-            return (line.removeprefix(b"\xef\xbb\xbf") if whole else None), number
-    return None, 1
+def table_in(value: object) -> str | None:
+    """The key of the one list of objects that an object which is no row holds, as in ``{"data": [{…}, …]}``."""
+    if not isinstance(value, Mapping) or recognised(value) or is_of("text", value):
+        return None
+    keys = [key for key, item in value.items() if all_objects(item)]
+    return keys[0] if len(keys) == 1 else None
+
+
+def inner_suffix(path: Path) -> str:
+    """The suffix in small letters, before that of a compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    inner = [suffix for suffix in suffixes if suffix not in COMPRESSED.values()]
+    return inner[-1] if inner else ""
+
+
+def delimiter(header: str) -> str:
+    """What stands between the columns of a CSV file, by its first line: the most frequent of ``,;``, tab and ``|``."""
+    return max(DELIMITERS, key=header.count)
+
+
+def _first_record(path: Path, kind: Kind, head: bytes) -> Mapping[str, Any] | None:
+    """The first row of a file of lines, or what it has of it: the columns. None where that takes reading on."""
+    if kind == "json":
+        return _first_of(path, _json(head.removeprefix(b"\xef\xbb\xbf"))) if len(head) < HEAD else None
+    lines = [line for line in head.removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True) if line.strip()]
+    if not lines or not (lines[0].endswith(b"\n") or len(head) < HEAD):
+        return None
+    if kind == "csv":
+        header = lines[0].decode("utf-8", "replace")
+        return dict.fromkeys(next(csv.reader([header], delimiter=delimiter(header)), []), "")
+    record = _parsed(path, head, lines[0]) if kind == "jsonl" else None
+    return record if isinstance(record, Mapping) else None
+
+
+def _first_of(path: Path, value: object) -> Mapping[str, Any] | None:
+    """The first row of a file that holds one JSON value; None where it is damaged. Raises for one without rows."""
+    key = table_in(value)
+    if isinstance(value, Mapping) and key is None:
+        raise not_a_table(path)
+    rows = value[key] if isinstance(value, Mapping) else value
+    first = rows[0] if isinstance(rows, list) and rows else None
+    return first if isinstance(first, Mapping) else None
+
+
+def not_a_table(path: Path) -> UserError:
+    """For one JSON object over several lines, which is neither a row nor holds a list of them."""
+    what = "is JSON over several lines, and not a list of objects"
+    return UserError(str(path), what, _todo("write one object a line: jq -c . '{path}' > '{to}'", path))
+
+
+def _parsed(path: Path, head: bytes, line: bytes) -> object:
+    """The first line's value; None for text that is not UTF-8 or nests too deep, of which ``prepare`` tells more."""
+    try:
+        return cast(object, json.loads(line))
+    except (UnicodeDecodeError, RecursionError):
+        return None
+    except ValueError as error:
+        where = f"{path}:{_first_number(head)}"
+        raise UserError(where, f"not JSON: {error}", f"write one object a line, such as {SAMPLE}") from None
+
+
+def _first_number(head: bytes) -> int:
+    """Number from 1 of the first line that is not blank."""
+    return next((number for number, line in enumerate(head.splitlines(), 1) if line.strip()), 1)
 
 
 def _json(line: bytes) -> object:
@@ -137,40 +236,4 @@ def _json(line: bytes) -> object:
 
 def _todo(todo: str, path: Path) -> str:
     to = path.with_suffix("").with_suffix(".jsonl").name
-    if todo.startswith("convert:"):
-        todo = f"convert it: {CONVERT.replace('{kind}', todo.removeprefix('convert:'))}"
     return todo.replace("{path}", path.name).replace("{to}", to if to != path.name else f"rows-{to}")
-
-
-def remedy(record: Mapping[str, Any]) -> str | None:
-    """How to turn a row of a known other format into a conversation; None for one that is not known."""
-    keys = set(record)
-    turns = record.get("conversations", record.get("conversation"))
-    if isinstance(turns, list) and turns and isinstance(turns[0], Mapping):
-        if "from" in turns[0]:
-            first = "; `system` becomes a first message of that role" if record.get("system") else ""
-            return f"this is ShareGPT's format: {SHAREGPT}{first}"
-        return "rename the key to `messages`"
-    if {"instruction", "output"} <= keys:
-        asked = "instruction and input" if record.get("input") else "instruction"
-        return f"this is Alpaca's format: write {PAIR.format(asked=asked, answered='output')}"
-    judged = "completion" in keys and isinstance(record.get("label"), bool)  # KTO's: false marks a bad answer
-    if {"chosen", "rejected"} <= keys or judged:
-        return "these are preferences, which Galley does not train on: write the chosen answers as `messages`"
-    return _pair(record)
-
-
-def _pair(record: Mapping[str, Any]) -> str | None:
-    asking, answering = (
-        ("prompt", "question", "instruction", "input", "query"),
-        ("completion", "response", "answer", "output"),
-    )
-    asked = next((key for key in asking if key in record), None)
-    answered = next((key for key in answering if key in record), None)
-    if asked and answered:
-        if isinstance(record[asked], list) and isinstance(record[answered], list):
-            return f'join the lists: {{"messages": {asked} + {answered}}}'
-        return f"write {PAIR.format(asked=asked, answered=answered)}"
-    if isinstance(record.get("text"), str):
-        return "for plain text use data.format=text; for conversations write `messages`"
-    return None

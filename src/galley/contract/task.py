@@ -40,11 +40,42 @@ class Model(Part):
     """Run Python code that the model's repository ships. Off: such a model is refused."""
 
 
+class Columns(Part):
+    """What a file calls the columns of a format, where it calls them otherwise: ``prompt: question_text``."""
+
+    messages: str | None = None
+    """Of ``chat``; so is ``tools``."""
+    conversations: str | None = None
+    """Of ``sharegpt``."""
+    instruction: str | None = None
+    """Of ``alpaca``; so are ``input``, ``output`` and ``history``."""
+    input: str | None = None
+    """What the instruction is about."""
+    output: str | None = None
+    """The answer to the instruction."""
+    history: str | None = None
+    """Earlier questions and answers."""
+    prompt: str | None = None
+    """Of ``prompt_completion``: the question."""
+    completion: str | None = None
+    """The answer to the prompt."""
+    text: str | None = None
+    """Of ``text``."""
+    system: str | None = None
+    """A system prompt, beside any of these but ``messages`` and ``text``."""
+    tools: str | None = None
+    """The tools that the assistant could call."""
+
+    def names(self) -> dict[str, str]:
+        """The file's name by the format's, of those that are set."""
+        return self.model_dump(exclude_none=True)
+
+
 class Data(Part):
-    """What to train on: one JSON object a row, with ``messages: [{role, content}, …]``, or with ``text``."""
+    """What to train on: rows of conversations, or of plain text."""
 
     path: str
-    """A ``.jsonl`` file or a hub data set id; as the user wrote it."""
+    """A file of JSON lines, JSON, CSV, Parquet or Arrow, or a hub data set id; as the user wrote it."""
     revision: str | None = None
     """Hub branch, tag or commit; only for hub ids."""
     split: str = "train"
@@ -52,7 +83,7 @@ class Data(Part):
     held_out: Fraction = 0.0
     """Share of rows kept out of training to measure the held-out loss, chosen by the seed. 0: none."""
     held_out_path: str | None = None
-    """A ``.jsonl`` file to measure the held-out loss on, instead of a share of ``path``."""
+    """A file to measure the held-out loss on, instead of a share of ``path``."""
     max_length: Positive = 2048
     """Longest sample in tokens; a packed sample holds whole documents up to this length."""
     packing: bool = True
@@ -60,9 +91,16 @@ class Data(Part):
     overlong: Literal["drop", "truncate", "split"] = "drop"
     """What to do with a row of more than ``max_length`` tokens; it is counted and reported. ``split`` cuts plain text
     into several, and is its default."""
-    format: Literal["chat", "text"] = "chat"
-    """``chat``: conversations, trained on the assistant's tokens. ``text``: plain text, trained on every token, with no
-    chat template and an end-of-sequence token after each row (continued pretraining)."""
+    format: Literal["auto", "chat", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
+    """How rows are written. ``chat``: ``messages`` of ``role`` and ``content``; ``sharegpt``: ``conversations`` of
+    ``from`` and ``value``; ``alpaca``: ``instruction``, ``input`` and ``output``; ``prompt_completion``: a prompt (or
+    question) and a completion (or answer); ``auto``: whichever of these the columns show. All are trained on the
+    assistant's tokens. ``text``: plain text, trained on every token, with no chat template and an end-of-sequence token
+    after each row (continued pretraining)."""
+    columns: Columns = Field(default_factory=lambda: Columns())
+    """The file's names for columns that a format calls otherwise."""
+    system: str | None = None
+    """System prompt of conversations that have none."""
 
     @model_validator(mode="before")
     @classmethod

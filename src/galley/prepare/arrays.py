@@ -17,6 +17,7 @@ from galley.data.prepared import FORMAT, HELD_OUT, TOKENIZER, TRAIN, SourceFacts
 from galley.prepare.doubts import count_overlap, counts, warnings
 from galley.prepare.formats.base import Limits
 from galley.prepare.formats.encode import KEPT, OVERLONG, Documents, encode, write_split
+from galley.prepare.formats.rows import AS_IT_IS
 from galley.prepare.packing import pack, pick_held_out, separate
 from galley.prepare.sources import FIELDS, Source, check_unchanged, read_rows
 from galley.prepare.tokens import Tokens
@@ -24,7 +25,7 @@ from galley.storage import sums
 from galley.storage.cache import digest, entry
 
 # Raise it when the same inputs give other arrays, so that no run takes what an older Galley prepared.
-CODE_VERSION = 2
+CODE_VERSION = 3
 FACTS = "facts.json"
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy")
 
@@ -54,7 +55,8 @@ class Job:
         limits = [self.limits.max_length, self.limits.overlong]
         choices = [*limits, self.held_out, self.packed, self.vocab, self.seed]
         rendering = [self.tokens.template_hash, self.tokens.fingerprint]
-        rendering += [source.form.tag for source in self.sources[:1] if source.form.tag is not None]
+        rendering += dict.fromkeys(source.form.tag for source in self.sources if source.form.tag is not None)
+        rendering += [repr(source.reading) for source in self.sources[:1] if source.reading != AS_IT_IS]
         return digest([CODE_VERSION, FORMAT, contents, choices, rendering])
 
 

@@ -10,7 +10,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,6 @@ from galley.contract.errors import UserError
 from galley.contract.rundir import read_json
 from galley.contract.spec import RunSpec
 from galley.prepare.configs import check_config
-from galley.prepare.formats.base import Format
 from galley.storage.weights import check_folder, fingerprint
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
@@ -182,26 +181,23 @@ def pin_data(name: str, revision: str | None) -> str | None:
     return sha or revision
 
 
-def load_data(name: str, revision: str | None, split: str, form: Format[Any]) -> Iterator[Mapping[str, Any]]:
-    """Records of a hub data set at a commit, with the columns that the format reads where it is of that format.
+def load_data(name: str, revision: str | None, split: str) -> Any:
+    """A hub data set at a commit, as ``datasets`` loads it.
 
-    Raises :class:`UserError` for one that is missing, empty or broken."""
+    Raises :class:`UserError` for one that is missing, empty or broken.
+    """
     import datasets
+
+    def load() -> Any:
+        return datasets.load_dataset(name, revision=revision, split=split)
 
     try:
         with telling(f"data: fetching {name}{f' at {revision}' if revision else ''}"):
-            records = ask_hub(
-                "data.path", name, revision, lambda: datasets.load_dataset(name, revision=revision, split=split)
-            )
+            return ask_hub("data.path", name, revision, load)
     except UserError:
         raise
     except Exception as error:  # datasets passes on whatever its readers raise
         raise _unloadable(name, split, error) from error
-    if not form.matches(records.column_names):  # all of them, for the error to name
-        return iter(records)
-    if unread := [column for column in records.column_names if column not in form.columns]:
-        print(f"data: columns of {name} that are not read: {', '.join(unread)}", flush=True)
-    return iter(records.select_columns([column for column in form.columns if column in records.column_names]))
 
 
 def _unloadable(name: str, split: str, error: Exception) -> UserError:

@@ -33,6 +33,7 @@ from galley.data.prepared import (
 )
 from galley.model import kernels
 from galley.prepare.convert import is_made
+from galley.prepare.formats.chat import CHAT
 from galley.prepare.formats.table import FORMATS
 from galley.prepare.sources import check_sources, find_sources
 from galley.ranks.operators import build_operators
@@ -75,8 +76,12 @@ def request_key(spec: RunSpec) -> str:
     """Hash of what the task asks of prepare; no file is opened for it."""
     task = spec.task
     data = task.data.model_dump(mode="json")
-    if FORMATS[task.data.format].tag is None:
+    if FORMATS.get(task.data.format, CHAT).tag is None:
         del data["format"]  # as before there were others: what older runs prepared stays theirs
+    if not task.data.columns.names():
+        del data["columns"]
+    if task.data.system is None:
+        del data["system"]
     return digest([task.model.model_dump(mode="json"), data, task.seed])
 
 

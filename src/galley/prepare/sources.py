@@ -8,12 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from galley.contract.data_files import rename
 from galley.contract.errors import UserError
+from galley.contract.row_formats import advice, recognised
 from galley.contract.spec import RunSpec
 from galley.data.prepared import SourceFacts
 from galley.prepare.fetch import load_data, pin_data
-from galley.prepare.formats.base import Example, Format
-from galley.prepare.formats.rows import read_jsonl, rows_of
+from galley.prepare.files import read_records
+from galley.prepare.formats.base import Example, Format, keys_of
+from galley.prepare.formats.chat import CHAT
+from galley.prepare.formats.rows import AS_IT_IS, Reading, read_file, rows_of
 from galley.prepare.formats.table import FORMATS
 from galley.storage.cache import file_sha256
 
@@ -35,11 +39,13 @@ class Source:
     path: str
     """An absolute path, or a hub id."""
     form: Format[Any]
-    """How its rows are written."""
+    """How its rows are written; :func:`find_sources` recognises it where the task names none."""
     split: str
     """Of a hub data set; a file has none."""
     revision: str | None = None
     """Of a hub data set: branch, tag or commit. :func:`find_sources` makes it a commit."""
+    reading: Reading = AS_IT_IS
+    """What its columns are called, and the system prompt of rows without one."""
 
     @property
     def is_file(self) -> bool:
@@ -51,8 +57,8 @@ def list_sources(spec: RunSpec) -> list[Source]:
     """The sources that the task names, what is trained on first; nothing is opened."""
     data, paths = spec.task.data, spec.placement.paths
     named: list[tuple[Role, str | None]] = [("data", paths.data), ("held_out", paths.held_out)]
-    form = FORMATS[data.format]
-    return [Source(role, path, form, data.split, data.revision) for role, path in named if path]
+    form, reading = FORMATS.get(data.format, CHAT), Reading(data.columns.names(), data.system)
+    return [Source(role, path, form, data.split, data.revision, reading) for role, path in named if path]
 
 
 def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:
@@ -66,10 +72,31 @@ def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:
         else:
             source = replace(source, revision=pin_data(source.path, source.revision))
             facts.append(_on_hub(source))
-        sources.append(source)
+        sources.append(source if spec.task.data.format in FORMATS else _recognise(source))
     if template := _template(spec):
         facts.append(_file("chat_template", template))
     return sources, facts
+
+
+def _recognise(source: Source) -> Source:
+    """``source`` with the format that the columns of its first row show. Raises :class:`UserError` for none."""
+    if source.is_file:
+        first = next(read_records(Path(source.path), source.form.sample), None)
+        record, where = (first.value, first.where) if first else (None, source.path)
+    else:
+        columns = load_data(source.path, source.revision, source.split).column_names
+        record, where = dict.fromkeys(columns), source.path
+    if not isinstance(record, Mapping):
+        return source
+    named = rename(record, source.reading.columns)
+    name = recognised(named)
+    if name is None:
+        raise UserError(where, f"not a conversation: it has {keys_of(record)}", advice(record))
+    form = FORMATS[name]
+    if form is not CHAT:
+        used = ", ".join(column for column in form.columns if column in named)
+        print(f"data: {source.path}: rows of the format {name} ({used})", flush=True)
+    return replace(source, form=form)
 
 
 def _template(spec: RunSpec) -> Path | None:
@@ -99,9 +126,14 @@ def _file(what: What, path: Path) -> SourceFacts:
 def read_rows(source: Source) -> Iterator[tuple[int, Example]]:
     """Number and content of each row of a pinned source, as they come; ``Example.where`` names the row in errors."""
     if source.is_file:
-        return read_jsonl(Path(source.path), source.form)
-    records = load_data(source.path, source.revision, source.split, source.form)
-    return rows_of(records, source.path, source.form)
+        return read_file(Path(source.path), source.form, source.reading)
+    records, names = load_data(source.path, source.revision, source.split), source.reading.columns
+    if source.form.matches(rename(dict.fromkeys(records.column_names), names)):  # else all, for the error to name
+        wanted = {names.get(column, column) for column in source.form.columns}
+        if unread := [column for column in records.column_names if column not in wanted]:
+            print(f"data: columns of {source.path} that are not read: {', '.join(unread)}", flush=True)
+        records = records.select_columns([column for column in records.column_names if column in wanted])
+    return rows_of(records, source.path, source.form, source.reading)
 
 
 def check_sources(facts: Iterable[SourceFacts], spec: RunSpec) -> None:

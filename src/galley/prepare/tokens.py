@@ -10,6 +10,7 @@ from typing import Any
 
 from galley.contract.errors import UserError
 from galley.contract.spec import RunSpec
+from galley.prepare.formats.chat import CHAT
 from galley.prepare.formats.table import FORMATS
 from galley.prepare.formats.template import Template, study
 from galley.storage.cache import digest
@@ -44,7 +45,7 @@ def load_tokens(spec: RunSpec, folder: Path) -> Tokens:
     Raises :class:`UserError` where there is no tokenizer, no fast one, no template, or a template that fails.
     """
     tokenizer = _load(folder, spec.task.model.trust_remote_code)
-    if not FORMATS[spec.task.data.format].templated:
+    if not FORMATS.get(spec.task.data.format, CHAT).templated:
         return _without_template(tokenizer)
     text, added = choose_template(tokenizer, spec)
     template = study(tokenizer, text)

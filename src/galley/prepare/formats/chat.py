@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from galley.contract.data_files import SAMPLE
-from galley.prepare.formats.base import Document, Encoder, Format, Limits
+from galley.contract.errors import UserError
+from galley.contract.row_formats import SAMPLE
+from galley.prepare.formats.base import Document, Encoder, Format, Limits, keys_of
+from galley.prepare.formats.calls import kind
 from galley.prepare.formats.conversations import Conversation, parse
 
 if TYPE_CHECKING:
@@ -42,9 +45,32 @@ CHAT = Format(
     tag=None,
     rows="conversations",
     sample=SAMPLE,
-    columns=("messages", "tools"),
+    columns=("messages", "tools", "system"),
     matches=_matches,
     parse=parse,
     encoder=_encoder,
     templated=True,
 )
+
+
+def conversation_format(
+    name: str,
+    sample: str,
+    columns: tuple[str, ...],
+    matches: Callable[[Collection[str]], bool],
+    to_messages: Callable[[Mapping[str, Any], str], Mapping[str, Any]],
+) -> Format[Conversation]:
+    """A format whose rows ``to_messages`` turns into records of ``messages``; the rest is as with those."""
+
+    def read(record: object, where: str) -> Conversation:
+        if not isinstance(record, Mapping) or not matches(record):
+            shown = f"an object of {keys_of(record)}" if isinstance(record, Mapping) else kind(record)
+            raise UserError(where, f"not a row of the format {name}: {shown}", f"write rows such as {sample}")
+        conversation = parse(to_messages(record, where), where)
+        unread = [key for key in record if key not in columns and record[key] is not None]
+        if not unread:
+            return conversation
+        notes = {f"rows have a column `{key!s:.60}`, which is not read": 1 for key in unread}
+        return replace(conversation, notes={**conversation.notes, **notes})
+
+    return replace(CHAT, name=name, tag=name, sample=sample, columns=columns, matches=matches, parse=read)

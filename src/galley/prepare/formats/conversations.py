@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from galley.contract.data_files import SAMPLE, remedy
 from galley.contract.errors import UserError
+from galley.contract.row_formats import SAMPLE, advice
 from galley.prepare.formats.base import keys_of
 from galley.prepare.formats.calls import Message, kind, read_calls, read_tools, without_nulls
 
@@ -15,7 +15,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 NOT_TRAINED = "messages of others than the assistant have a weight, but only the assistant's are trained on"
 WEIGHTS = frozenset({"weight", "train", "loss"})
 EMPTY = "answers hold nothing, so the model is trained to end its turn at once"
-READ = frozenset({"messages", "tools"})
+READ = frozenset({"messages", "tools", "system"})
 NULLS = "nulls in tools and tool calls left out, for Arrow pads with them (give a JSON string to keep a null)"
 
 
@@ -45,9 +45,10 @@ def parse(record: object, where: str) -> Conversation:
         raise _not_a_conversation(where, f"{kind(record)}, not an object")
     messages = record.get("messages")
     if messages is None:
-        raise _not_a_conversation(where, f"no `messages`, only {keys_of(record)}", remedy(record))
+        raise _not_a_conversation(where, f"no `messages`, only {keys_of(record)}", advice(record))
     if not isinstance(messages, list) or not messages:
         raise _not_a_conversation(where, f"`messages` is {kind(messages)}")
+    messages = with_system(messages, record.get("system"), where)
     read = [_message(where, number, message) for number, message in enumerate(messages)]
     if not any(message["role"] == "assistant" for message, _, _ in read):
         raise _not_a_conversation(where, "no message has the role assistant, so there is nothing to train on")
@@ -66,6 +67,26 @@ def parse(record: object, where: str) -> Conversation:
 def _is_empty(message: Message) -> bool:
     """Whether it is an answer without a text, a tool call or anything else."""
     return message["role"] == "assistant" and len(message) == 2 and not message["content"].strip()
+
+
+def with_system(messages: list[Any], system: object, where: str) -> list[Any]:
+    """``messages`` after the system prompt of a column of its own, unless they begin with one; an empty one is none."""
+    first = messages[0] if messages else None
+    begun = isinstance(first, Mapping) and first.get("role") in ("system", "developer")
+    if system is None or system == "" or begun:
+        return messages
+    if not isinstance(system, str):
+        raise _not_a_conversation(where, f"`system` is {kind(system)}, not a string")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def text_of(record: Mapping[str, Any], names: tuple[str, ...], where: str, sample: str) -> str:
+    """The text in the first of the columns ``names`` that the record has. Raises :class:`UserError` for none."""
+    name = next((name for name in names if record.get(name) is not None), names[0])
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise UserError(where, f"`{name}` is {kind(value)}, not a string", f"write rows such as {sample}")
+    return value
 
 
 def _message(where: str, number: int, value: object) -> tuple[Message, int | None, int]:

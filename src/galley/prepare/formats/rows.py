@@ -1,44 +1,50 @@
-"""The rows of a source, one at a time, from JSONL or a hub data set; the first bad row ends the reading."""
+"""The rows of a source, one at a time, from a file or a hub data set; the first bad row ends the reading."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from galley.contract.data_files import check_file
-from galley.contract.errors import UserError
+from galley.contract.data_files import check_file, rename
+from galley.prepare.files import read_records
 from galley.prepare.formats.base import E, Format
 
 
-def read_jsonl(path: Path, form: Format[E]) -> Iterator[tuple[int, E]]:
-    """Line numbers from 0 and examples of a file of one JSON object a line; blank lines count, and are passed over.
+@dataclass(frozen=True)
+class Reading:
+    """What is done to a record before its format reads it."""
 
-    Raises :class:`UserError` naming file and line for a line that is not UTF-8, not JSON or not such a row, and for a
-    file of another format.
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The file's names for the format's columns."""
+    system: str | None = None
+    """A system prompt for rows without one."""
+
+    def of(self, record: object) -> object:
+        """The record as the format names its columns; what is no object is left as it is, for the format to refuse."""
+        if not isinstance(record, Mapping) or not (self.columns or self.system):
+            return record
+        named = rename(record, self.columns)
+        return {**named, "system": named.get("system") or self.system} if self.system else named
+
+
+AS_IT_IS = Reading()
+
+
+def read_file(path: Path, form: Format[E], reading: Reading = AS_IT_IS) -> Iterator[tuple[int, E]]:
+    """Numbers from 0 of the rows (or lines, of which blank ones count) of a file, and their examples.
+
+    Raises :class:`UserError` naming file and line (or row) for what cannot be read or is no such row.
     """
-    check_file(path, form.name)
-    with path.open("rb") as file:
-        for index, line in enumerate(file):
-            if line.strip():
-                where = f"{path}:{index + 1}"
-                yield index, form.parse(_parse(where, line, form.sample), where)
+    check_file(path, form.name, reading.columns)
+    for record in read_records(path, form.sample):
+        yield record.number, form.parse(reading.of(record.value), record.where)
 
 
-def rows_of(records: Iterator[Mapping[str, Any]], name: str, form: Format[E]) -> Iterator[tuple[int, E]]:
+def rows_of(
+    records: Iterable[Mapping[str, Any]], name: str, form: Format[E], reading: Reading = AS_IT_IS
+) -> Iterator[tuple[int, E]]:
     """Row numbers from 0 and examples of a hub data set that was loaded; errors name the data set and the row."""
     for index, record in enumerate(records):
-        yield index, form.parse(record, f"{name}, row {index}")
-
-
-def _parse(where: str, line: bytes, sample: str) -> object:
-    try:
-        value: object = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(where, f"not UTF-8 at byte {error.start}", "save the file as UTF-8") from None
-    except ValueError as error:
-        raise UserError(where, f"not JSON: {error}", f"write one object a line, such as {sample}") from None
-    except RecursionError:
-        raise UserError(where, "nests thousands of levels deep", "make it flatter") from None
-    return value
+        yield index, form.parse(reading.of(record), f"{name}, row {index}")

@@ -1,0 +1,46 @@
+"""How rows of data are written, told by the names of their columns. Standard library only: ``plan`` asks, too."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+PROMPTS = ("prompt", "question", "query", "input")
+ANSWERS = ("completion", "answer", "response", "output")
+COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "chat": (("messages",),),
+    "sharegpt": (("conversations", "conversation"),),
+    "alpaca": (("instruction",), ("output", "response")),
+    "prompt_completion": (PROMPTS, ANSWERS),
+    "text": (("text",),),
+}
+"""For each ``data.format``, groups of columns of which a row has one each, in the order in which they are tried."""
+SAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
+TEXT = "text"
+"""Is never taken for granted: on plain text one trains otherwise, and for other reasons."""
+
+
+def is_of(form: str, columns: Collection[str]) -> bool:
+    """Whether a row with these columns is of the format ``form``; of one that is not known here, it may be."""
+    return all(any(name in columns for name in group) for group in COLUMNS.get(form, ()))
+
+
+def recognised(columns: Collection[str]) -> str | None:
+    """The format of conversations that a row with these columns is of."""
+    return next((form for form in COLUMNS if form != TEXT and is_of(form, columns)), None)
+
+
+def is_judged(record: Mapping[str, Any]) -> bool:
+    """Whether a row holds an answer and a verdict on it, as KTO's data does: one of ``false`` is a bad answer."""
+    return "completion" in record and str(record.get("label")).lower() in ("true", "false", "0", "1")
+
+
+def advice(record: Mapping[str, Any]) -> str:
+    """What to do with a row that is of no known format of conversations."""
+    if {"chosen", "rejected"} <= set(record) or is_judged(record):
+        return "these are preferences, which Galley does not train on: write the chosen answers as `messages`"
+    if isinstance(record.get("text"), str):
+        return "for plain text use data.format=text; for conversations write `messages`"
+    return (
+        "name the columns, such as data.columns.prompt=… and data.columns.completion=…, or write rows such as " + SAMPLE
+    )

@@ -1,0 +1,60 @@
+"""A question and its answer in two columns: ``prompt`` and ``completion``, ``question`` and ``answer``, and the like.
+
+Both may be text, or lists of messages, as TRL has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from galley.contract.errors import UserError
+from galley.contract.row_formats import ANSWERS, PROMPTS, advice, is_judged
+from galley.prepare.formats.calls import kind
+from galley.prepare.formats.chat import conversation_format
+from galley.prepare.formats.conversations import text_of
+
+SAMPLE = '{"prompt": "…", "completion": "…"}'
+
+
+def to_messages(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The record with ``messages``. Messages of the prompt are not trained on, not even the assistant's in them.
+
+    Raises :class:`UserError` for a column of another kind, and for an answer that comes with a verdict on it.
+    """
+    if is_judged(record):
+        raise UserError(where, f"an answer with `label` {record['label']!r}", advice(record))
+    prompt, answer = (_value(record, names) for names in (PROMPTS, ANSWERS))
+    if isinstance(prompt, list) or isinstance(answer, list):
+        messages = _messages(where, "the prompt", prompt, "user", {"weight": 0})
+        messages += _messages(where, "the answer", answer, "assistant", {})
+    else:
+        asked, answered = (text_of(record, names, where, SAMPLE) for names in (PROMPTS, ANSWERS))
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    return {"messages": messages, "system": record.get("system"), "tools": record.get("tools")}
+
+
+def _value(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((record[name] for name in names if record.get(name) is not None), None)
+
+
+def _messages(where: str, name: str, value: object, role: str, more: dict[str, int]) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
+        what = f"{name} is {kind(value)}, neither a string nor a list of messages"
+        raise UserError(where, what, f"write rows such as {SAMPLE}")
+    return [{**message, **(more if message.get("role") == "assistant" else {})} for message in value]
+
+
+def _matches(columns: Collection[str]) -> bool:
+    return not set(PROMPTS).isdisjoint(columns) and not set(ANSWERS).isdisjoint(columns)
+
+
+PROMPT_COMPLETION = conversation_format(
+    name="prompt_completion",
+    sample=SAMPLE,
+    columns=(*PROMPTS, *ANSWERS, "system", "tools", "label"),
+    matches=_matches,
+    to_messages=to_messages,
+)

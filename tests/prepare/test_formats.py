@@ -1,0 +1,175 @@
+"""Formats of conversations: recognised by their columns, and the same arrays from each that can hold them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prepare.conftest import write_jsonl
+
+from galley.contract.errors import UserError
+from galley.contract.row_formats import COLUMNS, recognised
+from galley.contract.rundir import RunDir
+from galley.contract.spec import RunSpec
+from galley.data.prepared import read_manifest
+from galley.prepare.formats.conversations import Conversation
+from galley.prepare.formats.table import FORMATS
+from galley.prepare.prepare import work
+
+Make = Callable[..., tuple[RunSpec, RunDir]]
+PAIRS = [(f"Question {n}?", f"Answer {n}" + " and the quick brown fox" * (n % 7)) for n in range(60)]
+SYSTEM = "Be brief."
+
+
+def chat(question: str, answer: str) -> dict[str, Any]:
+    turns = (("system", SYSTEM), ("user", question), ("assistant", answer))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def sharegpt(question: str, answer: str) -> dict[str, Any]:
+    turns = (("system", SYSTEM), ("human", question), ("gpt", answer))
+    return {"conversations": [{"from": who, "value": value} for who, value in turns]}
+
+
+def prompt_of_messages(question: str, answer: str) -> dict[str, Any]:
+    *prompt, last = chat(question, answer)["messages"]
+    return {"prompt": prompt, "completion": [last]}
+
+
+ROWS: dict[str, Callable[[str, str], dict[str, Any]]] = {
+    "chat": chat,
+    "chat with a column for the system prompt": lambda q, a: {"messages": chat(q, a)["messages"][1:], "system": SYSTEM},
+    "sharegpt": sharegpt,
+    "sharegpt of roles": lambda q, a: {"conversation": chat(q, a)["messages"]},
+    "alpaca": lambda q, a: {"instruction": q, "input": "", "output": a, "system": SYSTEM, "history": []},
+    "dolly": lambda q, a: {"instruction": q, "context": "", "response": a, "system": SYSTEM},
+    "question and answer": lambda q, a: {"question": q, "answer": a, "system": SYSTEM},
+    "prompt and completion": lambda q, a: {"prompt": q, "completion": a, "system": SYSTEM},
+    "prompt of messages": prompt_of_messages,
+}
+
+
+def arrays(spec: RunSpec, run: RunDir) -> dict[str, bytes]:
+    work(spec, run, run.attempt(1))
+    return {path.name: path.read_bytes() for path in sorted((run.data / "train").iterdir())}
+
+
+@pytest.fixture
+def expected(make_run: Make, model_folder: Path, tmp_path: Path) -> dict[str, bytes]:
+    path = write_jsonl(tmp_path / "expected.jsonl", [chat(*pair) for pair in PAIRS])
+    return arrays(*make_run(model_folder, path, name="expected"))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_same_arrays_from_every_format(
+    make_run: Make, model_folder: Path, tmp_path: Path, expected: dict[str, bytes], name: str
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [ROWS[name](*pair) for pair in PAIRS])
+    assert arrays(*make_run(model_folder, path)) == expected
+
+
+def test_a_table_with_columns_of_its_own_names_and_no_system_prompt(
+    make_run: Make, model_folder: Path, tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerows([("id", "frage", "antwort"), *((n, *pair) for n, pair in enumerate(PAIRS))])
+    names = {"prompt": "frage", "completion": "antwort"}
+    spec, run = make_run(model_folder, path, columns=names, system=SYSTEM)
+    assert arrays(spec, run) == expected
+    out = capsys.readouterr().out
+    assert f"data: {path}: rows of the format prompt_completion (prompt, completion)" in out
+    assert "60 rows have a column `id`, which is not read" in out
+    other, _ = make_run(model_folder, path, name="other", columns=names, system="Be long.")
+    work(other, other_run := RunDir(Path(other.placement.paths.run)), other_run.attempt(1))
+    assert read_manifest(other_run).content != read_manifest(run).content, "another system prompt is other data"
+
+
+def test_training_and_held_out_rows_may_be_of_different_formats(
+    make_run: Make, model_folder: Path, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "a.jsonl", [ROWS["alpaca"](*pair) for pair in PAIRS[:50]])
+    other = write_jsonl(tmp_path / "b.jsonl", [sharegpt(*pair) for pair in PAIRS[50:]])
+    spec, run = make_run(model_folder, data, held_out_path=str(other))
+    work(spec, run, run.attempt(1))
+    manifest = read_manifest(run)
+    assert (manifest.train.rows, manifest.held_out and manifest.held_out.rows) == (50, 10)
+
+
+def test_formats_are_told_apart_by_their_columns() -> None:
+    assert set(FORMATS) == set(COLUMNS)
+    for name, columns in {
+        "chat": ["messages", "prompt", "completion"],  # messages count, whatever else there is
+        "sharegpt": ["conversations", "id"],
+        "alpaca": ["instruction", "input", "output"],
+        "prompt_completion": ["question", "answer", "id"],
+    }.items():
+        assert recognised(columns) == name
+        assert next(form.name for form in FORMATS.values() if form.matches(columns)) == name
+    assert recognised(["text"]) is None
+    assert recognised(["prompt", "chosen", "rejected"]) is None
+
+
+def conversation(form: str, record: dict[str, Any]) -> Conversation:
+    example: Conversation = FORMATS[form].parse(record, "rows:1")
+    return example
+
+
+def test_tool_calls_of_sharegpt() -> None:
+    call = {"name": "weather", "arguments": {"city": "Rome"}}
+    turns = [
+        ("human", "Rome?"), ("function_call", json.dumps(call)), ("observation", "sunny"), ("gpt", "Sunny."),
+        ("human", "And both?"), ("function_call", json.dumps([call, call])), ("function_response", "x"), ("gpt", "y"),
+    ]  # fmt: skip
+    record = {"conversations": [{"from": who, "value": value} for who, value in turns], "tools": "[]"}
+    messages = conversation("sharegpt", record).messages
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant"] * 2
+    assert messages[1]["tool_calls"] == [{"type": "function", "function": call}]
+    assert len(messages[5]["tool_calls"]) == 2
+
+
+def test_alpacas_input_and_history() -> None:
+    record = {"instruction": "Add.", "input": "1, 2", "output": "3", "history": [["Hi", "Hello"], ["Go", "Ok"]]}
+    contents = [message["content"] for message in conversation("alpaca", record).messages]
+    assert contents == ["Hi", "Hello", "Go", "Ok", "Add.\n1, 2", "3"]
+
+
+def test_answers_in_a_prompt_are_not_trained_on() -> None:
+    prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    row = conversation("prompt_completion", {"prompt": prompt, "completion": "d"})
+    assert [message["content"] for message in row.messages] == ["a", "b", "c", "d"]
+    assert row.muted == {1}
+
+
+REFUSED = [
+    ("sharegpt", {"conversations": 3}, "`conversations` is a number, not a list"),
+    ("sharegpt", {"conversations": ["hi"]}, "conversations[0] is a string, not an object"),
+    ("sharegpt", {"conversations": [{"from": "narrator", "value": "x"}]}, "is from 'narrator', not one of human"),
+    ("sharegpt", {"conversations": [{"from": "function_call", "value": "x"}]}, "is a string, but not of JSON"),
+    ("sharegpt", {"conversations": [{"from": "function_call", "value": "[3]"}]}, "is no tool call"),
+    ("sharegpt", {"conversations": [{"from": "human", "value": "x"}]}, "no message has the role assistant"),
+    ("sharegpt", {"conversations": []}, "`messages` is an empty list"),
+    ("alpaca", {"instruction": 3, "output": "x"}, "`instruction` is a number, not a string"),
+    ("alpaca", {"instruction": "x", "output": None}, "`output` is null, not a string"),
+    ("alpaca", {"instruction": "x", "input": ["y"], "output": "z"}, "`input` is a list, not a string"),
+    ("alpaca", {"instruction": "x", "output": "z", "history": [["a"]]}, "`history` is not a list of pairs"),
+    ("prompt_completion", {"question": "x", "answer": 3}, "`answer` is a number, not a string"),
+    ("prompt_completion", {"prompt": [{"role": "user", "content": "x"}], "completion": 3}, "is a number, neither a"),
+    ("prompt_completion", {"prompt": ["x"], "completion": "y"}, "the prompt is a list, neither a string nor a list"),
+    ("alpaca", {"messages": []}, "not a row of the format alpaca: an object of messages"),
+    ("sharegpt", ["x"], "not a row of the format sharegpt: a list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "record", "message"), REFUSED, ids=[message for *_, message in REFUSED])
+def test_what_is_not_understood_is_one_line(form: str, record: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        conversation(form, record)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("rows:1: ")
+    assert "\n" not in str(caught.value)
