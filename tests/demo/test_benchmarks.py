@@ -173,6 +173,7 @@ def test_the_cost_figure_has_a_panel_for_each_question_and_the_page_what_is_miss
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_point_of_the_cost_figure_is_a_run_of_the_command_line(tmp_path, monkeypatch):
     root = Path(cost.__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", f"{root / 'launch'}:{root / 'src'}")

@@ -40,6 +40,8 @@ from galley_launch.submit import scripts as jobs
 from galley_launch.submit import submission as submitting
 
 __all__ = ["here"]
+LONG = [pytest.mark.slow, pytest.mark.long]
+TURNS = [0, *(pytest.param(number, marks=LONG) for number in (1, 2, 3))]
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +56,9 @@ def test_every_field_that_takes_text_is_looked_at() -> None:
     assert {"model.path", "data.split", "method.targets", "about"} <= {path for path, _ in strings(Recipe)}
 
 
-@pytest.mark.parametrize("turn", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 3))])
+@pytest.mark.parametrize("turn", TURNS)
 def test_hostile_names_in_a_profile(turn: int, here: Path) -> None:
-    """Each with one kind of profile; all with all kinds among the slow tests."""
+    """Each with one kind of profile; all with all kinds among the long tests."""
     bases = itertools.cycle([*sorted(BASES)[turn:], *sorted(BASES)[:turn]])
     for number, (text, base) in enumerate(zip(HOSTILE, bases, strict=False)):
         check_profile(text, base, here / str(number))
@@ -72,7 +74,7 @@ def test_any_name_in_a_profile(here: Path, text: str, base: str) -> None:
 FOLDERS = [text for text in HOSTILE if is_file_name(text) and "\ud800" not in text]
 
 
-@pytest.mark.parametrize("turn", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 3))])
+@pytest.mark.parametrize("turn", TURNS)
 def test_hostile_names_of_folders(turn: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script of every one; node.sh of a quarter of them in each turn."""
     monkeypatch.setenv("MY_TOKEN", SECRET)
@@ -125,7 +127,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> bool:
     return status == 2
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=LONG)])
 def test_hostile_names_in_a_recipe(every: int, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They reach run.json as they are, and scripts only where a container mounts them."""
     tree = yaml.safe_load((here / "my.yaml").read_text())

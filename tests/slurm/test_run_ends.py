@@ -53,6 +53,7 @@ def test_scancel_by_hand(kitchen: Kitchen) -> None:
     assert state(made) == "stopped"
 
 
+@pytest.mark.long
 def test_cancel(kitchen: Kitchen) -> None:
     made = kitchen.submit("long")
     made.wait_step(10)

@@ -17,6 +17,7 @@ from galley.contract.spec import RunSpec
 from galley.ranks.operators import ADAM, build_operators, folder, library
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.long
 
 SAMPLES = [[document] for document in make_documents(16)]
 
@@ -57,7 +58,7 @@ def train_bare(root: Path, run: RunDir, **env: Path) -> int:
     return subprocess.run(command, env=variables, cwd=root).returncode
 
 
-@pytest.mark.parametrize("place", [pytest.param("node", marks=pytest.mark.long), "shared", "nowhere"])
+@pytest.mark.parametrize("place", [pytest.param("node", marks=LONG), pytest.param("shared", marks=LONG), "nowhere"])
 def test_ranks_need_no_compiler(tmp_path: Path, llama: Path, train: Train, place: str) -> None:
     """With offload, for CPU Adam; shared-memory communication is loaded by every rank on a CPU."""
     run, spec = make_run(tmp_path / "run", llama)
