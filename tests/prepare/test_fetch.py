@@ -120,6 +120,14 @@ def test_data_from_a_hub_is_pinned(make_run: Make, model_folder: Path, data: Pat
     [
         ("ValueError('Unknown split \"tain\". Should be one of [\\'train\\'].')", "data.split: Unknown split"),
         (
+            "ValueError('Config name is missing.\\nPlease pick one among the available configs: [1, 2]')",
+            "data.subset: 'org/name' on the hub has several configurations; use one of 1, 2",
+        ),
+        (
+            "ValueError('BuilderConfig \\'x\\' not found. Available: [\\'main\\', \\'socratic\\']')",
+            "data.subset: 'org/name' on the hub has several configurations, and this is none of them; use one of",
+        ),
+        (
             "errors.DatasetNotFoundError('Dataset is a gated dataset')",
             "data.path: 'org/name' is gated and this account",
         ),

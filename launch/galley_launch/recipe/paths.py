@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galley.contract.data_files import check_file
+from galley.contract.data_folders import is_pattern, list_files, matches
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir, read_json
 from galley.contract.spec import Data, Paths
@@ -19,6 +20,8 @@ _SUFFIXES = (
     ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".xz", ".bz2", ".zip", ".gguf",
 )  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+_MOST = 100
+"""Files of a folder that ``plan`` looks into."""
 TEMPLATES = ("chatml",)
 """Chat templates that ship under a name."""
 
@@ -46,6 +49,10 @@ class Search:
         # normpath and not resolve: a link, to a shared data folder for example, stays the path that the user knows.
         return list(dict.fromkeys(Path(os.path.normpath(file)) for file in files))
 
+    def find_pattern(self, path: str) -> Path | None:
+        """The first place where files match ``path``, if it is a pattern."""
+        return next((place for place in self.candidates(path) if matches(place)), None)
+
     def find(self, path: str, name: str) -> Path | None:
         """The first candidate that exists, with the last attempt's path (``name`` in ``Paths``) as the last one."""
         known = self.before.get(name)
@@ -60,17 +67,18 @@ def is_file_path(path: str) -> bool:
 
 def _data(path: str, key: str, name: str, search: Search, data: Data) -> str:
     """The absolute file of data, or the hub id, that ``path`` means. Raises ``UserError``."""
-    file = search.find(path, name)
-    if file is not None and file.is_file():
+    place = search.find(path, name) or search.find_pattern(path)
+    if place is not None:
         if not search.prepared:  # Prepared data are used as they are, even if their source has changed since.
-            check_file(file, data.format, data.columns.names())
-        return str(file)
+            for file in list_files(place, data.split)[:_MOST]:
+                check_file(file, data.format, data.columns.names())
+        return str(place)
     if search.prepared and search.before.get(name):
         return str(search.before[name])
-    if file is None and not is_file_path(path) and _HUB_ID.fullmatch(path):
+    if not is_file_path(path) and _HUB_ID.fullmatch(path):
         return path
-    if file is not None:
-        raise UserError(key, f"{file} is a folder", "give a file of rows, or a hub id such as org/name")
+    if is_pattern(path):
+        raise UserError(key, f"no file matches {path!r}", "check the pattern")
     if not is_file_path(path) and "/" not in path:
         raise UserError(key, f"{path!r} is neither a file nor a hub id", "write data.jsonl or org/name")
     tried = ", nor at ".join(map(str, search.candidates(path)))

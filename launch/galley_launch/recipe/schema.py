@@ -90,7 +90,8 @@ def keys() -> dict[str, list[str]]:
             continue
         paths[path] = [path]
         leaf = path.rpartition(".")[2]
-        if leaf != path and leaf not in RESERVED:
+        # `output` or `text` alone would be taken for a column's name, where another trainer's setting is meant.
+        if leaf != path and leaf not in RESERVED and not path.startswith("data.columns."):
             paths.setdefault(leaf, []).append(path)
     return paths
 

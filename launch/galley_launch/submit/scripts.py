@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from galley.contract import stages
+from galley.contract.data_folders import root
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
@@ -131,7 +132,8 @@ def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, 
     """What the container must see, each where it is outside, then the profile's own. Raises ``UserError``."""
     paths = spec.placement.paths
     offload = spec.placement.deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
-    files = [paths.model, paths.data, paths.held_out, paths.chat_template, offload.get("nvme_path")]
+    data = [root(path) for path in (paths.data, paths.held_out) if path]
+    files = [paths.model, *data, paths.chat_template, offload.get("nvme_path")]
     files += [variables.get("GALLEY_MEETING")]  # where ranks meet, if not in the run
     # Each at the same path inside. Names of models and data on the hub are no absolute paths: nothing to mount.
     needed = [str(run.root.absolute()), *shared(spec, variables), *(path for path in files if path and path[0] == "/")]

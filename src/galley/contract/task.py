@@ -75,11 +75,15 @@ class Data(Part):
     """What to train on: rows of conversations, or of plain text."""
 
     path: str
-    """A file of JSON lines, JSON, CSV, Parquet or Arrow, or a hub data set id; as the user wrote it."""
+    """A file of JSON lines, JSON, CSV, Parquet or Arrow, a folder or a pattern (``data/*.jsonl``) of them, or a hub
+    data set id; as the user wrote it."""
     revision: str | None = None
     """Hub branch, tag or commit; only for hub ids."""
+    subset: str | None = None
+    """Which of a hub data set's configurations, where it has several: its ``name`` in ``datasets.load_dataset``."""
     split: str = "train"
-    """Which split of a hub data set; not used for files."""
+    """Which split of a hub data set (``train``, ``train[:5%]``, ``train+validation``), or of a folder in which the
+    names of files tell of several; not used for files."""
     held_out: Fraction = 0.0
     """Share of rows kept out of training to measure the held-out loss, chosen by the seed. 0: none."""
     held_out_path: str | None = None

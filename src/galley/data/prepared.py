@@ -27,15 +27,17 @@ class SourceFacts(Part):
     what: Literal["data", "held_out", "chat_template"]
     """What it was read for."""
     path: str
-    """As found when it was prepared: an absolute path, or a hub id."""
+    """As found when it was prepared: an absolute path (of a file, a folder or a pattern), or a hub id."""
+    split: str | None = None
+    """Of a folder: which of its files were read."""
     revision: str | None = None
     """Commit of a hub data set."""
     size: int = 0
-    """Bytes; 0 for a hub data set."""
+    """Bytes, of all files; 0 for a hub data set."""
     mtime_ns: int = 0
-    """Modification time when it was read: the same size and time are taken for the same file."""
+    """Modification time when it was read, of several files the latest: with the same size and time it is the same."""
     sha256: str
-    """Of the whole file; for a hub data set, its id, commit and split."""
+    """Of the whole file; of several, over their checksums in order; for a hub data set, its id, commit and split."""
 
 
 class SplitFacts(Part):

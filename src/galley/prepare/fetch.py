@@ -181,7 +181,7 @@ def pin_data(name: str, revision: str | None) -> str | None:
     return sha or revision
 
 
-def load_data(name: str, revision: str | None, split: str) -> Any:
+def load_data(name: str, revision: str | None, split: str, subset: str | None = None) -> Any:
     """A hub data set at a commit, as ``datasets`` loads it.
 
     Raises :class:`UserError` for one that is missing, empty or broken.
@@ -189,7 +189,7 @@ def load_data(name: str, revision: str | None, split: str) -> Any:
     import datasets
 
     def load() -> Any:
-        return datasets.load_dataset(name, revision=revision, split=split)
+        return datasets.load_dataset(name, subset, revision=revision, split=split)
 
     try:
         with telling(f"data: fetching {name}{f' at {revision}' if revision else ''}"):
@@ -218,6 +218,11 @@ def _unloadable(name: str, split: str, error: Exception) -> UserError:
     if isinstance(error, StopIteration) or "corresponds to no data" in lines[0]:
         what = f"'{name}' on the hub holds no rows in its split '{split}'"
         return UserError("data.path", what, "give another data set, or another data.split")
+    subsets = re.search(r"(?:available configs|Available): \[(.*?)\]", str(error))
+    if type(error) is ValueError and subsets:
+        what = f"'{name}' on the hub has several configurations, and this is none of them"
+        what = f"'{name}' on the hub has several configurations" if "is missing" in lines[0] else what
+        return UserError("data.subset", what, f"use one of {subsets[1][:200]}")
     if type(error) is ValueError and "split" in lines[0]:
         return UserError("data.split", lines[0][:300], "use another data.split")
     what = f"'{name}' on the hub cannot be read: {lines[0][:200]}"

@@ -80,8 +80,9 @@ def request_key(spec: RunSpec) -> str:
         del data["format"]  # as before there were others: what older runs prepared stays theirs
     if not task.data.columns.names():
         del data["columns"]
-    if task.data.system is None:
-        del data["system"]
+    for name in ("system", "subset"):
+        if data[name] is None:
+            del data[name]
     return digest([task.model.model_dump(mode="json"), data, task.seed])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from galley.contract.data_files import rename
+from galley.contract.data_folders import count_others, list_files
 from galley.contract.errors import UserError
 from galley.contract.row_formats import advice, recognised
 from galley.contract.spec import RunSpec
@@ -32,7 +33,7 @@ FIELDS: dict[What, str] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or one split of a hub data set, whose rows are all of one format."""
+    """A file, several, or one split of a hub data set, whose rows are all of one format."""
 
     role: Role
     """``data`` is trained on, but for the share that is held out of it; ``held_out`` is only measured on."""
@@ -41,16 +42,23 @@ class Source:
     form: Format[Any]
     """How its rows are written; :func:`find_sources` recognises it where the task names none."""
     split: str
-    """Of a hub data set; a file has none."""
+    """Of a hub data set, or of a folder; a file has none."""
     revision: str | None = None
     """Of a hub data set: branch, tag or commit. :func:`find_sources` makes it a commit."""
+    subset: str | None = None
+    """Of a hub data set: its configuration."""
     reading: Reading = AS_IT_IS
     """What its columns are called, and the system prompt of rows without one."""
 
     @property
-    def is_file(self) -> bool:
-        """Whether it is a file, and not on a hub."""
+    def is_local(self) -> bool:
+        """Whether it is on this machine, and not on a hub."""
         return Path(self.path).is_absolute()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of a source that is on this machine. Raises :class:`UserError` for a folder without any."""
+        return list_files(Path(self.path), self.split)
 
 
 def list_sources(spec: RunSpec) -> list[Source]:
@@ -58,7 +66,7 @@ def list_sources(spec: RunSpec) -> list[Source]:
     data, paths = spec.task.data, spec.placement.paths
     named: list[tuple[Role, str | None]] = [("data", paths.data), ("held_out", paths.held_out)]
     form, reading = FORMATS.get(data.format, CHAT), Reading(data.columns.names(), data.system)
-    return [Source(role, path, form, data.split, data.revision, reading) for role, path in named if path]
+    return [Source(role, path, form, data.split, data.revision, data.subset, reading) for role, path in named if path]
 
 
 def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:
@@ -67,8 +75,8 @@ def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:
     """
     sources, facts = [], []
     for source in list_sources(spec):
-        if source.is_file:
-            facts.append(_file(source.role, Path(source.path)))
+        if source.is_local:
+            facts.append(_on_disk(source))
         else:
             source = replace(source, revision=pin_data(source.path, source.revision))
             facts.append(_on_hub(source))
@@ -80,11 +88,11 @@ def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:
 
 def _recognise(source: Source) -> Source:
     """``source`` with the format that the columns of its first row show. Raises :class:`UserError` for none."""
-    if source.is_file:
-        first = next(read_records(Path(source.path), source.form.sample), None)
+    if source.is_local:
+        first = next((row for file in source.files for row in read_records(file, source.form.sample)), None)
         record, where = (first.value, first.where) if first else (None, source.path)
     else:
-        columns = load_data(source.path, source.revision, source.split).column_names
+        columns = _loaded(source).column_names
         record, where = dict.fromkeys(columns), source.path
     if not isinstance(record, Mapping):
         return source
@@ -99,6 +107,10 @@ def _recognise(source: Source) -> Source:
     return replace(source, form=form)
 
 
+def _loaded(source: Source) -> Any:
+    return load_data(source.path, source.revision, source.split, source.subset)
+
+
 def _template(spec: RunSpec) -> Path | None:
     """The user's chat template, if the task has one; one that ships is part of Galley, and its name is no path."""
     path = spec.placement.paths.chat_template
@@ -107,15 +119,34 @@ def _template(spec: RunSpec) -> Path | None:
 
 def _on_hub(source: Source) -> SourceFacts:
     """A commit never changes, so its name stands for what the data set holds."""
-    name = f"{source.path}@{source.revision}/{source.split}"
+    subset = f"/{source.subset}" if source.subset else ""
+    name = f"{source.path}@{source.revision}{subset}/{source.split}"
     sha256 = hashlib.sha256(name.encode()).hexdigest()
     return SourceFacts(what=source.role, path=source.path, revision=source.revision, sha256=sha256)
+
+
+def _on_disk(source: Source) -> SourceFacts:
+    """Of a file, or of all files that a folder or a pattern stands for."""
+    path, files = Path(source.path), source.files
+    if files in ([], [path]):
+        return _file(source.role, path)
+    others = count_others(path, files)
+    left = f"; {others:,} of other splits than {source.split} are not read" if others else ""
+    print(f"data: {path}: {len(files):,} files, {files[0].name} to {files[-1].name}{left}", flush=True)
+    return _several(source.role, path, source.split, files)
+
+
+def _several(what: What, path: Path, split: str, files: list[Path]) -> SourceFacts:
+    parts = [_file(what, file) for file in files]
+    size, latest = sum(part.size for part in parts), max(part.mtime_ns for part in parts)
+    sha256 = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
+    return SourceFacts(what=what, path=str(path), split=split, size=size, mtime_ns=latest, sha256=sha256)
 
 
 def _file(what: What, path: Path) -> SourceFacts:
     if not path.is_file():
         wrong = "is not a file" if path.exists() else "does not exist"
-        raise UserError(FIELDS[what], f"'{path}' {wrong}", "give the path of a file")
+        raise UserError(FIELDS[what], f"'{path}' {wrong}", "give the path of a file or folder")
     try:
         sha256, status = file_sha256(path), path.stat()
     except OSError as error:
@@ -125,15 +156,25 @@ def _file(what: What, path: Path) -> SourceFacts:
 
 def read_rows(source: Source) -> Iterator[tuple[int, Example]]:
     """Number and content of each row of a pinned source, as they come; ``Example.where`` names the row in errors."""
-    if source.is_file:
-        return read_file(Path(source.path), source.form, source.reading)
-    records, names = load_data(source.path, source.revision, source.split), source.reading.columns
+    if source.is_local:
+        return _read_files(source)
+    records, names = _loaded(source), source.reading.columns
     if source.form.matches(rename(dict.fromkeys(records.column_names), names)):  # else all, for the error to name
         wanted = {names.get(column, column) for column in source.form.columns}
         if unread := [column for column in records.column_names if column not in wanted]:
             print(f"data: columns of {source.path} that are not read: {', '.join(unread)}", flush=True)
         records = records.select_columns([column for column in records.column_names if column in wanted])
     return rows_of(records, source.path, source.form, source.reading)
+
+
+def _read_files(source: Source) -> Iterator[tuple[int, Example]]:
+    """The rows of all files, numbered on from one file to the next."""
+    begin = 0
+    for file in source.files:
+        number = -1
+        for number, example in read_file(file, source.form, source.reading):
+            yield begin + number, example
+        begin += number + 1
 
 
 def check_sources(facts: Iterable[SourceFacts], spec: RunSpec) -> None:
@@ -147,12 +188,20 @@ def check_unchanged(facts: Iterable[SourceFacts], paths: Mapping[What, str]) -> 
     """Raise :class:`UserError` where a file is there but is not what its fingerprint says; gone is fine."""
     for fact in facts:
         path = Path(paths.get(fact.what, ""))
-        if path.is_absolute() and path.is_file() and _changed(fact, path):
+        if path.is_absolute() and _changed(fact, path):
             raise UserError(str(path), "changed since the run began", "put it back as it was, or start a new run")
 
 
 def _changed(fact: SourceFacts, path: Path) -> bool:
-    status = path.stat()
-    if (status.st_size, status.st_mtime_ns) == (fact.size, fact.mtime_ns):
+    try:
+        files = list_files(path, fact.split or "")
+    except UserError:  # a folder that has other files now
+        return True
+    if not files:
         return False
-    return status.st_size != fact.size or file_sha256(path) != fact.sha256
+    statuses = [file.stat() for file in files]
+    size, latest = sum(status.st_size for status in statuses), max(status.st_mtime_ns for status in statuses)
+    if (size, latest) == (fact.size, fact.mtime_ns):
+        return False
+    now = _file(fact.what, path) if fact.split is None else _several(fact.what, path, fact.split, files)
+    return now.sha256 != fact.sha256

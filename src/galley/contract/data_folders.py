@@ -1,0 +1,118 @@
+"""Which files a folder of data, or a pattern of paths, stands for. Standard library only: ``plan`` asks, too."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from pathlib import Path
+
+from galley.contract.data_files import inner_suffix
+from galley.contract.errors import UserError
+
+ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""Suffixes of files that are read out of a folder, before that of a compression; its others are left alone."""
+DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+"""What the package ``datasets`` writes beside rows."""
+SPLITS = {
+    "train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}  # fmt: skip
+"""Words in a file's name that tell its split, as the hub goes by them."""
+
+
+def is_pattern(path: str) -> bool:
+    """Whether ``path`` is written as a pattern, such as ``data/*.jsonl``."""
+    return any(mark in path for mark in "*?[")
+
+
+def matches(pattern: Path) -> list[Path]:
+    """What there is of an absolute pattern, sorted; ``**`` stands for any number of folders."""
+    if not is_pattern(str(pattern)):
+        return []
+    return sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207 - Path.glob refuses absolute ones
+
+
+def root(path: str) -> str:
+    """The folder below which all files of a pattern are; any other path is its own."""
+    if not is_pattern(path) or Path(path).exists():
+        return path
+    fixed = [part for part in Path(path).parents if not is_pattern(str(part))]
+    return str(fixed[0])
+
+
+def list_files(path: Path, split: str) -> list[Path]:
+    """The files of rows that ``path`` (a file, a folder or a pattern) stands for, in order; none where it is not there.
+
+    A folder is searched with its sub-folders, and may be what ``datasets`` saves to disk; ``split`` picks among its
+    files. Raises :class:`UserError` for a folder without rows, or without this split.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return [file for file in matches(path) if file.is_file()]
+    if (path / "dataset_dict.json").is_file():
+        return _saved_split(path, split)
+    if (path / "state.json").is_file():
+        return _saved(path)
+    if (path / "config.json").is_file():
+        raise UserError(str(path), "is a model's folder", "give one with files of rows")
+    files = _row_files(path)
+    if not files:
+        raise UserError(str(path), "is a folder without files of rows", f"give one with {', '.join(ROWS)} files")
+    return _of_split(path, files, split)
+
+
+def count_others(path: Path, files: list[Path]) -> int:
+    """How many files of rows of the folder ``path`` are not among its ``files``, for they are of other splits."""
+    saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return len(set(_row_files(path)) - set(files)) if path.is_dir() and not saved else 0
+
+
+def _row_files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*")) if _holds_rows(file, folder)]
+
+
+def _holds_rows(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+    return not hidden and inner_suffix(file) in ROWS and file.name not in DESCRIPTIONS and file.is_file()
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """The files of the split, where the names tell of several; else all of them."""
+    names = {file: _split_of(file.relative_to(folder)) for file in files}
+    there = sorted({name for name in names.values() if name})
+    if len(there) < 2:
+        return files
+    wanted = next((name for name, words in SPLITS.items() if split in (name, *words)), split)
+    if wanted not in there:
+        raise UserError("data.split", f"{folder} has no files of {split!r}", f"use one of {', '.join(there)}")
+    return [file for file in files if names[file] == wanted]
+
+
+def _split_of(path: Path) -> str | None:
+    """By the last word of the path that names a split: ``eval/train.jsonl`` is for training."""
+    words = re.split(r"[^a-z]+", str(path).lower())
+    named = [name for word in words for name, known in SPLITS.items() if word in known]
+    return named[-1] if named else None
+
+
+def _saved_split(folder: Path, split: str) -> list[Path]:
+    """Of a ``DatasetDict`` that was saved to disk: a folder for each split."""
+    if (folder / split / "state.json").is_file():
+        return _saved(folder / split)
+    there = ", ".join(sorted(state.parent.name for state in folder.glob("*/state.json")))
+    raise UserError("data.split", f"{folder} has no split {split!r}", f"use one of {there or 'those that it has'}")
+
+
+def _saved(folder: Path) -> list[Path]:
+    """Of a ``Dataset`` that was saved to disk: ``state.json`` lists its files; caches of its operations lie beside."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = [folder / str(file["filename"]) for file in state["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(str(folder / "state.json"), f"cannot be read ({error})", "save the data set again") from None
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing or not files:
+        raise UserError(str(folder), f"lacks {missing.name if missing else 'files of rows'}", "save the data set again")
+    return files
