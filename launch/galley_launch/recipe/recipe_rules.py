@@ -104,6 +104,12 @@ RECIPE_RULES = (
         "use data.overlong=drop or truncate",
     ),
     Rule(
+        "data.learn",
+        lambda case: case.recipe.data.learn == "last" and case.recipe.data.format == "text",
+        "plain text has no last answer; every token of it is trained on",
+        "remove it",
+    ),
+    Rule(
         "model.chat_template",
         lambda case: case.recipe.data.format == "text" and case.recipe.model.chat_template is not None,
         "plain text goes through no template",

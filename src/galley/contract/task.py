@@ -101,6 +101,8 @@ class Data(Part):
     question) and a completion (or answer); ``auto``: whichever of these the columns show. All are trained on the
     assistant's tokens. ``text``: plain text, trained on every token, with no chat template and an end-of-sequence token
     after each row (continued pretraining)."""
+    learn: Literal["assistant", "last", "all"] = "assistant"
+    """Which messages of a conversation are trained on: the assistant's, only its last, or every token of all."""
     columns: Columns = Field(default_factory=lambda: Columns())
     """The file's names for columns that a format calls otherwise."""
     system: str | None = None

@@ -66,7 +66,7 @@ class SplitFacts(Part):
     turns_masked: int = 0
     """Assistant turns not trained on: the template renders them otherwise once the conversation goes on."""
     turns_muted: int = 0
-    """Assistant turns not trained on: their ``weight``, ``train`` or ``loss`` is 0."""
+    """Assistant turns not trained on: their ``weight``, ``train`` or ``loss`` is 0, or ``data.learn`` is ``last``."""
     overlap: int = 0
     """Held-out documents that are training documents too, token for token."""
 

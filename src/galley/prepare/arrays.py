@@ -52,7 +52,8 @@ class Job:
     def key(self) -> str:
         """Names the cache entry."""
         contents = {fact.what: fact.sha256 for fact in self.fingerprints if fact.what != "chat_template"}
-        limits = [self.limits.max_length, self.limits.overlong]
+        limits: list[object] = [self.limits.max_length, self.limits.overlong]
+        limits += [self.limits.learn] if self.limits.learn != "assistant" else []
         choices = [*limits, self.held_out, self.packed, self.vocab, self.seed]
         rendering = [self.tokens.template_hash, self.tokens.fingerprint]
         rendering += dict.fromkeys(source.form.tag for source in self.sources if source.form.tag is not None)
@@ -196,7 +197,7 @@ def report(name: str, facts: SplitFacts, capacity: int | None) -> str:
         "further pieces of longer rows": facts.pieces,
         "with nothing to train on dropped": facts.dropped_unsupervised,
         "assistant turns masked": facts.turns_masked,
-        "assistant turns of weight 0": facts.turns_muted,
+        "assistant turns left out by their weight or data.learn": facts.turns_muted,
     }
     fill = [f"{facts.tokens / (facts.samples * capacity):.1%} full"] if capacity else []
     counts = [f"{facts.documents - facts.pieces:,} of {facts.rows:,} rows", f"{facts.samples:,} samples", *fill]

@@ -78,6 +78,8 @@ def request_key(spec: RunSpec) -> str:
     data = task.data.model_dump(mode="json")
     if FORMATS.get(task.data.format, CHAT).tag is None:
         del data["format"]  # as before there were others: what older runs prepared stays theirs
+    if task.data.learn == "assistant":
+        del data["learn"]
     if not task.data.columns.names():
         del data["columns"]
     for name in ("system", "subset"):
@@ -166,7 +168,7 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
     job = Job(
         sources=sources,
         fingerprints=facts,
-        limits=Limits(data.max_length, data.overlong),
+        limits=Limits(data.max_length, data.overlong, data.learn),
         held_out=data.held_out,
         seed=spec.task.seed,
         tokens=model.tokens,

@@ -45,10 +45,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Limits:
-    """What happens to long rows."""
+    """What happens to long rows, and which messages of a conversation are trained on."""
 
     max_length: int
     overlong: Literal["drop", "truncate", "split"]
+    learn: Literal["assistant", "last", "all"] = "assistant"
 
 
 E = TypeVar("E", bound=Example)

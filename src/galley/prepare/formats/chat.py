@@ -25,18 +25,21 @@ def _matches(columns: Collection[str]) -> bool:
 def _encoder(tokenizer: Any, template: Template, limits: Limits) -> Encoder[Conversation]:
     from galley.prepare.formats.coverage import Coverage  # jinja2: only where a template is rendered
 
-    del limits  # a conversation is one document, whatever its length
+    # A conversation is one document, whatever its length.
     coverage = Coverage(template)
-    return Encoder(partial(_encode, tokenizer, coverage), coverage.counts)
+    return Encoder(partial(_encode, tokenizer, coverage, limits.learn), coverage.counts)
 
 
-def _encode(tokenizer: Any, coverage: Coverage, rows: Sequence[Conversation]) -> list[list[Document]]:
+def _encode(tokenizer: Any, coverage: Coverage, learn: str, rows: Sequence[Conversation]) -> list[list[Document]]:
     from galley.prepare.formats.coverage import check_coverage
-    from galley.prepare.formats.rendering import render_conversation, tokenize
+    from galley.prepare.formats.rendering import render_conversation, render_whole, tokenize
 
     for row in rows:
         check_coverage(coverage, row)
-    rendered = [render_conversation(coverage.template, row) for row in rows]
+    if learn == "last":
+        rows = [replace(row, muted=row.muted | frozenset(row.answers[:-1])) for row in rows]
+    render = render_whole if learn == "all" else render_conversation
+    rendered = [render(coverage.template, row) for row in rows]
     return [[document] for document in tokenize(tokenizer, rendered)]
 
 

@@ -1,6 +1,7 @@
 """From conversation to tokens and labels: what the model's chat template writes, and which of it is trained on.
 
-Trained on is each assistant turn as rendered, through its end-of-turn token, and nothing else. Where a template marks
+Trained on is each assistant turn as rendered, through its end-of-turn token, and nothing else (with ``data.learn`` only
+the last, or every token of the text). Where a template marks
 its turns with ``{% generation %}`` the marks are used. Otherwise a turn is found by rendering prefixes of the
 conversation: it begins where ``messages[:i]`` with the generation prompt ends, and ends where ``messages[:i + 1]``
 ends. Both must be prefixes of the whole rendering, or the template writes the turn otherwise once the conversation
@@ -42,14 +43,30 @@ class Rendered:
     """Assistant turns that have a weight of 0."""
 
 
-def render_conversation(template: Template, row: Conversation) -> Rendered:
-    """Render a conversation and find what is trained on. Raises :class:`UserError` where the template refuses it."""
+def render_whole(template: Template, row: Conversation) -> Rendered:
+    """Render a conversation of which every token is trained on. Raises :class:`UserError` as the next does, and where
+    the row has a message that it does not want trained on.
+    """
+    if row.muted:
+        what = "has a message of weight 0, and with data.learn=all everything is trained on"
+        raise UserError(row.where, what, "remove the weight, or use data.learn=assistant")
+    text = _rendered(template, row)[1]
+    return Rendered(text, [(0, len(text))], 0, row.where)
+
+
+def _rendered(template: Template, row: Conversation) -> tuple[Conversation, str, list[Span]]:
+    """The row with tool calls as the template takes them, its text, and the ranges that the template marks."""
     fitted = fit(row.messages, template.arguments, row.where)
     row = row if fitted is row.messages else replace(row, messages=fitted)
     try:
-        text, marks = render_marked(template, row.messages, row.tools)
+        return row, *render_marked(template, row.messages, row.tools)
     except REFUSALS as error:
         raise _refusal(template, row, error) from None
+
+
+def render_conversation(template: Template, row: Conversation) -> Rendered:
+    """Render a conversation and find what is trained on. Raises :class:`UserError` where the template refuses it."""
+    row, text, marks = _rendered(template, row)
     turns = row.answers
     wanted = [index for index in turns if index not in row.muted]
     muted = len(turns) - len(wanted)
