@@ -14,7 +14,7 @@ from typing import Any
 from galley.contract.errors import UserError
 from galley_launch.base import assets
 from galley_launch.base.grammar import Verb
-from galley_launch.base.options import RESERVED
+from galley_launch.base.options import RESERVED, WRITTEN_OUT
 
 _BASH = r"""# galley: complete verbs, recipes, runs, clusters and keys
 _galley() {
@@ -152,8 +152,9 @@ def _settings() -> dict[str, tuple[str, ...]]:
     # From the shipped JSON schema, because importing the schema itself takes pydantic.
     schema = json.loads((assets.folder("recipes") / "schema.json").read_text(encoding="utf-8"))
     paths = dict(_leaves(schema, schema, ""))
-    leaves = [path.rpartition(".")[2] for path in paths]
-    pairs = zip(leaves, paths.values(), strict=True)
+    shortened = {path: values for path, values in paths.items() if not path.startswith(WRITTEN_OUT)}
+    leaves = [path.rpartition(".")[2] for path in shortened]
+    pairs = zip(leaves, shortened.values(), strict=True)
     short = {leaf: values for leaf, values in pairs if leaves.count(leaf) == 1 and leaf not in RESERVED}
     return short | paths
 

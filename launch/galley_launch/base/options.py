@@ -172,6 +172,8 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 RESERVED = frozenset(_READERS)
 """Keys of the launcher; no key of a recipe may be one of these."""
+WRITTEN_OUT = "data.columns."
+"""Keys below it are never shortened: `output` or `text` alone is another trainer's setting, not a column's name."""
 
 
 def read(words: Iterable[str], submits: bool | None = None) -> Settings:

@@ -20,7 +20,7 @@ from galley.contract.errors import UserError
 from galley.contract.spec import Cadence, Positive, Task, Tracking
 from galley_launch.base import words
 from galley_launch.base.grammar import nearest
-from galley_launch.base.options import RESERVED, Setting
+from galley_launch.base.options import RESERVED, WRITTEN_OUT, Setting
 from galley_launch.base.yaml_text import ONE_OF, Tree, read_value
 
 _LONG = 200  # Characters above which a list of known keys is not printed.
@@ -90,8 +90,7 @@ def keys() -> dict[str, list[str]]:
             continue
         paths[path] = [path]
         leaf = path.rpartition(".")[2]
-        # `output` or `text` alone would be taken for a column's name, where another trainer's setting is meant.
-        if leaf != path and leaf not in RESERVED and not path.startswith("data.columns."):
+        if leaf != path and leaf not in RESERVED and not path.startswith(WRITTEN_OUT):
             paths.setdefault(leaf, []).append(path)
     return paths
 
