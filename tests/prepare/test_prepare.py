@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import galley.storage.cache
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
-from galley.data.columns import IGNORED, Split
+from galley.data.columns import COLUMNS, IGNORED, Split
 from galley.data.prepared import HELD_OUT, TRAIN, open_split, read_manifest, tokenizer_folder
 from galley.prepare.prepare import model_folder as find_model
 from galley.prepare.prepare import work, write_manifest
@@ -193,7 +194,7 @@ def test_one_row_at_least_is_held_out(make_run: Make, model_folder: Path, tmp_pa
     assert len(open_split(run).sources) == 2
 
 
-@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+@pytest.mark.parametrize("overlong", ["drop", "truncate", "truncate_left"])
 def test_long_rows(make_run: Make, model_folder: Path, tmp_path: Path, overlong: str) -> None:
     records = [*rows(5), chat("Long?", "word " * 500), chat("long " * 500, "Never reached")]
     data = write_jsonl(tmp_path / "long.jsonl", records)
@@ -202,8 +203,26 @@ def test_long_rows(make_run: Make, model_folder: Path, tmp_path: Path, overlong:
     facts = read_manifest(run).train
     if overlong == "drop":
         assert (facts.documents, facts.dropped_overlong, facts.truncated) == (5, 2, 0)
+    elif overlong == "truncate_left":  # the end of both is an answer
+        assert (facts.documents, facts.truncated, facts.dropped_unsupervised, facts.longest) == (7, 2, 0, 128)
+        labels = open_split(run).labels
+        starts = COLUMNS["documents"].open(run.data / TRAIN)[:-1]
+        assert (labels[starts] == IGNORED).all()
     else:
         assert (facts.documents, facts.truncated, facts.dropped_unsupervised, facts.longest) == (6, 1, 1, 128)
+
+
+def test_a_long_row_is_refused_where_asked(
+    make_run: Make, model_folder: Path, tmp_path: Path, refused: Callable[[RunDir], str]
+) -> None:
+    data = write_jsonl(tmp_path / "long.jsonl", [*rows(5), chat("Long?", "word " * 500), chat("?", "longer " * 900)])
+    _, run = make_run(model_folder, data, overlong="refuse")
+    line = refused(run)
+    assert re.fullmatch(
+        rf"{data}:6: has [\d,]+ tokens, more than data.max_length=128; "
+        r"use data.max_length=(\d+), or data.overlong=drop or truncate",
+        line,
+    ), line
 
 
 def test_blank_lines_count_as_lines(make_run: Make, model_folder: Path, tmp_path: Path) -> None:

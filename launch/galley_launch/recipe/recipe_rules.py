@@ -101,7 +101,7 @@ RECIPE_RULES = (
         "data.overlong",
         lambda case: case.recipe.data.overlong == "split" and case.recipe.data.format != "text",
         "split cuts plain text; half a conversation would be trained on without its beginning",
-        "use data.overlong=drop or truncate",
+        "use data.overlong=drop, truncate or truncate_left",
     ),
     Rule(
         "data.learn",

@@ -92,9 +92,10 @@ class Data(Part):
     """Longest sample in tokens; a packed sample holds whole documents up to this length."""
     packing: bool = True
     """Fill each sample with several documents, none of which attends to another."""
-    overlong: Literal["drop", "truncate", "split"] = "drop"
-    """What to do with a row of more than ``max_length`` tokens; it is counted and reported. ``split`` cuts plain text
-    into several, and is its default."""
+    overlong: Literal["drop", "truncate", "truncate_left", "split", "refuse"] = "drop"
+    """What to do with a row of more than ``max_length`` tokens; it is counted and reported. ``truncate`` keeps its
+    beginning, ``truncate_left`` its end, ``refuse`` ends the preparation. ``split`` cuts plain text into several, and
+    is its default."""
     format: Literal["auto", "chat", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
     """How rows are written. ``chat``: ``messages`` of ``role`` and ``content``; ``sharegpt``: ``conversations`` of
     ``from`` and ``value``; ``alpaca``: ``instruction``, ``input`` and ``output``; ``prompt_completion``: a prompt (or

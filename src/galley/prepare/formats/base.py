@@ -7,11 +7,11 @@ To add one, write a module beside ``chat.py`` and ``text.py`` that ends in a :cl
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from galley.contract.errors import UserError
-from galley.data.columns import I32, U32
+from galley.data.columns import I32, IGNORED, U32
 
 if TYPE_CHECKING:
     from galley.prepare.formats.template import Template
@@ -48,8 +48,24 @@ class Limits:
     """What happens to long rows, and which messages of a conversation are trained on."""
 
     max_length: int
-    overlong: Literal["drop", "truncate", "split"]
+    overlong: Literal["drop", "truncate", "truncate_left", "split", "refuse"]
     learn: Literal["assistant", "last", "all"] = "assistant"
+
+    def apply(self, where: str, document: Document) -> Document | None:
+        """The document, cut where it is too long; None where it is dropped. Raises :class:`UserError` on ``refuse``."""
+        length = len(document.tokens)
+        if length <= self.max_length:
+            return document
+        if self.overlong == "drop":
+            return None
+        if self.overlong == "refuse":
+            what = f"has {length:,} tokens, more than data.max_length={self.max_length}"
+            raise UserError(where, what, f"use data.max_length={length}, or data.overlong=drop or truncate")
+        left = self.overlong == "truncate_left"
+        part = slice(length - self.max_length, None) if left else slice(self.max_length)
+        labels = document.labels[part].copy()
+        labels[:1] = IGNORED  # nothing predicts the first token
+        return replace(document, tokens=document.tokens[part], labels=labels)
 
 
 E = TypeVar("E", bound=Example)

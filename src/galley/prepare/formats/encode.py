@@ -86,13 +86,14 @@ def encode(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any], limits: L
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "tokens.flat").open("wb") as tokens, (folder / "labels.flat").open("wb") as labels:
         for index, row, document in _documents(rows, encoder):
-            outcome = _outcome(document, limits)
+            part = limits.apply(row.where, document)
+            outcome = _outcome(part)
             outcomes.add(index, document, outcome)
             notes.update(row.notes)
-            if outcome == KEPT:
-                tokens.write(document.tokens[: limits.max_length].tobytes())
-                labels.write(document.labels[: limits.max_length].tobytes())
-                offsets.append(offsets[-1] + min(len(document.tokens), limits.max_length))
+            if part is not None and outcome == KEPT:
+                tokens.write(part.tokens.tobytes())
+                labels.write(part.labels.tobytes())
+                offsets.append(offsets[-1] + len(part.tokens))
     return Documents(
         sources=np.array(outcomes.sources, np.int64),
         lengths=np.array(outcomes.lengths, np.int64),
@@ -122,11 +123,11 @@ def _documents(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any]) -> It
             reported = now
 
 
-def _outcome(document: Document, limits: Limits) -> int:
-    if len(document.tokens) > limits.max_length and limits.overlong == "drop":
+def _outcome(part: Document | None) -> int:
+    if part is None:
         return OVERLONG
-    # What a truncated document is trained on may all lie behind the cut.
-    return KEPT if (document.labels[: limits.max_length] != IGNORED).any() else UNSUPERVISED
+    # What a truncated document is trained on may all lie outside the part that is left.
+    return KEPT if (part.labels != IGNORED).any() else UNSUPERVISED
 
 
 def _map(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
