@@ -72,9 +72,11 @@ def test_empty_data(make_run: Make, model_folder: Path, tmp_path: Path, refused:
 def test_data_that_is_missing_or_a_folder(make_run: Make, model_folder: Path, tmp_path: Path, refused: Refused) -> None:
     missing = tmp_path / "no.jsonl"
     assert refused(make_run(model_folder, missing)[1]) == (
-        f"data.path: '{missing}' does not exist; give the path of a file"
+        f"data.path: '{missing}' does not exist; give the path of a file or folder"
     )
-    assert "is not a file" in refused(make_run(model_folder, tmp_path)[1])
+    (tmp_path / "empty").mkdir()
+    line = refused(make_run(model_folder, tmp_path / "empty")[1])
+    assert line.startswith(f"{tmp_path}/empty: is a folder without files of rows; give one with .jsonl")
     some = write_jsonl(tmp_path / "some.jsonl", rows(3))
     said = refused(make_run(model_folder, some, held_out_path=str(missing))[1])
     assert said.startswith(f"data.held_out_path: '{missing}' does not exist")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from galley.contract import pace, stages
 from galley.contract.errors import UserError
 from galley.contract.rundir import Attempt, RunDir, fsync_path, write_atomic
-from galley.contract.spec import RunSpec
+from galley.contract.spec import Data, RunSpec
 from galley.data.prepared import (
     FORMAT,
     HELD_OUT,
@@ -75,15 +75,12 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
 def request_key(spec: RunSpec) -> str:
     """Hash of what the task asks of prepare; no file is opened for it."""
     task = spec.task
-    data = task.data.model_dump(mode="json")
+    data, usual = task.data.model_dump(mode="json"), Data(path="").model_dump(mode="json")
+    # Settings that came later count only where they are set: what older runs prepared stays theirs.
     if FORMATS.get(task.data.format, CHAT).tag is None:
-        del data["format"]  # as before there were others: what older runs prepared stays theirs
-    if task.data.learn == "assistant":
-        del data["learn"]
-    if not task.data.columns.names():
-        del data["columns"]
-    for name in ("system", "subset"):
-        if data[name] is None:
+        del data["format"]
+    for name in ("columns", "system", "subset", "learn"):
+        if data[name] == usual[name]:
             del data[name]
     return digest([task.model.model_dump(mode="json"), data, task.seed])
 
