@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from prepare.conftest import rows, write_jsonl
 
+from galley.contract import data_folders
 from galley.contract.data_folders import list_files, root
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
@@ -65,6 +67,31 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         list_files(tmp_path, "train")
     (tmp_path / "config.json").touch()
     with pytest.raises(UserError, match="is a model's folder"):
+        list_files(tmp_path, "train")
+
+
+def test_a_whole_disk_is_no_folder_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_folders, "MOST", 3)
+    fill(tmp_path, "a/1.jsonl", "b/1.jsonl")
+    with pytest.raises(UserError, match="holds more than 3 files and folders; give a folder of data, or a pattern"):
+        list_files(tmp_path, "train")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "b" / "linked.jsonl").symlink_to(tmp_path / "a" / "1.jsonl")
+    monkeypatch.setattr(data_folders, "MOST", 7)
+    assert listed(tmp_path) == ["a/1.jsonl", "b/1.jsonl", "b/linked.jsonl"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "a/1.jsonl", "b/1.jsonl")
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # root may read everything
+    with pytest.raises(UserError, match=f"{tmp_path}/b: cannot be read .Permission denied.; check its permissions"):
         list_files(tmp_path, "train")
 
 

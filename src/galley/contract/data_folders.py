@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,9 @@ ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Suffixes of files that are read out of a folder, before that of a compression; its others are left alone."""
 DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 """What the package ``datasets`` writes beside rows."""
+HIDDEN = (".", "_")
+MOST = 100_000
+"""Files and folders that one folder may hold: `/` or a home is a mistake, and searching it takes for ever."""
 SPLITS = {
     "train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
@@ -70,12 +74,32 @@ def count_others(path: Path, files: list[Path]) -> int:
 
 
 def _row_files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.rglob("*")) if _holds_rows(file, folder)]
+    """Every file of rows in ``folder`` and its sub-folders, sorted; one that links lead to twice is read once.
+
+    Raises :class:`UserError` where a sub-folder cannot be read, and for a folder of far more files than data have.
+    """
+    files, seen, visited = list[Path](), 0, set[Path]()
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(str(error.filename), f"cannot be read ({error.strerror})", "check its permissions")
+
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = Path(place).resolve()
+        if real in visited:
+            folders.clear()  # in place: where `walk` goes on
+            continue
+        visited.add(real)
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+        seen += len(names) + len(folders)
+        if seen > MOST:
+            what = f"holds more than {MOST:,} files and folders"
+            raise UserError(str(folder), what, "give a folder of data, or a pattern such as data/*.jsonl")
+        files += [Path(place, name) for name in names if _holds_rows(name)]
+    return sorted(file for file in files if file.is_file())
 
 
-def _holds_rows(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
-    return not hidden and inner_suffix(file) in ROWS and file.name not in DESCRIPTIONS and file.is_file()
+def _holds_rows(name: str) -> bool:
+    return not name.startswith(HIDDEN) and inner_suffix(Path(name)) in ROWS and name not in DESCRIPTIONS
 
 
 def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
