@@ -16,6 +16,8 @@ from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
 from galley.data.columns import COLUMNS, IGNORED
 from galley.data.prepared import read_manifest
+from galley.export import card
+from galley.export.bases import Base
 from galley.prepare.formats.base import Document, Limits
 from galley.prepare.formats.chat import CHAT
 from galley.prepare.formats.template import study
@@ -64,6 +66,13 @@ def test_a_weight_of_nothing_contradicts_everything(tokenizer: Any) -> None:
         encoded(tokenizer, FAMILIES[0].template, messages, "all")
 
 
+CARD = {
+    "assistant": "loss on assistant tokens only.",
+    "last": "loss on the last answer of each conversation only.",
+    "all": "loss on every token.",
+}
+
+
 def test_each_has_arrays_of_its_own(
     make_run: Make, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +86,9 @@ def test_each_has_arrays_of_its_own(
         facts = read_manifest(run).train
         assert facts.supervised == int((labels != IGNORED).sum())
         counts[learn] = (facts.supervised, facts.turns_muted)
+        part = card.Part("model", tmp_path, None, "AutoModelForCausalLM", chats=True)
+        text = card.render(spec, read_manifest(run), run.checkpoint(1), part, Base("", "", ""))
+        assert CARD[learn] in text
     assert 0 < counts["last"][0] < counts["assistant"][0] < counts["all"][0]
     assert [muted for _, muted in counts.values()] == [0, 4, 0]
     assert "4 assistant turns left out by their weight or data.learn" in capsys.readouterr().out
