@@ -140,6 +140,8 @@ DAMAGED: list[tuple[str, bytes, str]] = [
     ("x.arrow", b"\xff\xff\xff\xff" + b"\x7f" * 90, ": cannot be read to its end"),
     ("x.json", b'[{"a": 1},\n\n{"a": ]', ":3: not JSON: "),
     ("x.json", b'[{"a": 1},', ":1: not JSON: "),
+    ("x.json", b'[{"a": 1}]\n[{"a": 2}]', ":1: goes on after the end of its list"),
+    ("x.json", b'[{"a": 1}] and more', ":1: goes on after the end of its list"),
     ("x.json", b"[" * 100_000, ":1: nests thousands of levels deep"),
     ("x.json", b'[{"a": "\xff"}]', ": not UTF-8: "),
     ("x.json", b'{\n"one": [{"a": 1}],\n"two": [{"a": 1}]\n}', ": is JSON over several lines, and not"),
@@ -183,3 +185,12 @@ def test_memory_stays_flat_over_a_large_array(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < path.stat().st_size / 3
+
+
+def test_a_table_on_one_line_and_spaces_around_the_names_of_columns(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"version": "1", "data": [{"question": "a", "answer": "b"}]}))
+    check_file(tmp_path / "x.json")
+    assert [record.value for record in read_records(tmp_path / "x.json", "…")] == [{"question": "a", "answer": "b"}]
+    (tmp_path / "x.csv").write_text("question, answer\na,b\n")
+    check_file(tmp_path / "x.csv")
+    assert [record.value for record in read_records(tmp_path / "x.csv", "…")] == [{"question": "a", "answer": "b"}]

@@ -43,10 +43,12 @@ CASES: list[tuple[list[str], str, list[str]]] = [
     (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/dev-0.parquet"], "train",
      ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]),
     (["dev.jsonl", "train.jsonl", "more.jsonl"], "validation", ["dev.jsonl"]),
+    (["data.jsonl", "test.jsonl"], "train", ["data.jsonl"]),
+    (["squadTrain.json", "squadTest.json"], "train", ["squadTrain.json"]),
+    (["train.jsonl", "heldout.jsonl"], "train", ["train.jsonl"]),
     (["train/a.jsonl", "val/a.jsonl"], "val", ["val/a.jsonl"]),
-    (["testimonials.jsonl", "training.jsonl"], "train", ["testimonials.jsonl", "training.jsonl"]),
-    (["test.jsonl"], "train", ["test.jsonl"]),  # one split is no choice
-    (["training_notes.jsonl", "faq.jsonl"], "train", ["faq.jsonl", "training_notes.jsonl"]),
+    (["testimonials.jsonl", "restraining.jsonl"], "train", ["restraining.jsonl", "testimonials.jsonl"]),
+    (["training_notes.jsonl", "faq.jsonl"], "train", ["training_notes.jsonl"]),
 ]  # fmt: skip
 
 
@@ -61,11 +63,26 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path
         list_files(tmp_path, "train[:5%]")
 
 
+def test_a_folder_of_tests_only_is_not_trained_on_unless_asked(tmp_path: Path) -> None:
+    fill(tmp_path, "test.jsonl")
+    with pytest.raises(UserError, match=r"data.split: .* has no files of 'train'; use one of test"):
+        list_files(tmp_path, "train")
+    assert listed(tmp_path, "test") == ["test.jsonl"]
+
+
+@pytest.mark.parametrize("names", [("a.jsonl", "a.jsonl.gz"), ("a.csv", "a.jsonl"), ("x/a.json", "x/a.parquet")])
+def test_one_file_twice_is_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    fill(tmp_path, *names)
+    with pytest.raises(UserError, match=rf"holds {names[0]} and {names[1]}, which look like one file twice"):
+        list_files(tmp_path, "train")
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").touch()
     with pytest.raises(UserError, match=r"is a folder without files of rows; give one with .jsonl"):
         list_files(tmp_path, "train")
-    (tmp_path / "config.json").touch()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
     with pytest.raises(UserError, match="is a model's folder"):
         list_files(tmp_path, "train")
 

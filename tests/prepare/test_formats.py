@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prepare.conftest import write_jsonl
 
+from galley.contract.data_files import rename
 from galley.contract.errors import UserError
 from galley.contract.row_formats import COLUMNS, recognised
 from galley.contract.rundir import RunDir
@@ -173,3 +174,67 @@ def test_what_is_not_understood_is_one_line(form: str, record: Any, message: str
     assert message in str(caught.value)
     assert str(caught.value).startswith("rows:1: ")
     assert "\n" not in str(caught.value)
+
+
+def read(record: dict[str, Any], **columns: str) -> Conversation:
+    """As a file with this row is read."""
+    named = rename(record, columns)
+    form = recognised(named)
+    assert form is not None, named
+    conversation: Conversation = FORMATS[form].parse(named, "here:1")
+    return conversation
+
+
+TWO = [
+    ({"prompt": "Translate", "input": "TEXT", "output": "A"}, "`prompt` and `input`", "prompt"),
+    ({"question": "Q", "answer": "42", "response": "Because"}, "`answer` and `response`", "completion"),
+    ({"instruction": "I", "output": "A", "response": "B"}, "`output` and `response`", "output"),
+    ({"instruction": "I", "input": "x", "context": "y", "output": "A"}, "`input` and `context`", "input"),
+]
+
+
+@pytest.mark.parametrize(("record", "names", "column"), TWO)
+def test_two_columns_that_could_be_one_are_a_question(record: dict[str, Any], names: str, column: str) -> None:
+    with pytest.raises(UserError, match=f"here:1: has {names}, of which only one can be read; name the one") as caught:
+        read(record)
+    chosen = str(caught.value).rpartition("=")[2]
+    assert f"data.columns.{column}={chosen}" in str(caught.value)
+    if column != "input":
+        assert str(record[chosen]) in str(read(record, **{column: chosen}).messages)
+
+
+def test_columns_that_are_empty_or_alike_are_no_question() -> None:
+    assert read({"prompt": "", "question": "Q", "answer": "A"}).messages[0]["content"] == "Q"
+    assert read({"prompt": "Q", "question": "Q", "answer": "A"}).messages[0]["content"] == "Q"
+    assert read({"instruction": "I", "input": "", "output": "A"}).messages[0]["content"] == "I"
+    assert read({"instruction": "I", "input": "x", "output": "A"}, instruction="instruction").messages[0] == {
+        "role": "user",
+        "content": "I\nx",
+    }
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "p", "response": "bad", "label": False},
+        {"prompt": "p", "completion": "bad", "label": 0.0},
+        {"question": "p", "answer": "good", "label": True},
+    ],
+)
+def test_a_verdict_on_an_answer_is_no_answer_to_train_on(record: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="these are preferences"):
+        read(record)
+
+
+def test_pairs_are_not_taken_for_conversations() -> None:
+    assert recognised({"prompt": 1, "response": 1, "chosen": 1, "rejected": 1}) is None
+    assert recognised({"conversations": 1, "chosen": 1, "rejected": 1}) is None
+    assert recognised({"messages": 1, "chosen": 1, "rejected": 1}) == "chat"
+
+
+def test_system_prompts_and_messages_of_data_sets_as_they_are() -> None:
+    orca = read({"system_prompt": "Think.", "question": "Q", "response": "A"})
+    assert orca.messages[0] == {"role": "system", "content": "Think."}
+    assert orca.notes == {}
+    text = json.dumps(chat("Q", "A")["messages"])
+    assert read({"messages": text}).messages == read(chat("Q", "A")).messages

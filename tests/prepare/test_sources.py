@@ -24,7 +24,7 @@ def test_a_task_lists_its_sources(make_run: Make, tmp_path: Path) -> None:
     spec, _ = make_run("org/model", "org/data", held_out_path=str(other), split="test")
     assert list_sources(spec) == [
         Source("data", "org/data", CHAT, split="test"),
-        Source("held_out", str(other), CHAT, split="test"),
+        Source("held_out", str(other), CHAT, split="validation"),
     ]
 
 

@@ -70,7 +70,8 @@ def _data(path: str, key: str, name: str, search: Search, data: Data) -> str:
     place = search.find(path, name) or search.find_pattern(path)
     if place is not None:
         if not search.prepared:  # Prepared data are used as they are, even if their source has changed since.
-            for file in list_files(place, data.split)[:_MOST]:
+            split = "validation" if name == "held_out" else data.split  # as `prepare.sources` has it
+            for file in list_files(place, split)[:_MOST]:
                 check_file(file, data.format, data.columns.names())
         return str(place)
     if search.prepared and search.before.get(name):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from galley.contract.errors import UserError
-from galley.contract.row_formats import SAMPLE, advice, is_judged, is_of, recognised
+from galley.contract.row_formats import COLUMNS, SAMPLE, advice, is_judged, is_of, recognised
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "arrow"]
 """``jsonl``: an object a line. ``json``: an array of objects, or an object that holds one. ``csv``: text in columns."""
@@ -76,7 +76,10 @@ def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str
     if not columns:
         return record
     given = {name: record[column] for name, column in columns.items() if column in record}
-    return {**{name: value for name, value in record.items() if name not in columns.values()}, **given}
+    # Where the prompt is named, what else could have been the prompt is not: `columns.prompt=question` beside `input`.
+    groups = [group for form in COLUMNS.values() for group in form if group[0] in given]
+    settled = {*columns.values(), *(name for group in groups for name in group)} - set(given)
+    return {**{name: value for name, value in record.items() if name not in settled}, **given}
 
 
 def first_bytes(path: Path) -> bytes:
@@ -189,8 +192,11 @@ def _first_record(path: Path, kind: Kind, head: bytes) -> Mapping[str, Any] | No
         return None
     if kind == "csv":
         header = lines[0].decode("utf-8", "replace")
-        return dict.fromkeys(next(csv.reader([header], delimiter=delimiter(header)), []), "")
+        names = next(csv.reader([header], delimiter=delimiter(header)), [])
+        return dict.fromkeys((name.strip() for name in names), "")
     record = _parsed(path, head, lines[0]) if kind == "jsonl" else None
+    if inner_suffix(path) == ".json" and table_in(record):
+        return _first_of(path, record)
     return record if isinstance(record, Mapping) else None
 
 

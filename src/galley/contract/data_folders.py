@@ -19,10 +19,11 @@ HIDDEN = (".", "_")
 MOST = 100_000
 """Files and folders that one folder may hold: `/` or a home is a mistake, and searching it takes for ever."""
 SPLITS = {
-    "train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}  # fmt: skip
-"""Words in a file's name that tell its split, as the hub goes by them."""
+    "train": ("train", "training", "trainset"),
+    "validation": ("validation", "valid", "val", "dev", "development", "heldout", "holdout", "valset", "devset"),
+    "test": ("test", "testing", "testset", "eval", "evaluation"),
+}
+"""Words in a file's name that tell its split: those that the hub goes by, and a few more."""
 
 
 def is_pattern(path: str) -> bool:
@@ -59,12 +60,24 @@ def list_files(path: Path, split: str) -> list[Path]:
         return _saved_split(path, split)
     if (path / "state.json").is_file():
         return _saved(path)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() and next(path.glob("*.safetensors"), None):
         raise UserError(str(path), "is a model's folder", "give one with files of rows")
     files = _row_files(path)
+    _check_copies(path, files)
     if not files:
         raise UserError(str(path), "is a folder without files of rows", f"give one with {', '.join(ROWS)} files")
     return _of_split(path, files, split)
+
+
+def _check_copies(folder: Path, files: list[Path]) -> None:
+    """Raise :class:`UserError` for ``rows.jsonl`` beside ``rows.csv`` or ``rows.jsonl.gz``: likely one file twice."""
+    known: dict[Path, Path] = {}
+    for file in files:
+        name = file.name[: file.name.lower().rindex(inner_suffix(file))]
+        other = known.setdefault(file.with_name(name), file)
+        if other is not file:
+            what = f"holds {other.relative_to(folder)} and {file.relative_to(folder)}, which look like one file twice"
+            raise UserError(str(folder), what, "remove one, or give a pattern such as data/*.jsonl")
 
 
 def count_others(path: Path, files: list[Path]) -> int:
@@ -103,12 +116,14 @@ def _holds_rows(name: str) -> bool:
 
 
 def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """The files of the split, where the names tell of several; else all of them."""
+    """The files of the split, where names tell of any; for ``train``, else those whose names tell of none."""
     names = {file: _split_of(file.relative_to(folder)) for file in files}
     there = sorted({name for name in names.values() if name})
-    if len(there) < 2:
+    if not there:
         return files
     wanted = next((name for name, words in SPLITS.items() if split in (name, *words)), split)
+    if wanted == "train" and "train" not in there and None in names.values():
+        return [file for file in files if names[file] is None]
     if wanted not in there:
         raise UserError("data.split", f"{folder} has no files of {split!r}", f"use one of {', '.join(there)}")
     return [file for file in files if names[file] == wanted]
@@ -116,7 +131,7 @@ def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
 
 def _split_of(path: Path) -> str | None:
     """By the last word of the path that names a split: ``eval/train.jsonl`` is for training."""
-    words = re.split(r"[^a-z]+", str(path).lower())
+    words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(path)).lower())  # squadTrain: squad, train
     named = [name for word in words for name, known in SPLITS.items() if word in known]
     return named[-1] if named else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-PROMPTS = ("prompt", "question", "query", "input")
+PROMPTS = ("prompt", "question", "query", "input", "instruction")
 ANSWERS = ("completion", "answer", "response", "output")
 COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "chat": (("messages",),),
@@ -26,13 +26,18 @@ def is_of(form: str, columns: Collection[str]) -> bool:
 
 
 def recognised(columns: Collection[str]) -> str | None:
-    """The format of conversations that a row with these columns is of."""
+    """The format of conversations that a row with these columns is of; None, too, for a better and a worse answer."""
+    if {"chosen", "rejected"} <= set(columns) and "messages" not in columns:
+        return None
     return next((form for form in COLUMNS if form != TEXT and is_of(form, columns)), None)
 
 
 def is_judged(record: Mapping[str, Any]) -> bool:
     """Whether a row holds an answer and a verdict on it, as KTO's data does: one of ``false`` is a bad answer."""
-    return "completion" in record and str(record.get("label")).lower() in ("true", "false", "0", "1")
+    label = record.get("label")
+    if isinstance(label, bool):
+        return any(name in record for name in ANSWERS)
+    return "completion" in record and str(label).lower() in ("true", "false", "0", "1", "0.0", "1.0")
 
 
 def advice(record: Mapping[str, Any]) -> str:

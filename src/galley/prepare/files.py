@@ -113,6 +113,7 @@ def _array(path: Path, text: io.TextIOWrapper, start: str, sample: str) -> Itera
         buffer = stripped
         where = f"{path}:{line}"
         if buffer.startswith("]"):
+            _check_over(path, line, buffer[1:], text)
             return
         try:
             value, end = decoder.raw_decode(buffer)
@@ -128,11 +129,22 @@ def _array(path: Path, text: io.TextIOWrapper, start: str, sample: str) -> Itera
         line, index, buffer, grow = line + buffer.count("\n", 0, end), index + 1, buffer[end:], CHUNK
 
 
+def _check_over(path: Path, line: int, rest: str, text: io.TextIOWrapper) -> None:
+    """Raise :class:`UserError` where anything but white space follows the end of an array."""
+    while rest or (rest := text.read(CHUNK)):
+        if rest.strip():
+            raise UserError(
+                f"{path}:{line}", "goes on after the end of its list", "write one list, or an object a line"
+            )
+        rest = ""
+
+
 def _csv(path: Path, file: IO[bytes]) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)
     text = _decoded(file)
     header = text.readline()
-    names = next(csv.reader([header], delimiter=(mark := delimiter(header))), [])
+    mark = delimiter(header)
+    names = [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{path}:1", f"names the column {twice[0]!r} twice", "give each column its own name")

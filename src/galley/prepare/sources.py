@@ -66,7 +66,9 @@ def list_sources(spec: RunSpec) -> list[Source]:
     data, paths = spec.task.data, spec.placement.paths
     named: list[tuple[Role, str | None]] = [("data", paths.data), ("held_out", paths.held_out)]
     form, reading = FORMATS.get(data.format, CHAT), Reading(data.columns.names(), data.system)
-    return [Source(role, path, form, data.split, data.revision, data.subset, reading) for role, path in named if path]
+    # Of a folder with several splits that is given to measure on, it is not the one that is trained on.
+    splits: dict[Role, str] = {"data": data.split, "held_out": "validation"}
+    return [Source(role, path, form, splits[role], data.revision, data.subset, reading) for role, path in named if path]
 
 
 def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:

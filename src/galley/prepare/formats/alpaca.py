@@ -11,7 +11,7 @@ from typing import Any
 from galley.contract.errors import UserError
 from galley.prepare.formats.calls import kind, parsed
 from galley.prepare.formats.chat import conversation_format
-from galley.prepare.formats.conversations import text_of
+from galley.prepare.formats.conversations import only_column, system_of, text_of
 
 SAMPLE = '{"instruction": "…", "input": "", "output": "…"}'
 INPUTS, OUTPUTS = ("input", "context"), ("output", "response")
@@ -20,7 +20,8 @@ INPUTS, OUTPUTS = ("input", "context"), ("output", "response")
 def to_messages(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The record with ``messages``: earlier turns, then the instruction with its input below it, and the output."""
     asked = text_of(record, ("instruction",), where, SAMPLE)
-    given = next((record[name] for name in INPUTS if record.get(name)), "")
+    name = only_column(record, INPUTS, where)
+    given = record[name] if name else ""
     if not isinstance(given, str):
         raise UserError(where, f"`input` is {kind(given)}, not a string", f"write rows such as {SAMPLE}")
     question = f"{asked}\n{given}" if given.strip() else asked
@@ -30,7 +31,7 @@ def to_messages(record: Mapping[str, Any], where: str) -> dict[str, Any]:
         for turn in turns
         for role, content in zip(("user", "assistant"), turn, strict=True)
     ]
-    return {"messages": messages, "system": record.get("system"), "tools": record.get("tools")}
+    return {"messages": messages, "system": system_of(record), "tools": record.get("tools")}
 
 
 def _history(where: str, value: object) -> list[tuple[str, str]]:
@@ -55,7 +56,7 @@ def _matches(columns: Collection[str]) -> bool:
 ALPACA = conversation_format(
     name="alpaca",
     sample=SAMPLE,
-    columns=("instruction", *INPUTS, *OUTPUTS, "history", "system", "tools"),
+    columns=("instruction", *INPUTS, *OUTPUTS, "history", "system", "system_prompt", "tools"),
     matches=_matches,
     to_messages=to_messages,
 )

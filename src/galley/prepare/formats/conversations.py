@@ -9,7 +9,7 @@ from typing import Any
 from galley.contract.errors import UserError
 from galley.contract.row_formats import SAMPLE, advice
 from galley.prepare.formats.base import keys_of
-from galley.prepare.formats.calls import Message, kind, read_calls, read_tools, without_nulls
+from galley.prepare.formats.calls import Message, kind, parsed, read_calls, read_tools, without_nulls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 NOT_TRAINED = "messages of others than the assistant have a weight, but only the assistant's are trained on"
@@ -43,7 +43,7 @@ def parse(record: object, where: str) -> Conversation:
     """The conversation of a record. Raises :class:`UserError` where it is none."""
     if not isinstance(record, dict | Mapping):
         raise _not_a_conversation(where, f"{kind(record)}, not an object")
-    messages = record.get("messages")
+    messages = parsed(where, "`messages`", record.get("messages"))
     if messages is None:
         raise _not_a_conversation(where, f"no `messages`, only {keys_of(record)}", advice(record))
     if not isinstance(messages, list) or not messages:
@@ -80,9 +80,28 @@ def with_system(messages: list[Any], system: object, where: str) -> list[Any]:
     return [{"role": "system", "content": system}, *messages]
 
 
+def only_column(record: Mapping[str, Any], names: tuple[str, ...], where: str) -> str | None:
+    """Which of the columns ``names``, that all could mean the same, the record has; None for none.
+
+    Raises :class:`UserError` where several are filled, and not alike.
+    """
+    there = [name for name in names if record.get(name) is not None]
+    filled = [name for name in there if record[name] not in ("", [])]
+    if any(record[name] != record[filled[0]] for name in filled[1:]):
+        shown = " and ".join(f"`{name}`" for name in filled)
+        todo = f"name the one: data.columns.{names[0]}={filled[0]}"
+        raise UserError(where, f"has {shown}, of which only one can be read", todo)
+    return next(iter([*filled, *there]), None)
+
+
+def system_of(record: Mapping[str, Any]) -> object:
+    """The system prompt in a column of its own; OpenOrca calls it ``system_prompt``."""
+    return record.get("system") or record.get("system_prompt")
+
+
 def text_of(record: Mapping[str, Any], names: tuple[str, ...], where: str, sample: str) -> str:
     """The text in the first of the columns ``names`` that the record has. Raises :class:`UserError` for none."""
-    name = next((name for name in names if record.get(name) is not None), names[0])
+    name = only_column(record, names, where) or names[0]
     value = record.get(name)
     if not isinstance(value, str):
         raise UserError(where, f"`{name}` is {kind(value)}, not a string", f"write rows such as {sample}")

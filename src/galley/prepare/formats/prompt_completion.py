@@ -12,7 +12,7 @@ from galley.contract.errors import UserError
 from galley.contract.row_formats import ANSWERS, PROMPTS, advice, is_judged
 from galley.prepare.formats.calls import kind
 from galley.prepare.formats.chat import conversation_format
-from galley.prepare.formats.conversations import text_of
+from galley.prepare.formats.conversations import only_column, system_of, text_of
 
 SAMPLE = '{"prompt": "…", "completion": "…"}'
 
@@ -24,18 +24,19 @@ def to_messages(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     if is_judged(record):
         raise UserError(where, f"an answer with `label` {record['label']!r}", advice(record))
-    prompt, answer = (_value(record, names) for names in (PROMPTS, ANSWERS))
+    prompt, answer = (_value(record, names, where) for names in (PROMPTS, ANSWERS))
     if isinstance(prompt, list) or isinstance(answer, list):
         messages = _messages(where, "the prompt", prompt, "user", {"weight": 0})
         messages += _messages(where, "the answer", answer, "assistant", {})
     else:
         asked, answered = (text_of(record, names, where, SAMPLE) for names in (PROMPTS, ANSWERS))
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    return {"messages": messages, "system": record.get("system"), "tools": record.get("tools")}
+    return {"messages": messages, "system": system_of(record), "tools": record.get("tools")}
 
 
-def _value(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    return next((record[name] for name in names if record.get(name) is not None), None)
+def _value(record: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
+    name = only_column(record, names, where)
+    return record[name] if name else None
 
 
 def _messages(where: str, name: str, value: object, role: str, more: dict[str, int]) -> list[dict[str, Any]]:
@@ -54,7 +55,7 @@ def _matches(columns: Collection[str]) -> bool:
 PROMPT_COMPLETION = conversation_format(
     name="prompt_completion",
     sample=SAMPLE,
-    columns=(*PROMPTS, *ANSWERS, "system", "tools", "label"),
+    columns=(*PROMPTS, *ANSWERS, "system", "system_prompt", "tools", "label"),
     matches=_matches,
     to_messages=to_messages,
 )
