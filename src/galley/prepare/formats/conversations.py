@@ -43,7 +43,9 @@ def parse(record: object, where: str) -> Conversation:
     """The conversation of a record. Raises :class:`UserError` where it is none."""
     if not isinstance(record, dict | Mapping):
         raise _not_a_conversation(where, f"{kind(record)}, not an object")
-    messages = parsed(where, "`messages`", record.get("messages"))
+    messages = record.get("messages")
+    if isinstance(messages, str) and messages.lstrip().startswith("["):  # as a table's cell has it
+        messages = parsed(where, "`messages`", messages)
     if messages is None:
         raise _not_a_conversation(where, f"no `messages`, only {keys_of(record)}", advice(record))
     if not isinstance(messages, list) or not messages:
