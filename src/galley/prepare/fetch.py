@@ -7,6 +7,7 @@ Only this module speaks to a hub, and only prepare calls it. Credentials are hug
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 import time
@@ -181,6 +182,7 @@ def pin_data(name: str, revision: str | None) -> str | None:
     return sha or revision
 
 
+@functools.lru_cache(maxsize=2)  # asked for its columns first, then for its rows
 def load_data(name: str, revision: str | None, split: str, subset: str | None = None) -> Any:
     """A hub data set at a commit, as ``datasets`` loads it.
 
@@ -220,8 +222,8 @@ def _unloadable(name: str, split: str, error: Exception) -> UserError:
         return UserError("data.path", what, "give another data set, or another data.split")
     subsets = re.search(r"(?:available configs|Available): \[(.*?)\]", str(error))
     if type(error) is ValueError and subsets:
-        what = f"'{name}' on the hub has several configurations, and this is none of them"
-        what = f"'{name}' on the hub has several configurations" if "is missing" in lines[0] else what
+        unknown = "" if "is missing" in lines[0] else ", and this is none of them"
+        what = f"'{name}' on the hub has several configurations{unknown}"
         return UserError("data.subset", what, f"use one of {subsets[1][:200]}")
     if type(error) is ValueError and "split" in lines[0]:
         return UserError("data.split", lines[0][:300], "use another data.split")

@@ -8,7 +8,7 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -60,7 +60,7 @@ def _read(kind: Kind, path: Path, file: IO[bytes], sample: str) -> Iterator[Reco
         return _lines(path, file, sample)
     if kind == "json":
         return _json(path, file, sample)
-    return {"csv": _csv, "parquet": _parquet, "arrow": _arrow}[kind](path, file)
+    return _csv(path, file) if kind == "csv" else _columnar(path, file, {"parquet": _parquet, "arrow": _arrow}[kind])
 
 
 def _lines(path: Path, file: IO[bytes], sample: str) -> Iterator[Record]:
@@ -169,30 +169,28 @@ def _decoded(file: IO[bytes]) -> io.TextIOWrapper:
     return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
 
 
-def _parquet(path: Path, file: IO[bytes]) -> Iterator[Record]:
-    from pyarrow import ArrowException, parquet
+def _columnar(path: Path, file: IO[bytes], batches: Callable[[IO[bytes]], Iterator[Any]]) -> Iterator[Record]:
+    """The rows of a file of columns, whose record batches ``batches`` reads one after the other."""
+    from pyarrow import ArrowException
 
     try:
-        batches = parquet.ParquetFile(file).iter_batches(batch_size=ROWS)
-        rows = (row for batch in batches for row in batch.to_pylist())
+        rows = (row for batch in batches(file) for row in batch.to_pylist())
         yield from (Record(index, f"{path}, row {index}", row) for index, row in enumerate(rows))
     except ArrowException as error:
         raise _damaged(path, error) from None
 
 
-def _arrow(path: Path, file: IO[bytes]) -> Iterator[Record]:
-    from pyarrow import ArrowException, ipc
+def _parquet(file: IO[bytes]) -> Iterator[Any]:
+    from pyarrow import parquet
 
-    try:
-        batches = _batches(ipc, file)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from (Record(index, f"{path}, row {index}", row) for index, row in enumerate(rows))
-    except ArrowException as error:
-        raise _damaged(path, error) from None
+    batches: Iterator[Any] = parquet.ParquetFile(file).iter_batches(batch_size=ROWS)
+    return batches
 
 
-def _batches(ipc: Any, file: IO[bytes]) -> Iterator[Any]:
+def _arrow(file: IO[bytes]) -> Iterator[Any]:
     """Of an Arrow file, which says at its end where each stands, or of a stream of them."""
+    from pyarrow import ipc
+
     is_file = file.read(6) == b"ARROW1"
     file.seek(0)
     if not is_file:

@@ -5,16 +5,18 @@ Dolly's names for the same (``context`` and ``response``) are read too.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from galley.contract.errors import UserError
+from galley.contract.row_formats import COLUMNS
 from galley.prepare.formats.calls import kind, parsed
 from galley.prepare.formats.chat import conversation_format
 from galley.prepare.formats.conversations import only_column, system_of, text_of
 
 SAMPLE = '{"instruction": "…", "input": "", "output": "…"}'
-INPUTS, OUTPUTS = ("input", "context"), ("output", "response")
+INPUTS = ("input", "context")
+_, OUTPUTS = COLUMNS["alpaca"]
 
 
 def to_messages(record: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -49,14 +51,9 @@ def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
 
-def _matches(columns: Collection[str]) -> bool:
-    return "instruction" in columns and not set(OUTPUTS).isdisjoint(columns)
-
-
 ALPACA = conversation_format(
     name="alpaca",
     sample=SAMPLE,
     columns=("instruction", *INPUTS, *OUTPUTS, "history", "system", "system_prompt", "tools"),
-    matches=_matches,
     to_messages=to_messages,
 )

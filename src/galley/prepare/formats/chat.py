@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from galley.contract.errors import UserError
-from galley.contract.row_formats import SAMPLE
+from galley.contract.row_formats import SAMPLE, is_of
 from galley.prepare.formats.base import Document, Encoder, Format, Limits, keys_of
 from galley.prepare.formats.calls import kind
 from galley.prepare.formats.conversations import Conversation, parse
@@ -16,10 +16,6 @@ from galley.prepare.formats.conversations import Conversation, parse
 if TYPE_CHECKING:
     from galley.prepare.formats.coverage import Coverage
     from galley.prepare.formats.template import Template
-
-
-def _matches(columns: Collection[str]) -> bool:
-    return "messages" in columns
 
 
 def _encoder(tokenizer: Any, template: Template, limits: Limits) -> Encoder[Conversation]:
@@ -49,7 +45,7 @@ CHAT = Format(
     rows="conversations",
     sample=SAMPLE,
     columns=("messages", "tools", "system"),
-    matches=_matches,
+    matches=partial(is_of, "chat"),
     parse=parse,
     encoder=_encoder,
     templated=True,
@@ -60,10 +56,13 @@ def conversation_format(
     name: str,
     sample: str,
     columns: tuple[str, ...],
-    matches: Callable[[Collection[str]], bool],
     to_messages: Callable[[Mapping[str, Any], str], Mapping[str, Any]],
 ) -> Format[Conversation]:
-    """A format whose rows ``to_messages`` turns into records of ``messages``; the rest is as with those."""
+    """A format whose rows ``to_messages`` turns into records of ``messages``; the rest is as with those.
+
+    ``columns``: all that are read; which of them a row must have is in :data:`galley.contract.row_formats.COLUMNS`.
+    """
+    matches = partial(is_of, name)
 
     def read(record: object, where: str) -> Conversation:
         if not isinstance(record, Mapping) or not matches(record):

@@ -5,7 +5,7 @@ Both may be text, or lists of messages, as TRL has them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from galley.contract.errors import UserError
@@ -48,14 +48,9 @@ def _messages(where: str, name: str, value: object, role: str, more: dict[str, i
     return [{**message, **(more if message.get("role") == "assistant" else {})} for message in value]
 
 
-def _matches(columns: Collection[str]) -> bool:
-    return not set(PROMPTS).isdisjoint(columns) and not set(ANSWERS).isdisjoint(columns)
-
-
 PROMPT_COMPLETION = conversation_format(
     name="prompt_completion",
     sample=SAMPLE,
     columns=(*PROMPTS, *ANSWERS, "system", "system_prompt", "tools", "label"),
-    matches=_matches,
     to_messages=to_messages,
 )

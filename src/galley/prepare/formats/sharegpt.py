@@ -66,14 +66,9 @@ def _refusal(where: str, what: str, todo: str | None = None) -> UserError:
     return UserError(where, f"not a ShareGPT conversation: {what}", todo or f"write rows such as {SAMPLE}")
 
 
-def _matches(columns: Collection[str]) -> bool:
-    return "conversations" in columns or "conversation" in columns
-
-
 SHAREGPT = conversation_format(
     name="sharegpt",
     sample=SAMPLE,
     columns=("conversations", "conversation", "system", "tools"),
-    matches=_matches,
     to_messages=to_messages,
 )
