@@ -50,8 +50,9 @@ PYDANTIC = {"spec", "task", "pace"}
 """Of the contract, what may import pydantic."""
 
 
-LINES_OF_A_FUNCTION, LINES_OF_A_FILE = 40, 320
+LINES_OF_A_FUNCTION, LINES_OF_A_FILE, LEVELS = 40, 320, 3
 """As CONTRIBUTING.md has them."""
+BRANCHES = (ast.If, ast.For, ast.While, ast.Match)
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -204,3 +205,19 @@ def test_files_and_functions_stay_small(folder: Path) -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
                 assert length <= LINES_OF_A_FUNCTION, f"{path}: {node.name} has {length} lines"
+                assert nesting(node) <= LEVELS, f"{path}: {node.name} has {nesting(node)} levels of branches and loops"
+
+
+def nesting(node: ast.AST) -> int:
+    """Levels of branches and loops in ``node``; an ``elif`` is no deeper than its ``if``."""
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        deepest = max(deepest, nesting(child) - is_elif)
+    return deepest + isinstance(node, BRANCHES)
+
+
+def test_nesting_is_counted() -> None:
+    deep = "for a in b:\n  if a:\n    pass\n  elif b:\n    while c:\n      with d:\n        pass"
+    assert nesting(ast.parse(deep)) == 3
+    assert nesting(ast.parse("x = [a for a in b if a]")) == 0

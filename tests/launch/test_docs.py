@@ -38,3 +38,12 @@ def test_pages_name_verbs_that_exist(page: Path) -> None:
     )
     assert named
     assert named <= set(VERBS)
+
+
+def test_the_map_names_files_that_exist() -> None:
+    """Each file that CONTRIBUTING.md names is one, in the folder that it names."""
+    named = set(re.findall(r"`([\w/.-]+\.(?:py|j2|sh|c|md))`", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert len(named) > 50
+    tops = ("launch", "src", "slurm", "tests", "benchmarks", "docs")
+    files = [f"/{file.relative_to(ROOT)}" for top in tops for file in (ROOT / top).rglob("*") if file.is_file()]
+    assert [name for name in sorted(named) if not any(file.endswith(f"/{name}") for file in files)] == []

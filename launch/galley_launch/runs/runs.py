@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,15 +192,21 @@ def follow(run: RunDir, paths: Callable[[], list[Path]], show: Callable[[str], N
     while live:
         # Asked before the logs are read, so that what a run writes last is shown in one more round.
         live = watch.is_live(show) if watch else locks.is_live(run)
-        for path in paths():
-            number = int(path.parent.parent.name)  # attempts/NUMBER/logs/NAME.log
-            for line in tails.setdefault(path, Tail(path)).lines():
-                if watch and number != shown:
-                    show(f"-- attempt {number}" if number else "-- prepare")
-                    shown = number
-                show(line)
+        for number, line in _new_lines(paths(), tails):
+            if watch and number != shown:
+                show(f"-- attempt {number}" if number else "-- prepare")
+                shown = number
+            show(line)
         if live:
             time.sleep(poll)
+
+
+def _new_lines(paths: list[Path], tails: dict[Path, Tail]) -> Iterator[tuple[int, str]]:
+    """The lines that logs grew by, each with the number of its attempt; ``tails`` keeps how far each was read."""
+    for path in paths:
+        number = int(path.parent.parent.name)  # attempts/NUMBER/logs/NAME.log
+        for line in tails.setdefault(path, Tail(path)).lines():
+            yield number, line
 
 
 def stop(run: RunDir) -> str:
