@@ -6,7 +6,7 @@ Standard library only: ``plan`` asks on a login node, ``prepare`` again.
 from __future__ import annotations
 
 import bz2
-import csv
+import functools
 import gzip
 import importlib
 import io
@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
+from galley.contract.delimited import read_layout
 from galley.contract.errors import UserError
-from galley.contract.row_formats import COLUMNS, SAMPLE, advice, is_judged, is_of, recognised
+from galley.contract.row_formats import COLUMNS, SAMPLE, advice, is_judged, is_of, known_columns, recognised
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "arrow"]
 """``jsonl``: an object a line. ``json``: an array of objects, or an object that holds one. ``csv``: text in columns."""
@@ -48,7 +49,6 @@ SUFFIXES = {
     ".safetensors": "a file of tensors", ".npy": "a numpy array", ".gguf": "a model",
 }  # fmt: skip
 """What a file is that does not begin like one that is read, by its suffix."""
-DELIMITERS = ",;\t|"
 
 
 def check_file(path: Path, form: str = "auto", columns: Mapping[str, str] | None = None) -> None:
@@ -58,7 +58,7 @@ def check_file(path: Path, form: str = "auto", columns: Mapping[str, str] | None
     """
     try:
         head = first_bytes(path)
-        record = _first_record(path, data_kind(path, head), head)
+        record = _first_record(path, data_kind(path, head), head, columns or {})
     except OSError:
         return
     if not record:
@@ -72,14 +72,31 @@ def check_file(path: Path, form: str = "auto", columns: Mapping[str, str] | None
 
 
 def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
-    """``record`` with the format's names for its columns; ``columns``: format's name to the file's."""
-    if not columns:
-        return record
-    given = {name: record[column] for name, column in columns.items() if column in record}
+    """``record`` with the format's names for its columns; ``columns``: format's name to the file's.
+
+    Capitals and blanks around a known name do not count: `` Question`` is ``question``, where there is no other.
+    """
+    named = column_names(tuple(record), tuple(columns.items()))
+    return record if named is None else {name: record[key] for name, key in named.items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def column_names(keys: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> dict[str, str] | None:
+    """For a row with these keys, the format's name of each column that may be read to its key; None: as they are."""
+    spelled = known_columns(keys)
+    given = {name: key for name, column in columns if (key := _key(column, keys)) is not None}
     # Where the prompt is named, what else could have been the prompt is not: `columns.prompt=question` beside `input`.
-    groups = [group for form in COLUMNS.values() for group in form if group[0] in given]
-    settled = {*columns.values(), *(name for group in groups for name in group)} - set(given)
-    return {**{name: value for name, value in record.items() if name not in settled}, **given}
+    groups = [group for form in COLUMNS.values() for group in form if group[0] in dict(columns)]
+    settled = {*dict(columns).values(), *(name for group in groups for name in group)}
+    rest = {spelled.get(key, key): key for key in keys if key not in given.values()}
+    named = {name: key for name, key in rest.items() if name not in settled} | given
+    return None if named == {key: key for key in keys} else named
+
+
+def _key(column: str, keys: tuple[str, ...]) -> str | None:
+    """The key that the user names ``column``: it, or the only one that is it but for capitals and blanks around."""
+    alike = [key for key in keys if key.strip().lower() == column.strip().lower()]
+    return column if column in keys else alike[0] if len(alike) == 1 else None
 
 
 def first_bytes(path: Path) -> bytes:
@@ -163,12 +180,20 @@ def all_objects(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
-def table_in(value: object) -> str | None:
-    """The key of the one list of objects that an object which is no row holds, as in ``{"data": [{…}, …]}``."""
-    if not isinstance(value, Mapping) or recognised(value) or is_of("text", value):
+def table_in(value: object, columns: Mapping[str, str] | None = None) -> str | None:
+    """The key of the one list of objects that an object which is no row holds, as in ``{"data": [{…}, …]}``.
+
+    ``columns``: the file's names for the format's columns, by which it may be a row.
+    """
+    if not isinstance(value, Mapping) or _is_row(value, columns or {}):
         return None
     keys = [key for key, item in value.items() if all_objects(item)]
     return keys[0] if len(keys) == 1 else None
+
+
+def _is_row(value: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    renamed = rename(value, columns)
+    return recognised(renamed) is not None or is_of("text", renamed)
 
 
 def inner_suffix(path: Path) -> str:
@@ -178,31 +203,25 @@ def inner_suffix(path: Path) -> str:
     return inner[-1] if inner else ""
 
 
-def delimiter(header: str) -> str:
-    """What stands between the columns of a CSV file, by its first line: the most frequent of ``,;``, tab and ``|``."""
-    return max(DELIMITERS, key=header.count)
-
-
-def _first_record(path: Path, kind: Kind, head: bytes) -> Mapping[str, Any] | None:
+def _first_record(path: Path, kind: Kind, head: bytes, columns: Mapping[str, str]) -> Mapping[str, Any] | None:
     """The first row of a file of lines, or what it has of it: the columns. None where that takes reading on."""
     if kind == "json":
-        return _first_of(path, _json(head.removeprefix(b"\xef\xbb\xbf"))) if len(head) < HEAD else None
+        return _first_of(path, _json(head.removeprefix(b"\xef\xbb\xbf")), columns) if len(head) < HEAD else None
+    if kind == "csv":
+        layout = read_layout(path, head.decode("utf-8-sig", "replace"), len(head) < HEAD)
+        return layout and dict.fromkeys(layout.names, "")
     lines = [line for line in head.removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True) if line.strip()]
     if not lines or not (lines[0].endswith(b"\n") or len(head) < HEAD):
         return None
-    if kind == "csv":
-        header = lines[0].decode("utf-8", "replace")
-        names = next(csv.reader([header], delimiter=delimiter(header)), [])
-        return dict.fromkeys((name.strip() for name in names), "")
     record = _parsed(path, head, lines[0]) if kind == "jsonl" else None
-    if inner_suffix(path) == ".json" and table_in(record):
-        return _first_of(path, record)
+    if inner_suffix(path) == ".json" and len(lines) == 1 and table_in(record, columns):
+        return _first_of(path, record, columns)
     return record if isinstance(record, Mapping) else None
 
 
-def _first_of(path: Path, value: object) -> Mapping[str, Any] | None:
+def _first_of(path: Path, value: object, columns: Mapping[str, str]) -> Mapping[str, Any] | None:
     """The first row of a file that holds one JSON value; None where it is damaged. Raises for one without rows."""
-    key = table_in(value)
+    key = table_in(value, columns)
     if isinstance(value, Mapping) and key is None:
         raise not_a_table(path)
     rows = value[key] if isinstance(value, Mapping) else value

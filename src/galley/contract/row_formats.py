@@ -15,9 +15,22 @@ COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "text": (("text",),),
 }
 """For each ``data.format``, groups of columns of which a row has one each, in the order in which they are tried."""
+BESIDE = ("system", "system_prompt", "tools", "history", "context", "label", "chosen", "rejected")
+"""Columns that rows may have besides."""
 SAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
 TEXT = "text"
 """Is never taken for granted: on plain text one trains otherwise, and for other reasons."""
+
+
+def known_columns(keys: Collection[str]) -> dict[str, str]:
+    """Keys that are the name of a column but for capitals and blanks around it, each with that name.
+
+    Not where two are the same, or a key is written so itself.
+    """
+    known = {*BESIDE, *(name for form in COLUMNS.values() for group in form for name in group)}
+    plain = {key: key.strip().lower() for key in keys}
+    names = [name for name in plain.values() if name in known]
+    return {key: name for key, name in plain.items() if key != name and names.count(name) == 1}
 
 
 def is_of(form: str, columns: Collection[str]) -> bool:

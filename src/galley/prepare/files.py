@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import io
+import itertools
 import json
 import lzma
-import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from galley.contract.data_files import (
     Kind,
     data_kind,
-    delimiter,
     first_bytes,
     inner_suffix,
     not_a_table,
@@ -23,62 +21,82 @@ from galley.contract.data_files import (
     table_in,
 )
 from galley.contract.errors import UserError
+from galley.prepare.delimited import read_delimited
+from galley.prepare.record import Record
 
 CHUNK = 1 << 20
 ROWS = 256
 """Of a columnar file, that are in memory at once."""
 
 
-class Record(NamedTuple):
-    """A row as it was read."""
+def read_records(path: Path, sample: str, columns: Mapping[str, str] | None = None) -> Iterator[Record]:
+    """The rows of ``path``, in order.
 
-    number: int
-    """Of the row or line, from 0."""
-    where: str
-    """For an error line: ``file:line`` counted from 1, or ``file, row N`` counted from 0."""
-    value: Any
-
-
-def read_records(path: Path, sample: str) -> Iterator[Record]:
-    """The rows of ``path``, in order. ``sample``: a row, for error messages.
+    ``sample``: a row, for error messages. ``columns``: the file's names for the format's columns.
 
     Raises :class:`UserError` naming file and line (or row) for what cannot be read, and for a file without rows.
     """
     try:
         kind = data_kind(path, first_bytes(path))
         with opened(path) as file:
-            yield from _read(kind, path, file, sample)
+            yield from _read(kind, path, file, sample, columns or {})
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise _damaged(path, error) from None
-    except UnicodeDecodeError as error:
-        what = f"not UTF-8: {error.reason} at {error.object[error.start : error.start + 4]!r}"
-        raise UserError(str(path), what, "save the file as UTF-8") from None
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
 
 
-def _read(kind: Kind, path: Path, file: IO[bytes], sample: str) -> Iterator[Record]:
+def _not_utf8(path: Path) -> UserError:
+    """Names the first line that is not UTF-8; read again, for a decoder only knows its place in what it was given."""
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return not_utf8(f"{path}:{number}", error)
+    return UserError(str(path), "not UTF-8 when it was read first", "do not write to it while it is read")
+
+
+def not_utf8(where: str, error: UnicodeDecodeError) -> UserError:
+    """For a line whose bytes are no UTF-8; Windows' encoding, in which most such files are, is named where it fits."""
+    shown = error.object[max(error.start - 20, 0) : error.start + 20]
+    what = f"not UTF-8: {error.reason} at byte {error.start} of the line"
+    try:
+        what += f", as WINDOWS-1252 it is {shown.decode('cp1252')!r}"
+    except UnicodeDecodeError:
+        return UserError(where, f"{what}, {shown!r}", "save the file as UTF-8")
+    return UserError(where, what, "save the file as UTF-8: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW")
+
+
+def _read(kind: Kind, path: Path, file: IO[bytes], sample: str, columns: Mapping[str, str]) -> Iterator[Record]:
     if kind == "jsonl":
-        return _lines(path, file, sample)
+        return _lines(path, file, sample, columns)
     if kind == "json":
-        return _json(path, file, sample)
-    return _csv(path, file) if kind == "csv" else _columnar(path, file, {"parquet": _parquet, "arrow": _arrow}[kind])
+        return _json(path, file, sample, columns)
+    if kind == "csv":
+        return read_delimited(path, file)
+    return _columnar(path, file, {"parquet": _parquet, "arrow": _arrow}[kind])
 
 
-def _lines(path: Path, file: IO[bytes], sample: str) -> Iterator[Record]:
-    for index, line in enumerate(file):
-        if line.strip():
-            where = f"{path}:{index + 1}"
-            value = _parse(where, line, sample)
-            if index == 0 and inner_suffix(path) == ".json" and (key := table_in(value)):
-                yield from _table(path, key, value)
-            else:
-                yield Record(index, where, value)
+def _lines(path: Path, file: IO[bytes], sample: str, columns: Mapping[str, str]) -> Iterator[Record]:
+    """An object a line, or in a ``.json`` file of one line the rows of the list that the one object holds."""
+    lines = ((index, line) for index, line in enumerate(file) if line.strip())
+    first, second = next(lines, None), next(lines, None)
+    alone = inner_suffix(path) == ".json" and second is None
+    for index, line in itertools.chain((item for item in (first, second) if item), lines):
+        where = f"{path}:{index + 1}"
+        value = _parse(where, line, sample)
+        if alone and (key := table_in(value, columns)):
+            yield from _table(path, key, value)
+        else:
+            yield Record(index, where, value)
 
 
 def _parse(where: str, line: bytes, sample: str) -> object:
     try:
         value: object = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(where, f"not UTF-8 at byte {error.start}", "save the file as UTF-8") from None
+        raise not_utf8(where, error) from None
     except ValueError as error:
         raise UserError(where, f"not JSON: {error}", f"write one object a line, such as {sample}") from None
     except RecursionError:
@@ -86,7 +104,7 @@ def _parse(where: str, line: bytes, sample: str) -> object:
     return value
 
 
-def _json(path: Path, file: IO[bytes], sample: str) -> Iterator[Record]:
+def _json(path: Path, file: IO[bytes], sample: str, columns: Mapping[str, str]) -> Iterator[Record]:
     """The objects of an array, read piece by piece; of an object that holds one, which is read whole."""
     text = _decoded(file)
     start = text.read(CHUNK).lstrip()
@@ -94,7 +112,7 @@ def _json(path: Path, file: IO[bytes], sample: str) -> Iterator[Record]:
         yield from _array(path, text, start, sample)
         return
     value = _parse(str(path), (start + text.read()).encode("utf-8", "surrogatepass"), sample)
-    key = table_in(value)
+    key = table_in(value, columns)
     if key is None:
         raise not_a_table(path)
     yield from _table(path, key, value)
@@ -137,32 +155,6 @@ def _check_over(path: Path, line: int, rest: str, text: io.TextIOWrapper) -> Non
                 f"{path}:{line}", "goes on after the end of its list", "write one list, or an object a line"
             )
         rest = ""
-
-
-def _csv(path: Path, file: IO[bytes]) -> Iterator[Record]:
-    csv.field_size_limit(sys.maxsize)
-    text = _decoded(file)
-    header = text.readline()
-    mark = delimiter(header)
-    names = [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}:1", f"names the column {twice[0]!r} twice", "give each column its own name")
-    reader, index = csv.reader(text, delimiter=mark, strict=True), 0
-    while True:
-        where = f"{path}:{reader.line_num + 2}"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise UserError(where, f"not CSV: {error}", "quote cells that hold quotes or line ends") from None
-        if cells is None:
-            return
-        if cells and len(cells) != len(names):
-            what = f"has {len(cells)} cells, but the first line names {len(names)} columns"
-            raise UserError(where, what, f"quote cells that hold {mark!r} or line ends")
-        if cells:
-            yield Record(index, where, dict(zip(names, cells, strict=True)))
-            index += 1
 
 
 def _decoded(file: IO[bytes]) -> io.TextIOWrapper:

@@ -91,7 +91,10 @@ def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:
 def _recognise(source: Source) -> Source:
     """``source`` with the format that the columns of its first row show. Raises :class:`UserError` for none."""
     if source.is_local:
-        first = next((row for file in source.files for row in read_records(file, source.form.sample)), None)
+        first = next(
+            (row for file in source.files for row in read_records(file, source.form.sample, source.reading.columns)),
+            None,
+        )
         record, where = (first.value, first.where) if first else (None, source.path)
     else:
         columns = _loaded(source).column_names
@@ -161,8 +164,9 @@ def read_rows(source: Source) -> Iterator[tuple[int, Example]]:
     if source.is_local:
         return _read_files(source)
     records, names = _loaded(source), source.reading.columns
-    if source.form.matches(rename(dict.fromkeys(records.column_names), names)):  # else all, for the error to name
-        wanted = {names.get(column, column) for column in source.form.columns}
+    named = rename({column: column for column in records.column_names}, names)  # the data set's name for each column
+    if source.form.matches(named):  # else all, for the error to name
+        wanted = {named[column] for column in source.form.columns if column in named}
         if unread := [column for column in records.column_names if column not in wanted]:
             print(f"data: columns of {source.path} that are not read: {', '.join(unread)}", flush=True)
         records = records.select_columns([column for column in records.column_names if column in wanted])

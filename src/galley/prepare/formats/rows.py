@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from galley.contract.data_files import check_file, rename
 from galley.prepare.files import read_records
@@ -23,7 +23,7 @@ class Reading:
 
     def of(self, record: object) -> object:
         """The record as the format names its columns; what is no object is left as it is, for the format to refuse."""
-        if not isinstance(record, Mapping) or not (self.columns or self.system):
+        if not isinstance(record, Mapping):
             return record
         named = rename(record, self.columns)
         return {**named, "system": named.get("system") or self.system} if self.system else named
@@ -38,8 +38,16 @@ def read_file(path: Path, form: Format[E], reading: Reading = AS_IT_IS) -> Itera
     Raises :class:`UserError` naming file and line (or row) for what cannot be read or is no such row.
     """
     check_file(path, form.name, reading.columns)
-    for record in read_records(path, form.sample):
-        yield record.number, form.parse(reading.of(record.value), record.where)
+    for record in read_records(path, form.sample, reading.columns):
+        example = form.parse(reading.of(record.value), record.where)
+        yield record.number, with_notes(example, record.note) if record.note else example
+
+
+def with_notes(example: E, *notes: str) -> E:
+    """``example`` with one of each of ``notes`` more; examples are dataclasses."""
+    more = {**example.notes, **dict.fromkeys(notes, 1)}
+    changed: Any = replace(cast(Any, example), notes=more)
+    return cast(E, changed)
 
 
 def rows_of(
