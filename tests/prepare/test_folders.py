@@ -13,7 +13,7 @@ import pytest
 from prepare.conftest import rows, write_jsonl
 
 from galley.contract import data_folders
-from galley.contract.data_folders import list_files, root
+from galley.contract.data_folders import list_files, part_descriptions, root
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
@@ -55,6 +55,84 @@ CASES: list[tuple[list[str], str, list[str]]] = [
 @pytest.mark.parametrize(("names", "split", "expected"), CASES)
 def test_the_files_of_a_folder(tmp_path: Path, names: list[str], split: str, expected: list[str]) -> None:
     assert listed(fill(tmp_path, *names), split) == expected
+
+
+INFOS: dict[str, Any] = {
+    "metadata.json": {"name": "x", "columns": {"messages": "list"}},
+    "dataset_infos.json": {"default": {"splits": {"train": {"num_examples": 2}}}},
+    "state.json.gz": {"_fingerprint": "x"},
+    "croissant.json": {"@type": "sc:Dataset", "recordSet": [{"@id": "default"}]},
+    "labels.json": ["a", "b"],
+    "sub/package.json": {"name": "x", "version": 1},
+    "large.json": {"vocabulary": {f"word {n}": n for n in range(10_000)}},
+}
+
+
+def describe(folder: Path, indent: int | None) -> None:
+    for name, value in INFOS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(value, indent=indent).encode()
+        (folder / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+def test_json_files_that_describe_rows_are_no_rows(tmp_path: Path, indent: int | None, suffix: str) -> None:
+    describe(tmp_path, indent)
+    (tmp_path / f"rows.{suffix}").write_text("question,answer\na,b\n" if suffix == "csv" else json.dumps(rows(1)[0]))
+    files = list_files(tmp_path, "train")
+    held, others = part_descriptions(files)
+    assert [file.name for file in held] == [f"rows.{suffix}"]
+    assert sorted(str(file.relative_to(tmp_path)) for file in others) == sorted(
+        set(INFOS) - set(data_folders.DESCRIPTIONS)
+    )
+
+
+ROWS_AS_JSON: list[tuple[str, Any, dict[str, str]]] = [
+    ("metadata.json", rows(2), {}),
+    ("metadata.json", {"data": rows(1)}, {}),
+    ("metadata.json", {"frage": "a", "antwort": "b"}, {"prompt": "frage", "completion": "antwort"}),
+    ("x.json", {"Question": "a", "Answer": "b"}, {}),
+    ("x.json", {"text": "a"}, {}),
+    ("x.json", {"prompt": "a", "chosen": "b", "rejected": "c"}, {}),
+    ("x.json", {"data": [{"q": "a", "a": "b"}]}, {}),
+    ("x.json", [{"q": "a", "a": "b"}], {}),
+    ("x.json", [], {}),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "columns"), ROWS_AS_JSON)
+def test_json_files_with_anything_like_rows_are_read_or_refused(
+    tmp_path: Path, name: str, value: Any, columns: dict[str, str]
+) -> None:
+    files = [write_jsonl(tmp_path / "a.jsonl", rows(1)), tmp_path / name]
+    files[1].write_text(json.dumps(value))
+    assert part_descriptions(files, columns=columns) == (files, [])
+    if value:
+        files[1].write_text((json.dumps({"any": "thing"}) + "\n") * 2)
+        assert part_descriptions(files, columns=columns) == (files, [])
+
+
+def test_a_folder_of_descriptions_only_is_refused_by_the_first(tmp_path: Path) -> None:
+    describe(tmp_path, None)
+    files = list_files(tmp_path, "train")
+    assert part_descriptions(files) == (files, [])
+
+
+def test_files_without_rows_are_named(
+    make_run: Make, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fill(tmp_path / "data", "a.jsonl", "b.jsonl")
+    describe(folder, 1)
+    spec, run = make_run(model_folder, folder)
+    work(spec, run, run.attempt(1))
+    out = capsys.readouterr().out
+    assert f"data: {folder}: 2 files, a.jsonl to b.jsonl; 6 that hold no rows are not read: croissant.json, " in out
+    assert read_manifest(run).train.rows == 4
+    work(spec, run, run.attempt(1))  # unchanged
+    (folder / "metadata.json").write_text(json.dumps(rows(1)))
+    with pytest.raises(UserError, match="changed since the run began"):
+        work(spec, run, run.attempt(1))
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
@@ -233,6 +311,8 @@ def test_plan_looks_into_a_folder(
     capsys.readouterr()
     assert cli.main([*words, "data.path=data/*.csv"]) == 2
     assert "data.path: no file matches 'data/*.csv'; check the pattern" in capsys.readouterr().err
+    (tmp_path / "data" / "notes.json").write_text('{"about": "rows"}')
+    assert cli.main([*words, "data.path=data"]) == 0, capsys.readouterr().err
     (tmp_path / "data" / "c.jsonl").write_text('{"id": 1}\n')
     assert cli.main([*words, "data.path=data"]) == 2
     assert f"{tmp_path}/data/c.jsonl:1: not a conversation: it has id" in capsys.readouterr().err

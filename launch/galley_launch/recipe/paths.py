@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galley.contract.data_files import check_file
-from galley.contract.data_folders import is_pattern, list_files, matches
+from galley.contract.data_folders import is_pattern, list_files, matches, part_descriptions
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir, read_json
 from galley.contract.spec import Data, Paths
@@ -71,8 +71,9 @@ def _data(path: str, key: str, name: str, search: Search, data: Data) -> str:
     if place is not None:
         if not search.prepared:  # Prepared data are used as they are, even if their source has changed since.
             split = "validation" if name == "held_out" else data.split  # as `prepare.sources` has it
-            for file in list_files(place, split)[:_MOST]:
-                check_file(file, data.format, data.columns.names())
+            columns = data.columns.names()
+            for file in part_descriptions(list_files(place, split)[:_MOST], data.format, columns)[0]:
+                check_file(file, data.format, columns)
         return str(place)
     if search.prepared and search.before.get(name):
         return str(search.before[name])

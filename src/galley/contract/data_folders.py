@@ -6,8 +6,10 @@ import glob
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from galley.contract.data_descriptions import is_description
 from galley.contract.data_files import inner_suffix
 from galley.contract.errors import UserError
 
@@ -67,6 +69,19 @@ def list_files(path: Path, split: str) -> list[Path]:
     if not files:
         raise UserError(str(path), "is a folder without files of rows", f"give one with {', '.join(ROWS)} files")
     return _of_split(path, files, split)
+
+
+def part_descriptions(
+    files: list[Path], form: str = "auto", columns: Mapping[str, str] | None = None
+) -> tuple[list[Path], list[Path]]:
+    """Of several files those with rows of the format ``form``, and those that only describe them.
+
+    Where all are descriptions they are taken for files of rows, for an error to tell what the first one is.
+    """
+    others = [file for file in files if len(files) > 1 and is_description(file, form, columns or {})]
+    if len(others) == len(files):
+        return files, []
+    return [file for file in files if file not in others], others
 
 
 def _check_copies(folder: Path, files: list[Path]) -> None:

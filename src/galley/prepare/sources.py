@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from galley.contract.data_files import rename
-from galley.contract.data_folders import count_others, list_files
+from galley.contract.data_folders import count_others, list_files, part_descriptions
 from galley.contract.errors import UserError
 from galley.contract.row_formats import advice, recognised
 from galley.contract.spec import RunSpec
@@ -57,8 +57,13 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """The files of a source that is on this machine. Raises :class:`UserError` for a folder without any."""
-        return list_files(Path(self.path), self.split)
+        """The files of rows of a source that is on this machine. Raises :class:`UserError` for a folder without any."""
+        return self.parted[0]
+
+    @property
+    def parted(self) -> tuple[list[Path], list[Path]]:
+        """The files of rows, and those beside them that only describe them, which are not read."""
+        return part_descriptions(list_files(Path(self.path), self.split), self.form.name, self.reading.columns)
 
 
 def list_sources(spec: RunSpec) -> list[Source]:
@@ -132,12 +137,16 @@ def _on_hub(source: Source) -> SourceFacts:
 
 def _on_disk(source: Source) -> SourceFacts:
     """Of a file, or of all files that a folder or a pattern stands for."""
-    path, files = Path(source.path), source.files
+    path, files = Path(source.path), list_files(Path(source.path), source.split)
     if files in ([], [path]):
         return _file(source.role, path)
+    rows, descriptions = source.parted
     others = count_others(path, files)
     left = f"; {others:,} of other splits than {source.split} are not read" if others else ""
-    print(f"data: {path}: {len(files):,} files, {files[0].name} to {files[-1].name}{left}", flush=True)
+    if descriptions:
+        names = ", ".join(file.name for file in descriptions[:5]) + (", …" if descriptions[5:] else "")
+        left += f"; {len(descriptions):,} that hold no rows are not read: {names}"
+    print(f"data: {path}: {len(rows):,} files, {rows[0].name} to {rows[-1].name}{left}", flush=True)
     return _several(source.role, path, source.split, files)
 
 
