@@ -23,7 +23,10 @@ BAD_ROWS = [
     ("[1, 2]", "x.jsonl:2: not a conversation: a list, not an object"),
     ('"text"', "x.jsonl:2: not a conversation: a string, not an object"),
     ("{}", "x.jsonl:2: not a conversation: no `messages`, only nothing"),
-    ('{"conversations": [], "id": 1}', "x.jsonl:2: not a conversation: no `messages`, only conversations, id"),
+    (
+        '{"conversations": [], "id": 1}',
+        "x.jsonl:2: is a row of the format sharegpt, not of chat; put rows",
+    ),
     ('{"messages": "hello"}', "x.jsonl:2: not a conversation: `messages` is a string"),
     ('{"messages": []}', "x.jsonl:2: not a conversation: `messages` is an empty list"),
     ('{"messages": ["a"]}', "x.jsonl:2: not a conversation: messages[0] is a string, not an object"),
@@ -57,7 +60,7 @@ def test_a_row_that_is_not_a_conversation(
 def test_a_file_that_is_not_utf8(make_run: Make, model_folder: Path, tmp_path: Path, refused: Refused) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(json.dumps(chat("a", "b")).encode() + b"\n\xff\xfe\n")
-    assert refused(make_run(model_folder, path)[1]) == f"{path}:2: not UTF-8 at byte 0; save the file as UTF-8"
+    assert refused(make_run(model_folder, path)[1]).startswith(f"{path}:2: not UTF-8: invalid start byte at byte 0")
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])

@@ -156,13 +156,13 @@ REFUSED = [
     ("sharegpt", {"conversations": [{"from": "human", "value": "x"}]}, "no message has the role assistant"),
     ("sharegpt", {"conversations": []}, "`messages` is an empty list"),
     ("alpaca", {"instruction": 3, "output": "x"}, "`instruction` is a number, not a string"),
-    ("alpaca", {"instruction": "x", "output": None}, "`output` is null, not a string"),
     ("alpaca", {"instruction": "x", "input": ["y"], "output": "z"}, "`input` is a list, not a string"),
     ("alpaca", {"instruction": "x", "output": "z", "history": [["a"]]}, "`history` is not a list of pairs"),
     ("prompt_completion", {"question": "x", "answer": 3}, "`answer` is a number, not a string"),
     ("prompt_completion", {"prompt": [{"role": "user", "content": "x"}], "completion": 3}, "is a number, neither a"),
     ("prompt_completion", {"prompt": ["x"], "completion": "y"}, "the prompt is a list, neither a string nor a list"),
-    ("alpaca", {"messages": []}, "not a row of the format alpaca: an object of messages"),
+    ("alpaca", {"messages": []}, "is a row of the format chat, not of alpaca"),
+    ("alpaca", {"id": 1}, "not a row of the format alpaca: an object of id"),
     ("sharegpt", ["x"], "not a row of the format sharegpt: a list"),
 ]  # fmt: skip
 

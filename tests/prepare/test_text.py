@@ -107,7 +107,7 @@ def test_an_older_run_keeps_what_it_prepared(make_run: Make, model_folder: Path,
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"messages": []}', "not a plain text: no `text`, only messages; write rows such as"),
+        ('{"id": []}', "not a plain text: no `text`, only id; write rows such as"),
         ('{"text": 3}', "not a plain text: `text` is a number; write rows such as"),
         ('"words"', "not a plain text: a string, not an object; write rows such as"),
         ("words", "not JSON: "),

@@ -45,6 +45,26 @@ def recognised(columns: Collection[str]) -> str | None:
     return next((form for form in COLUMNS if form != TEXT and is_of(form, columns)), None)
 
 
+def filled(record: Mapping[str, Any]) -> list[str]:
+    """The columns that are not null in this row."""
+    return [name for name, value in record.items() if value is not None]
+
+
+def null_column(form: str, record: Mapping[str, Any]) -> str | None:
+    """A column that a row of the format ``form`` must have and that is null in this one; None where all are filled."""
+    for group in COLUMNS.get(form, ()):
+        there = [name for name in group if name in record]
+        if there and all(record[name] is None for name in there):
+            return there[0]
+    return None
+
+
+def answer_columns(form: str, record: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """Of columns that a format may call otherwise, those that this row fills: ``("question", "answer")``."""
+    groups = [group for group in COLUMNS.get(form, ()) if len(group) > 1]
+    return tuple(next((name for name in group if record.get(name) not in (None, "")), None) for group in groups)
+
+
 def is_judged(record: Mapping[str, Any]) -> bool:
     """Whether a row holds an answer and a verdict on it, as KTO's data does: one of ``false`` is a bad answer."""
     label = record.get("label")

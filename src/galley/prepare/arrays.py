@@ -160,6 +160,9 @@ def _encode(job: Job, source: Source, flat: Path) -> Documents:
 
 def _nothing_left(documents: Documents, source: Source, limits: Limits) -> UserError:
     overlong = documents.lengths[documents.outcomes == OVERLONG]
+    if len(overlong) == 0 and not documents.lengths.any():
+        notes = ", ".join(f"{count:,} {what}" for what, count in documents.notes.items())[:200]
+        return UserError(FIELDS[source.role], f"every row of '{source.path}' is dropped: {notes}", "fill the columns")
     if len(overlong) == 0:
         what = f"every token of every row of '{source.path}' is masked"
         return UserError(FIELDS[source.role], what, "check that the chat template writes what the assistant says")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from galley.contract.data_files import rename
 from galley.contract.data_folders import count_others, list_files, part_descriptions
 from galley.contract.errors import UserError
-from galley.contract.row_formats import advice, recognised
+from galley.contract.row_formats import advice, filled, recognised
 from galley.contract.spec import RunSpec
 from galley.data.prepared import SourceFacts
 from galley.prepare.fetch import load_data, pin_data
@@ -107,7 +107,7 @@ def _recognise(source: Source) -> Source:
     if not isinstance(record, Mapping):
         return source
     named = rename(record, source.reading.columns)
-    name = recognised(named)
+    name = recognised(filled(named)) or recognised(named)
     if name is None:
         raise UserError(where, f"not a conversation: it has {keys_of(record)}", advice(record))
     form = FORMATS[name]

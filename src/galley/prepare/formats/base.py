@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+import numpy as np
+
 from galley.contract.errors import UserError
 from galley.data.columns import I32, IGNORED, U32
 
@@ -41,6 +43,10 @@ class Document:
     """Answers in it that cannot be trained on."""
     muted: int = 0
     """Answers in it that the row wants not trained on."""
+
+
+NOTHING = Document(np.empty(0, np.uint32), np.empty(0, np.int32))
+"""Of a row that is dropped."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from galley.contract.errors import UserError
 from galley.contract.row_formats import SAMPLE, is_of
-from galley.prepare.formats.base import Document, Encoder, Format, Limits, keys_of
+from galley.prepare.formats.base import NOTHING, Document, Encoder, Format, Limits, keys_of
 from galley.prepare.formats.calls import kind
-from galley.prepare.formats.conversations import Conversation, parse
+from galley.prepare.formats.conversations import Conversation, dropped, parse
 
 if TYPE_CHECKING:
     from galley.prepare.formats.coverage import Coverage
@@ -30,13 +30,16 @@ def _encode(tokenizer: Any, coverage: Coverage, learn: str, rows: Sequence[Conve
     from galley.prepare.formats.coverage import check_coverage
     from galley.prepare.formats.rendering import render_conversation, render_whole, tokenize
 
-    for row in rows:
+    kept = [row for row in rows if row.messages]
+    for row in kept:
         check_coverage(coverage, row)
     if learn == "last":
-        rows = [replace(row, muted=row.muted | frozenset(row.answers[:-1])) for row in rows]
+        kept = [replace(row, muted=row.muted | frozenset(row.answers[:-1])) for row in kept]
+    elif learn == "all":
+        kept = [replace(row, muted=row.muted - row.given) for row in kept]
     render = render_whole if learn == "all" else render_conversation
-    rendered = [render(coverage.template, row) for row in rows]
-    return [[document] for document in tokenize(tokenizer, rendered)]
+    documents = iter(tokenize(tokenizer, [render(coverage.template, row) for row in kept]))
+    return [[next(documents) if row.messages else NOTHING] for row in rows]
 
 
 CHAT = Format(
@@ -60,15 +63,19 @@ def conversation_format(
 ) -> Format[Conversation]:
     """A format whose rows ``to_messages`` turns into records of ``messages``; the rest is as with those.
 
+    What ``to_messages`` returns as ``prompt`` is how many of the messages were given as a prompt.
     ``columns``: all that are read; which of them a row must have is in :data:`galley.contract.row_formats.COLUMNS`.
     """
     matches = partial(is_of, name)
 
     def read(record: object, where: str) -> Conversation:
+        if isinstance(record, Mapping) and (reason := dropped(name, record, where)):
+            return Conversation(where, [], None, notes={reason: 1})
         if not isinstance(record, Mapping) or not matches(record):
             shown = f"an object of {keys_of(record)}" if isinstance(record, Mapping) else kind(record)
             raise UserError(where, f"not a row of the format {name}: {shown}", f"write rows such as {sample}")
-        conversation = parse(to_messages(record, where), where)
+        made = to_messages(record, where)
+        conversation = parse(made, where, made.get("prompt", 0))
         unread = [key for key in record if key not in columns and record[key] is not None]
         if not unread:
             return conversation

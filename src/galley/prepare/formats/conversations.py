@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from galley.contract.errors import UserError
-from galley.contract.row_formats import SAMPLE, advice
+from galley.contract.row_formats import SAMPLE, advice, filled, is_of, null_column, recognised
 from galley.prepare.formats.base import keys_of
 from galley.prepare.formats.calls import Message, kind, parsed, read_calls, read_tools, without_nulls
 
@@ -15,6 +15,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 NOT_TRAINED = "messages of others than the assistant have a weight, but only the assistant's are trained on"
 WEIGHTS = frozenset({"weight", "train", "loss"})
 EMPTY = "answers hold nothing, so the model is trained to end its turn at once"
+UNASKED = "conversations begin with an answer that nobody asked for, and are trained on as they stand"
+UNANSWERED = "conversations end with a message that is not answered, of which nothing is trained on"
 READ = frozenset({"messages", "tools", "system"})
 NULLS = "nulls in tools and tool calls left out, for Arrow pads with them (give a JSON string to keep a null)"
 
@@ -25,11 +27,14 @@ class Conversation:
 
     where: str
     messages: list[Message]
-    """At least one of them the assistant's."""
+    """At least one of them the assistant's; none where the row is dropped, for which ``notes`` has the reason."""
     tools: list[dict[str, Any]] | None
     """Tools the assistant could call, as the template takes them."""
     muted: frozenset[int] = frozenset()
-    """Messages of the assistant's and others' that are not to be trained on, for they have a weight of 0."""
+    """Messages of the assistant's and others' that are not to be trained on: they have a weight of 0, or are given as
+    part of a prompt."""
+    given: frozenset[int] = frozenset()
+    """Of ``muted`` those that are part of a prompt, and are trained on where everything is."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """What was passed over, and how often."""
 
@@ -39,31 +44,52 @@ class Conversation:
         return [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
 
 
-def parse(record: object, where: str) -> Conversation:
-    """The conversation of a record. Raises :class:`UserError` where it is none."""
+def parse(record: object, where: str, prompt: int = 0) -> Conversation:
+    """The conversation of a record. Raises :class:`UserError` where it is none.
+
+    ``prompt``: how many of the first messages are a prompt, whose answers were given and are not trained on.
+    """
     if not isinstance(record, dict | Mapping):
         raise _not_a_conversation(where, f"{kind(record)}, not an object")
     messages = record.get("messages")
     if isinstance(messages, str) and messages.lstrip().startswith("["):  # as a table's cell has it
         messages = parsed(where, "`messages`", messages)
     if messages is None:
+        if reason := dropped("chat", record, where):
+            return Conversation(where, [], None, notes={reason: 1})
         raise _not_a_conversation(where, f"no `messages`, only {keys_of(record)}", advice(record))
     if not isinstance(messages, list) or not messages:
         raise _not_a_conversation(where, f"`messages` is {kind(messages)}")
-    messages = with_system(messages, record.get("system"), where)
+    before, messages = len(messages), with_system(messages, record.get("system"), where)
+    prompt += len(messages) - before if prompt else 0
     read = [_message(where, number, message) for number, message in enumerate(messages)]
     if not any(message["role"] == "assistant" for message, _, _ in read):
         raise _not_a_conversation(where, "no message has the role assistant, so there is nothing to train on")
     tools, nulls = read_tools(where, record.get("tools"))
     nulls += sum(count for _, _, count in read)
     muted = frozenset(number for number, (_, weight, _) in enumerate(read) if weight == 0)
+    given = frozenset(number for number in range(prompt) if read[number][0]["role"] == "assistant") - muted
     others = sum(1 for message, weight, _ in read if weight and message["role"] != "assistant")
-    empty = sum(1 for message, weight, _ in read if weight != 0 and _is_empty(message))
-    counts = {NULLS: nulls, NOT_TRAINED: others, EMPTY: empty}
+    empty = sum(1 for message, weight, _ in read[prompt:] if weight != 0 and _is_empty(message))
+    roles = [message["role"] for message, _, _ in read if message["role"] not in ("system", "developer")]
+    first, last = roles[0] == "assistant", roles[-1] != "assistant"
+    counts = {NULLS: nulls, NOT_TRAINED: others, EMPTY: empty, UNASKED: int(first), UNANSWERED: int(last)}
     notes = {what: count for what, count in counts.items() if count}
     if len(record) > 1 and (unread := [key for key in record if key not in READ and record[key] is not None]):
         notes |= {f"rows have a key `{key!s:.60}` beside `messages`, which is not read": 1 for key in unread}
-    return Conversation(where, [message for message, _, _ in read], tools, muted, notes)
+    return Conversation(where, [message for message, _, _ in read], tools, muted | given, given, notes)
+
+
+def dropped(form: str, record: Mapping[str, Any], where: str) -> str | None:
+    """Why a row that lacks what the format ``form`` needs is dropped: it is null. None where it is not.
+
+    Raises :class:`UserError` where what it has is of another format.
+    """
+    other, null = recognised(filled(record)), null_column(form, record)
+    if other not in (None, form) and (null or not is_of(form, record)):
+        todo = f"put rows of each format into a file of their own, or use data.format={other} where all are such"
+        raise UserError(where, f"is a row of the format {other}, not of {form}", todo)
+    return f"rows dropped, for their `{null}` is null" if null else None
 
 
 def _is_empty(message: Message) -> bool:

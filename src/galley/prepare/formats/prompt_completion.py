@@ -18,20 +18,20 @@ SAMPLE = '{"prompt": "…", "completion": "…"}'
 
 
 def to_messages(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The record with ``messages``. Messages of the prompt are not trained on, not even the assistant's in them.
+    """The record with ``messages``, and how many of them are the prompt's: answers among those are not trained on.
 
     Raises :class:`UserError` for a column of another kind, and for an answer that comes with a verdict on it.
     """
     if is_judged(record):
         raise UserError(where, f"an answer with `label` {record['label']!r}", advice(record))
     prompt, answer = (_value(record, names, where) for names in (PROMPTS, ANSWERS))
+    more = {"system": system_of(record), "tools": record.get("tools")}
     if isinstance(prompt, list) or isinstance(answer, list):
-        messages = _messages(where, "the prompt", prompt, "user", {"weight": 0})
-        messages += _messages(where, "the answer", answer, "assistant", {})
-    else:
-        asked, answered = (text_of(record, names, where, SAMPLE) for names in (PROMPTS, ANSWERS))
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    return {"messages": messages, "system": system_of(record), "tools": record.get("tools")}
+        given = _messages(where, "the prompt", prompt, "user")
+        messages = [*given, *_messages(where, "the answer", answer, "assistant")]
+        return {**more, "messages": messages, "prompt": len(given)}
+    asked, answered = (text_of(record, names, where, SAMPLE) for names in (PROMPTS, ANSWERS))
+    return {**more, "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
 
 
 def _value(record: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
@@ -39,13 +39,13 @@ def _value(record: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any
     return record[name] if name else None
 
 
-def _messages(where: str, name: str, value: object, role: str, more: dict[str, int]) -> list[dict[str, Any]]:
+def _messages(where: str, name: str, value: object, role: str) -> list[dict[str, Any]]:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
         what = f"{name} is {kind(value)}, neither a string nor a list of messages"
         raise UserError(where, what, f"write rows such as {SAMPLE}")
-    return [{**message, **(more if message.get("role") == "assistant" else {})} for message in value]
+    return [dict(message) for message in value]
 
 
 PROMPT_COMPLETION = conversation_format(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from galley.contract.data_files import check_file, rename
+from galley.contract.row_formats import answer_columns
 from galley.prepare.files import read_records
 from galley.prepare.formats.base import E, Format
 
@@ -38,9 +39,25 @@ def read_file(path: Path, form: Format[E], reading: Reading = AS_IT_IS) -> Itera
     Raises :class:`UserError` naming file and line (or row) for what cannot be read or is no such row.
     """
     check_file(path, form.name, reading.columns)
-    for record in read_records(path, form.sample, reading.columns):
-        example = form.parse(reading.of(record.value), record.where)
-        yield record.number, with_notes(example, record.note) if record.note else example
+    records = read_records(path, form.sample, reading.columns)
+    return _examples(((record.number, record.where, record.value, record.note) for record in records), form, reading)
+
+
+def _examples(
+    rows: Iterable[tuple[int, str, object, str | None]], form: Format[E], reading: Reading
+) -> Iterator[tuple[int, E]]:
+    """Number and example of each of ``rows``: number, place, record, and what is doubtful about it."""
+    usual: tuple[str | None, ...] | None = None
+    for number, where, record, note in rows:
+        named = reading.of(record)
+        example = form.parse(named, where)
+        used = answer_columns(form.name, named) if isinstance(named, Mapping) else ()
+        usual = used if usual is None and None not in used else usual
+        notes = [note] if note else []
+        if usual is not None and used != usual:
+            pairs = [(name, other) for name, other in zip(usual, used, strict=True) if other and other != name]
+            notes += [f"rows are read from `{other}`, others from `{name}`" for name, other in pairs]
+        yield number, with_notes(example, *notes) if notes else example
 
 
 def with_notes(example: E, *notes: str) -> E:
@@ -54,5 +71,5 @@ def rows_of(
     records: Iterable[Mapping[str, Any]], name: str, form: Format[E], reading: Reading = AS_IT_IS
 ) -> Iterator[tuple[int, E]]:
     """Row numbers from 0 and examples of a hub data set that was loaded; errors name the data set and the row."""
-    for index, record in enumerate(records):
-        yield index, form.parse(reading.of(record), f"{name}, row {index}")
+    numbered = ((index, f"{name}, row {index}", record, None) for index, record in enumerate(records))
+    return _examples(numbered, form, reading)

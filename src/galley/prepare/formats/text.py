@@ -11,8 +11,9 @@ import numpy as np
 
 from galley.contract.errors import UserError
 from galley.data.columns import IGNORED
-from galley.prepare.formats.base import Document, Encoder, Format, Limits, encode_batch, keys_of
+from galley.prepare.formats.base import NOTHING, Document, Encoder, Format, Limits, encode_batch, keys_of
 from galley.prepare.formats.calls import kind
+from galley.prepare.formats.conversations import dropped
 
 if TYPE_CHECKING:
     from galley.prepare.formats.template import Template
@@ -25,7 +26,8 @@ class Text:
     """One row."""
 
     where: str
-    text: str
+    text: str | None
+    """None: the row is dropped, for which ``notes`` has the reason."""
     notes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -34,6 +36,8 @@ def parse(record: object, where: str) -> Text:
     text = record.get("text") if isinstance(record, Mapping) else None
     if isinstance(text, str):
         return Text(where, text)
+    if isinstance(record, Mapping) and (reason := dropped("text", record, where)):
+        return Text(where, None, {reason: 1})
     what = f"`text` is {kind(text)}" if isinstance(record, Mapping) else f"{kind(record)}, not an object"
     if isinstance(record, Mapping) and "text" not in record:
         what = f"no `text`, only {keys_of(record)}"
@@ -51,9 +55,14 @@ def tokenize_text(tokenizer: Any, cut: int | None, rows: Sequence[Text]) -> list
     if end is None:
         what = "the tokenizer has no end-of-sequence token, with which texts end"
         raise UserError("model.path", what, "give its tokenizer_config.json an eos_token")
-    encodings = encode_batch(tokenizer, [(row.where, row.text) for row in rows], add_special_tokens=True)
-    texts = [text.ids if text.ids[-1:] == [end] else [*text.ids, end] for text in encodings]
-    return [[_document(piece) for piece in pieces(ids, cut)] for ids in texts]
+    kept = [(row.where, row.text) for row in rows if row.text is not None]
+    texts = iter(encode_batch(tokenizer, kept, add_special_tokens=True))
+    return [_documents(next(texts).ids, end, cut) if row.text is not None else [NOTHING] for row in rows]
+
+
+def _documents(ids: list[int], end: int, cut: int | None) -> list[Document]:
+    ids = ids if ids[-1:] == [end] else [*ids, end]
+    return [_document(piece) for piece in pieces(ids, cut)]
 
 
 def pieces(ids: list[int], cut: int | None) -> list[list[int]]:
