@@ -46,7 +46,7 @@ DATA_ROOMS = {
 _BARE = ("rundir", "files", "text", "records", "metrics", "stages", "sensitive", "errors")
 BARE = {f"galley.contract.{name}" for name in _BARE}
 """Of the contract, what a job may import: the standard library's, in Python 3.9's grammar."""
-PYDANTIC = {"spec", "task", "pace"}
+PYDANTIC = {"part", "task_data", "spec", "task", "pace"}
 """Of the contract, what may import pydantic."""
 
 

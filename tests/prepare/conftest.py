@@ -135,13 +135,15 @@ def build_spec(root: Path, model: str, data: str, cache: Path, **more: Any) -> R
     about_model = {"path": model, "revision": revision, "chat_template": template, "attention": attention}
     task = {
         "model": {**about_model, "trust_remote_code": trust},
-        "data": {"path": data, "max_length": 128, **more},
+        "data": {"path": None if more.get("sources") else data, "max_length": 128, **more},
         "method": method,
         "batch": {"samples": ranks},
         "duration": {"steps": 1},
         "seed": seed,
     }
-    paths = {"run": str(root), "model": model, "data": data, "held_out": held_out, "chat_template": template}
+    paths = {"run": str(root), "model": model, "held_out": held_out, "chat_template": template}
+    sources = [source["path"] for source in more.get("sources", [])]
+    paths |= {"sources": sources} if sources else {"data": data}  # type: ignore[dict-item]
     placement = {
         "device": "cpu",
         "ranks_per_node": ranks,

@@ -20,11 +20,11 @@ Make = Callable[..., tuple[RunSpec, RunDir]]
 def test_a_task_lists_its_sources(make_run: Make, tmp_path: Path) -> None:
     data, other = (write_jsonl(tmp_path / f"{name}.jsonl", rows(3)) for name in "ab")
     spec, _ = make_run("org/model", data)
-    assert list_sources(spec) == [Source("data", str(data), CHAT, split="train")]
+    assert list_sources(spec) == [Source("data", str(data), CHAT, split="train", recognise=True)]
     spec, _ = make_run("org/model", "org/data", held_out_path=str(other), split="test")
     assert list_sources(spec) == [
-        Source("data", "org/data", CHAT, split="test"),
-        Source("held_out", str(other), CHAT, split="validation"),
+        Source("data", "org/data", CHAT, split="test", recognise=True),
+        Source("held_out", str(other), CHAT, split="validation", recognise=True),
     ]
 
 

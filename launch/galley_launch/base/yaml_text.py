@@ -18,7 +18,7 @@ from galley.contract.files import read_text, reason
 Tree = dict[str, Any]
 """Keys to strings, None, lists or further trees."""
 
-ONE_OF = {"batch": ("samples", "tokens"), "duration": ("epochs", "steps", "tokens")}
+ONE_OF = {"data": ("path", "sources"), "batch": ("samples", "tokens"), "duration": ("epochs", "steps", "tokens")}
 """Keys of a section of which only one may be set: setting one removes the others."""
 
 _NULL = "tag:yaml.org,2002:null"

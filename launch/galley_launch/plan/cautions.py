@@ -110,7 +110,7 @@ def of_length(spec: RunSpec, run: RunDir) -> list[str]:
 
 def _estimate(spec: RunSpec) -> int | None:
     """About how many samples the training split will have; None where that takes too long to find out."""
-    path, data = Path(spec.placement.paths.data), spec.task.data
+    path, data = Path(spec.placement.paths.data or ""), spec.task.data
     try:
         if not path.is_file() or path.stat().st_size > _LARGEST:
             return None

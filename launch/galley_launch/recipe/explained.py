@@ -36,6 +36,8 @@ def _section(part: BaseModel, indent: str) -> Iterator[str]:
 
 def _setting(name: str, value: Any) -> str:
     plain = list(value) if isinstance(value, tuple) else value
+    if isinstance(plain, list):
+        plain = [item.model_dump(exclude_unset=True) if isinstance(item, BaseModel) else item for item in plain]
     flow = isinstance(plain, list | dict)  # [a, b] on one line
     # PyYAML ends a document that is a bare scalar with a line "...", and would fold lines longer than its width.
     text = yaml.safe_dump(plain, default_flow_style=flow, allow_unicode=True, width=10_000)

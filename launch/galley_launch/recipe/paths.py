@@ -13,6 +13,7 @@ from galley.contract.data_folders import is_pattern, list_files, matches, part_d
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir, read_json
 from galley.contract.spec import Data, Paths
+from galley.contract.task_data import DataSource
 from galley_launch.recipe.schema import Recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -33,12 +34,12 @@ def expanded(path: str) -> Path:
 
 @dataclass(frozen=True)
 class Search:
-    """Where relative paths of a recipe are looked for, and where an earlier attempt found them."""
+    """Where a relative path of a recipe is looked for, and where an earlier attempt found it."""
 
     folder: Path
     """The folder of the file that wrote the path; the current directory is tried first."""
-    before: dict[str, str | None]
-    """``Paths`` of the run's last attempt, by name; empty for a new run."""
+    known: str | None
+    """Where the run's last attempt found it; None for a new run."""
     prepared: bool
     """Whether the run's data have been prepared: then their source may be gone."""
 
@@ -53,10 +54,9 @@ class Search:
         """The first place where files match ``path``, if it is a pattern."""
         return next((place for place in self.candidates(path) if matches(place)), None)
 
-    def find(self, path: str, name: str) -> Path | None:
-        """The first candidate that exists, with the last attempt's path (``name`` in ``Paths``) as the last one."""
-        known = self.before.get(name)
-        files = self.candidates(path) + ([Path(known)] if known and Path(known).is_absolute() else [])
+    def find(self, path: str) -> Path | None:
+        """The first candidate that exists, with the last attempt's path as the last one."""
+        files = self.candidates(path) + ([Path(self.known)] if self.known and Path(self.known).is_absolute() else [])
         return next((file for file in files if file.exists()), None)
 
 
@@ -65,18 +65,18 @@ def is_file_path(path: str) -> bool:
     return path.endswith(_SUFFIXES) or path.startswith((".", "/", "~"))
 
 
-def _data(path: str, key: str, name: str, search: Search, data: Data) -> str:
-    """The absolute file of data, or the hub id, that ``path`` means. Raises ``UserError``."""
-    place = search.find(path, name) or search.find_pattern(path)
+def _data(key: str, search: Search, settings: DataSource) -> str:
+    """The absolute path of data, or the hub id, that ``settings.path`` means. Raises ``UserError``."""
+    path, split = settings.path, settings.split or "train"
+    place = search.find(path) or search.find_pattern(path)
     if place is not None:
         if not search.prepared:  # Prepared data are used as they are, even if their source has changed since.
-            split = "validation" if name == "held_out" else data.split  # as `prepare.sources` has it
-            columns = data.columns.names()
-            for file in part_descriptions(list_files(place, split)[:_MOST], data.format, columns)[0]:
-                check_file(file, data.format, columns)
+            form, columns = settings.format or "auto", settings.columns.names() if settings.columns else {}
+            for file in part_descriptions(list_files(place, split)[:_MOST], form, columns)[0]:
+                check_file(file, form, columns)
         return str(place)
-    if search.prepared and search.before.get(name):
-        return str(search.before[name])
+    if search.prepared and search.known:
+        return search.known
     if not is_file_path(path) and _HUB_ID.fullmatch(path):
         return path
     if is_pattern(path):
@@ -90,7 +90,7 @@ def _data(path: str, key: str, name: str, search: Search, data: Data) -> str:
 def _model(path: str, search: Search) -> str:
     """The absolute path of a model, or the hub id, that ``path`` means. Raises ``UserError``."""
     # A local folder org/name wins over a hub model of that name; one that is not a whole model is refused, not skipped.
-    model = search.find(path, "model")
+    model = search.find(path)
     if model is None and not is_file_path(path) and _HUB_ID.fullmatch(path):
         return path
     if model is None:
@@ -110,7 +110,7 @@ def _model(path: str, search: Search) -> str:
 def _template(name: str | None, search: Search) -> str | None:
     if name is None or name in TEMPLATES:
         return name
-    file = search.find(name, "chat_template")
+    file = search.find(name)
     if file is None or not file.is_file():
         known = ", ".join(TEMPLATES)
         raise UserError("model.chat_template", f"{name!r} is neither a file nor a shipped template", f"known: {known}")
@@ -131,19 +131,31 @@ def paths(recipe: Recipe, run: RunDir, beside: Callable[[str], Path], shared: st
     """
     # Read as plain JSON: run.json may be of another version of Galley, and only its paths are needed here.
     before = (read_json(run.spec) or {}).get("placement", {}).get("paths", {})
-    prepared, held_out = run.data_manifest.is_file(), recipe.data.held_out_path
+    prepared, data = run.data_manifest.is_file(), recipe.data
 
-    def at(key: str) -> Search:
-        return Search(beside(key), before, prepared)
+    def at(key: str, known: str | None) -> Search:
+        return Search(beside(key), known, prepared)
 
+    sources = _sources(data, before.get("sources") or [], at) if data.sources else []
+    only = None if sources else _data("data.path", at("data.path", before.get("data")), data.listed()[0])
+    search = at("data.held_out_path", before.get("held_out"))
+    held_out = _data("data.held_out_path", search, data.held_out_settings()) if data.held_out_path else None
     return Paths(
         run=str(run.root.absolute()),
-        model=_model(recipe.model.path, at("model.path")),
-        data=_data(recipe.data.path, "data.path", "data", at("data.path"), recipe.data),
-        held_out=held_out and _data(held_out, "data.held_out_path", "held_out", at("data.held_out_path"), recipe.data),
-        chat_template=_template(recipe.model.chat_template, at("model.chat_template")),
+        model=_model(recipe.model.path, at("model.path", before.get("model"))),
+        data=only,
+        sources=sources,
+        held_out=held_out,
+        chat_template=_template(recipe.model.chat_template, at("model.chat_template", before.get("chat_template"))),
         cache=shared or str(cache()),
     )
+
+
+def _sources(data: Data, before: list[str], at: Callable[[str, str | None], Search]) -> list[str]:
+    """The path of each of ``data.sources``; ``before``: those of the last attempt."""
+    known = before if len(before) == len(data.sources) else [None] * len(data.sources)
+    triples = enumerate(zip(data.listed(), known, strict=True))
+    return [_data(f"data.sources[{number}]", at("data.sources", path), one) for number, (one, path) in triples]
 
 
 def exported_model(name: str, runs: Path) -> str:

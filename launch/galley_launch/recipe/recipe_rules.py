@@ -174,7 +174,7 @@ RECIPE_RULES = (
     ),
     Rule(
         "data.revision",
-        lambda case: case.recipe.data.revision is not None and _is_local(case.recipe.data.path),
+        lambda case: case.recipe.data.revision is not None and _is_local(case.recipe.data.path or ""),
         "a revision is for hub data sets, and data.path is a local file",
         "remove it",
     ),

@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from galley.contract.errors import UserError
 from galley.contract.spec import Cadence, Positive, Task, Tracking
+from galley.contract.task_data import DataSource
 from galley_launch.base import words
 from galley_launch.base.grammar import nearest
 from galley_launch.base.options import RESERVED, WRITTEN_OUT, Setting
@@ -66,8 +67,9 @@ def _sections(kind: type[BaseModel], prefix: str = "") -> dict[str, type[BaseMod
     """Dotted path to type of every section, those inside sections (``tracking.wandb``, which may be null) too."""
     sections: dict[str, type[BaseModel]] = {}
     for name, field in kind.model_fields.items():
-        # get_args opens unions: a section that may be null is `Wandb | None`.
-        for part in (field.annotation, *get_args(field.annotation)):
+        # get_args opens unions: a section that may be null is `Wandb | None`. A list of parts is no section.
+        inner = () if get_origin(field.annotation) is list else get_args(field.annotation)
+        for part in (field.annotation, *inner):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 sections |= {prefix + name: part} | _sections(part, f"{prefix}{name}.")
     return sections
@@ -221,6 +223,15 @@ def _as_user_error(error: ValidationError, where: str, set_by: Mapping[str, str]
     while place in _SECTIONS and inner:
         place = f"{place}.{inner.pop(0)}"
     source = set_by.get(place, where)
+    if first["type"] == "extra_forbidden":  # in a list of parts, whose keys `_check_names` has not seen
+        todo = nearest(inner[-1], list(DataSource.model_fields))
+        return UserError(f"{source}: {place}[{inner[0]}]", f"no such key: {inner[-1]!r}", todo)
+    if inner and place == "data.sources":
+        leaf = inner[1] if len(inner) > 1 else ""
+        field = DataSource.model_fields.get(leaf)
+        about = " ".join((field.description or "").split()).removesuffix(".") if field else "write {path: a.jsonl}"
+        path = ".".join([f"{place}[{inner[0]}]", *inner[1:]])
+        return UserError(f"{source}: {path}", sentence(first, others), f"it means: {about}" if field else about)
     if first["type"] == "value_error":  # The contract's own words: what; what to do.
         what, _, todo = str(first["ctx"]["error"]).rpartition("; ")
         return UserError(f"{source}: {place}".removesuffix(": "), what or todo, todo if what else "keep one of them")
@@ -233,6 +244,9 @@ def _not_finite(value: Any, path: str = "") -> Iterator[str]:
     if isinstance(value, dict):
         for key, part in value.items():
             yield from _not_finite(part, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _not_finite(part, path)
     elif isinstance(value, float) and not math.isfinite(value):
         yield path
 

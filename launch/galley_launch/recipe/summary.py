@@ -34,7 +34,7 @@ def summary(spec: RunSpec, facts: Facts) -> list[tuple[str, str]]:
     rows = {
         "run": f"{spec.name} in {place.paths.run}",
         "model": f"{task.model.path}{size}, {task.model.dtype}",
-        "data": f"{task.data.path}{held}",
+        "data": f"{', '.join(source.path for source in task.data.listed())}{held}",
         "method": f"{_method_of(spec)}, {task.optimizer.name} lr {task.optimizer.lr:g}, {task.schedule.kind}",
         "batch": f"{samples} samples a step = {product}; up to {count(samples * task.data.max_length)} tokens",
         "for": _duration_of(spec),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from statistics import median
 from typing import Any
 
@@ -168,7 +169,12 @@ def _facts(split: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
         "left out, nothing to train on": "dropped_unsupervised",
         "turns not trained on": "turns_masked",
     }
-    return counts | {name: _whole(split, key) if split.get(key) else "" for name, key in left.items()}
+    counts |= {name: _whole(split, key) if split.get(key) else "" for name, key in left.items()}
+    for share in split.get("shares") or []:
+        tokens = number(share.get("supervised")) or 0.0
+        part = f"{tokens / supervised:.1%} of the tokens trained on, " if supervised else ""
+        counts[f"from {PurePath(str(share.get('path'))).name}"] = f"{part}{_whole(share, 'documents')} documents"
+    return counts
 
 
 def _whole(split: dict[str, Any], key: str) -> str:

@@ -132,7 +132,7 @@ def _mounts(spec: RunSpec, run: RunDir, cluster: Cluster, container: Container, 
     """What the container must see, each where it is outside, then the profile's own. Raises ``UserError``."""
     paths = spec.placement.paths
     offload = spec.placement.deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
-    data = [root(path) for path in (paths.data, paths.held_out) if path]
+    data = [root(path) for path in (*paths.trained_on(), paths.held_out) if path]
     files = [paths.model, *data, paths.chat_template, offload.get("nvme_path")]
     files += [variables.get("GALLEY_MEETING")]  # where ranks meet, if not in the run
     # Each at the same path inside. Names of models and data on the hub are no absolute paths: nothing to mount.

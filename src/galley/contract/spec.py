@@ -17,20 +17,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from galley.contract.files import read_text
+from galley.contract.part import Fraction, Part, Positive
 from galley.contract.sensitive import secret_in
 from galley.contract.task import (
     Batch,
-    Data,
     Duration,
-    Fraction,
     Method,
     Model,
     Optimizer,
-    Part,
-    Positive,
     Schedule,
     Task,
 )
+from galley.contract.task_data import Data
 
 __all__ = [
     "Batch", "Cadence", "Data", "Duration", "Fraction", "Method", "Mlflow", "Model", "Optimizer", "Origin", "Part",
@@ -103,14 +101,20 @@ class Paths(Part):
     """The run directory."""
     model: str
     """``model.path`` as found here: an absolute path, or the hub id."""
-    data: str
-    """``data.path`` as found here: an absolute path, or the hub id."""
+    data: str | None = None
+    """``data.path`` as found here: an absolute path, or the hub id; None where there are ``sources``."""
+    sources: list[str] = Field(default_factory=list)
+    """The path of each of ``data.sources`` as found here."""
     held_out: str | None = None
     """``data.held_out_path`` as found here."""
     chat_template: str | None = None
     """``model.chat_template`` as found here: a shipped template's name, or an absolute path."""
     cache: str
     """Where prepared data, converted models and pinned tokenizers are shared between runs."""
+
+    def trained_on(self) -> list[str]:
+        """Where the rows come from, in the order of ``Data.listed``."""
+        return [self.data] if self.data is not None else self.sources
 
 
 class Placement(Part):

@@ -7,16 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Part(BaseModel):
-    """A frozen piece of the contract; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+from galley.contract.part import Fraction, Part, Positive
+from galley.contract.task_data import Data
 
 
 class Model(Part):
@@ -38,83 +32,6 @@ class Model(Part):
     """None: the tokenizer's own. Otherwise ``chatml`` or a ``.jinja`` file; tokens that it needs are added, trained."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository ships. Off: such a model is refused."""
-
-
-class Columns(Part):
-    """What a file calls the columns of a format, where it calls them otherwise: ``prompt: question_text``."""
-
-    messages: str | None = None
-    """Of ``chat``; so is ``tools``."""
-    conversations: str | None = None
-    """Of ``sharegpt``."""
-    instruction: str | None = None
-    """Of ``alpaca``; so are ``input``, ``output`` and ``history``."""
-    input: str | None = None
-    """What the instruction is about."""
-    output: str | None = None
-    """The answer to the instruction."""
-    history: str | None = None
-    """Earlier questions and answers."""
-    prompt: str | None = None
-    """Of ``prompt_completion``: the question."""
-    completion: str | None = None
-    """The answer to the prompt."""
-    text: str | None = None
-    """Of ``text``."""
-    system: str | None = None
-    """A system prompt, beside any of these but ``messages`` and ``text``."""
-    tools: str | None = None
-    """The tools that the assistant could call."""
-
-    def names(self) -> dict[str, str]:
-        """The file's name by the format's, of those that are set."""
-        return self.model_dump(exclude_none=True)
-
-
-class Data(Part):
-    """What to train on: rows of conversations, or of plain text."""
-
-    path: str
-    """A file of JSON lines, JSON, CSV, Parquet or Arrow, a folder or a pattern (``data/*.jsonl``) of them, or a hub
-    data set id; as the user wrote it."""
-    revision: str | None = None
-    """Hub branch, tag or commit; only for hub ids."""
-    subset: str | None = None
-    """Which of a hub data set's configurations, where it has several: its ``name`` in ``datasets.load_dataset``."""
-    split: str = "train"
-    """Which split of a hub data set (``train``, ``train[:5%]``, ``train+validation``), or of a folder in which the
-    names of files tell of several; not used for files."""
-    held_out: Fraction = 0.0
-    """Share of rows kept out of training to measure the held-out loss, chosen by the seed. 0: none."""
-    held_out_path: str | None = None
-    """A file to measure the held-out loss on, instead of a share of ``path``."""
-    max_length: Positive = 2048
-    """Longest sample in tokens; a packed sample holds whole documents up to this length."""
-    packing: bool = True
-    """Fill each sample with several documents, none of which attends to another."""
-    overlong: Literal["drop", "truncate", "truncate_left", "split", "refuse"] = "drop"
-    """What to do with a row of more than ``max_length`` tokens; it is counted and reported. ``truncate`` keeps its
-    beginning, ``truncate_left`` its end, ``refuse`` ends the preparation. ``split`` cuts plain text into several, and
-    is its default."""
-    format: Literal["auto", "chat", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
-    """How rows are written. ``chat``: ``messages`` of ``role`` and ``content``; ``sharegpt``: ``conversations`` of
-    ``from`` and ``value``; ``alpaca``: ``instruction``, ``input`` and ``output``; ``prompt_completion``: a prompt (or
-    question) and a completion (or answer); ``auto``: whichever of these the columns show. All are trained on the
-    assistant's tokens. ``text``: plain text, trained on every token, with no chat template and an end-of-sequence token
-    after each row (continued pretraining)."""
-    learn: Literal["assistant", "last", "all"] = "assistant"
-    """Which messages of a conversation are trained on: the assistant's, only its last, or every token of all."""
-    columns: Columns = Field(default_factory=lambda: Columns())
-    """The file's names for columns that a format calls otherwise."""
-    system: str | None = None
-    """System prompt of conversations that have none."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_is_split(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("format") == "text":
-            return {"overlong": "split"} | given
-        return given
 
 
 class Method(Part):

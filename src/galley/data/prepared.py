@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,8 @@ class SourceFacts(Part):
 
     what: Literal["data", "held_out", "chat_template"]
     """What it was read for."""
+    number: int = 0
+    """Of several sources of data: which, in the task's order."""
     path: str
     """As found when it was prepared: an absolute path (of a file, a folder or a pattern), or a hub id."""
     split: str | None = None
@@ -38,6 +41,26 @@ class SourceFacts(Part):
     """Modification time when it was read, of several files the latest: with the same size and time it is the same."""
     sha256: str
     """Of the whole file; of several, over their checksums in order; for a hub data set, its id, commit and split."""
+
+    @property
+    def name(self) -> str:
+        """Tells it from the others: ``data``, ``data1``, ``held_out`` …"""
+        return f"{self.what}{self.number or ''}"
+
+
+class SourceShare(Part):
+    """What one of several sources gave to the training split."""
+
+    path: str
+    """As found when it was prepared."""
+    first: int
+    """Number of its first row, from 0: rows are numbered on from one source to the next."""
+    rows: int
+    """Rows to train on, before any was drawn."""
+    documents: int
+    """Documents in an epoch, those that come twice counted twice."""
+    supervised: int
+    """Tokens of theirs that the loss is taken over."""
 
 
 class SplitFacts(Part):
@@ -69,6 +92,17 @@ class SplitFacts(Part):
     """Assistant turns not trained on: their ``weight``, ``train`` or ``loss`` is 0, or ``data.learn`` is ``last``."""
     overlap: int = 0
     """Held-out documents that are training documents too, token for token."""
+    shares: list[SourceShare] = Field(default_factory=list)
+    """What each of several sources gave, in the task's order."""
+
+
+def row_names(shares: Sequence[SourceShare], rows: Iterable[int]) -> list[str]:
+    """Rows (numbers from 0) as people count them: from 1, and with the source's path where there are ``shares``."""
+    names = []
+    for row in rows:
+        share = next((share for share in reversed(shares) if share.first <= row), None)
+        names.append(f"{share.path}:{row - share.first + 1}" if share else str(row + 1))
+    return names
 
 
 class ModelFacts(Part):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from galley.data.columns import I64
 from galley.data.prepared import FORMAT, HELD_OUT, TOKENIZER, TRAIN, SourceFacts, SplitFacts
 from galley.prepare.doubts import count_overlap, counts, warnings
 from galley.prepare.formats.base import Limits
-from galley.prepare.formats.encode import KEPT, OVERLONG, Documents, encode, write_split
+from galley.prepare.formats.encode import KEPT, OVERLONG, Documents, encode, join, write_split
 from galley.prepare.formats.rows import AS_IT_IS
+from galley.prepare.mixture import EVERYTHING, mix
 from galley.prepare.packing import pack, pick_held_out, separate
 from galley.prepare.sources import FIELDS, Source, check_unchanged, read_rows
 from galley.prepare.tokens import Tokens
@@ -49,15 +51,23 @@ class Job:
     packed: bool
 
     @property
+    def trained_on(self) -> list[Source]:
+        """The sources but for one that is held out."""
+        return [source for source in self.sources if source.role == "data"]
+
+    @property
     def key(self) -> str:
         """Names the cache entry."""
-        contents = {fact.what: fact.sha256 for fact in self.fingerprints if fact.what != "chat_template"}
+        contents = {fact.name: fact.sha256 for fact in self.fingerprints if fact.what != "chat_template"}
         limits: list[object] = [self.limits.max_length, self.limits.overlong]
-        limits += [self.limits.learn] if self.limits.learn != "assistant" else []
+        limits += [source.learn for source in self.sources if source.learn != "assistant"]
         choices = [*limits, self.held_out, self.packed, self.vocab, self.seed]
         rendering = [self.tokens.template_hash, self.tokens.fingerprint]
         rendering += dict.fromkeys(source.form.tag for source in self.sources if source.form.tag is not None)
         rendering += [repr(source.reading) for source in self.sources[:1] if source.reading != AS_IT_IS]
+        if len(self.trained_on) > 1 or self.trained_on[0].portion != EVERYTHING:
+            parts = [(source.form.name, source.reading, source.learn, source.portion) for source in self.trained_on]
+            rendering += map(repr, parts)
         return digest([CODE_VERSION, FORMAT, contents, choices, rendering])
 
 
@@ -117,35 +127,41 @@ def _splits(facts: dict[str, Any]) -> tuple[SplitFacts, SplitFacts | None]:
 
 
 def _build(job: Job, folder: Path) -> None:
-    sources = {source.role: source for source in job.sources}
-    flat = folder / "flat"
-    documents = _encode(job, sources["data"], flat / "data")
-    everything = np.arange(len(documents.outcomes))
-    if "held_out" in sources:
-        other = _encode(job, sources["held_out"], flat / "held_out")
-        chosen, kept_out = everything, np.arange(len(other.outcomes))
+    flat, beside = folder / "flat", [source for source in job.sources if source.role == "held_out"]
+    parts = [_encode(job, source, flat / "data") for source in job.trained_on]
+    found = {name: counts(part) for name, part in zip(_names(job), parts, strict=True)}
+    documents = join(parts, flat / "data")
+    if beside:
+        other = _encode(job, beside[0], flat / "held_out")
+        found["held_out"] = counts(other)
+        chosen, kept_out = np.arange(len(documents.outcomes)), np.arange(len(other.outcomes))
     else:
         other = documents
         chosen, kept_out = _share(job, documents)
-    train, held_out = _write(job, folder / TRAIN, documents, chosen), None
+    train, held_out = _write_mixture(job, folder / TRAIN, documents, chosen), None
     if len(kept_out):
         held_out = _write(job, folder / HELD_OUT, other, kept_out)
         held_out = held_out.model_copy(update={"overlap": count_overlap(documents, chosen, other, kept_out)})
     shutil.rmtree(flat)
     # A file may have been written to while it was read.
-    check_unchanged(job.fingerprints, {fact.what: fact.path for fact in job.fingerprints})
+    check_unchanged(job.fingerprints, {fact.name: fact.path for fact in job.fingerprints})
     job.tokens.tokenizer.save_pretrained(folder / TOKENIZER)
     facts: dict[str, Any] = {TRAIN: train.model_dump(), HELD_OUT: held_out and held_out.model_dump()}
-    facts["found"] = {"data": counts(documents)} | ({"held_out": counts(other)} if other is not documents else {})
+    facts["found"] = found
     facts["checksums"] = sums.of_folder(folder)
     facts[sums.SEAL] = sums.seal(facts)
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
+def _names(job: Job) -> list[str]:
+    """Of the sources that are trained on, as :attr:`SourceFacts.name` has them."""
+    return [f"data{source.number or ''}" for source in job.trained_on]
+
+
 def _encode(job: Job, source: Source, flat: Path) -> Documents:
-    tokens = job.tokens
-    encoder = source.form.encoder(tokens.tokenizer, tokens.template, job.limits)
-    documents = encode(read_rows(source), encoder, job.limits, flat)
+    tokens, limits = job.tokens, replace(job.limits, learn=source.learn)
+    encoder = source.form.encoder(tokens.tokenizer, tokens.template, limits)
+    documents = encode(read_rows(source), encoder, limits, flat)
     if len(documents.outcomes) == 0:
         raise UserError(FIELDS[source.role], f"'{source.path}' holds no rows", f"give one with {source.form.rows}")
     if len(documents.kept) == 0:
@@ -172,14 +188,58 @@ def _nothing_left(documents: Documents, source: Source, limits: Limits) -> UserE
 
 
 def _share(job: Job, documents: Documents) -> tuple[I64, I64]:
-    rows, row_of = np.unique(documents.sources, return_inverse=True)  # the pieces of one row stay together
-    kept = np.unique(row_of[documents.kept])
+    """Documents to train on and those held out, each ascending: of each source its share of rows."""
+    pairs = [_share_of(job, documents, int(begin), int(end)) for begin, end in itertools.pairwise(documents.parts)]
+    train, held_out = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return train, held_out
+
+
+def _share_of(job: Job, documents: Documents, begin: int, end: int) -> tuple[I64, I64]:
+    """The same of one source, whose documents are ``begin`` … ``end`` - 1."""
+    rows, row_of = np.unique(documents.sources[begin:end], return_inverse=True)  # the pieces of one row stay together
+    kept = np.unique(row_of[documents.outcomes[begin:end] == KEPT])
     chosen, others = pick_held_out(len(rows), job.held_out, job.seed, kept)
-    train, held_out = (np.flatnonzero(np.isin(row_of, picked)) for picked in (chosen, others))
+    train, held_out = (begin + np.flatnonzero(np.isin(row_of, picked)) for picked in (chosen, others))
     if not (documents.outcomes[train] == KEPT).any():
         what = f"{job.held_out:g} of {len(kept)} rows leaves none to train on"
         raise UserError("data.held_out", what, "give more rows, or use data.held_out=0")
     return train, held_out
+
+
+def _write_mixture(job: Job, folder: Path, documents: Documents, chosen: I64) -> SplitFacts:
+    """The training split: of the documents ``chosen``, as many of each source as the task asks for."""
+    portions = [source.portion for source in job.trained_on]
+    if all(portion == EVERYTHING for portion in portions):
+        return _with_shares(job, _write(job, folder, documents, chosen), documents, chosen)
+    kept = documents.outcomes[chosen] == KEPT
+    rows = [_rows(documents, chosen[kept], number) for number in range(len(portions))]
+    drawn = mix([len(of_source) for of_source in rows], portions, job.seed)
+    times = [np.bincount(picked, minlength=len(of_source)) for picked, of_source in zip(drawn, rows, strict=True)]
+    often = dict(zip(np.concatenate(rows).tolist(), np.concatenate(times).tolist(), strict=True))
+    repeats = np.array([often.get(row, 1) for row in documents.sources[chosen].tolist()], np.int64)
+    mixed = np.repeat(chosen, np.where(kept, repeats, 1))  # what was dropped stays, to be counted
+    if not (documents.outcomes[mixed] == KEPT).any():
+        raise UserError("data.sources", "limits, repeats and weights leave no row to train on", "raise them")
+    return _with_shares(job, _write(job, folder, documents, mixed), documents, chosen)
+
+
+def _rows(documents: Documents, kept: I64, number: int) -> I64:
+    """The rows of source ``number`` among the documents ``kept``, ascending."""
+    begin, end = documents.parts[number], documents.parts[number + 1]
+    return np.unique(documents.sources[kept[(kept >= begin) & (kept < end)]])
+
+
+def _with_shares(job: Job, facts: SplitFacts, documents: Documents, chosen: I64) -> SplitFacts:
+    """``facts`` with the rows that each of several sources had, and a line for each."""
+    if len(job.trained_on) == 1:
+        return facts
+    kept, shares = chosen[documents.outcomes[chosen] == KEPT], []
+    for source, share in zip(job.trained_on, facts.shares, strict=True):
+        rows = len(_rows(documents, kept, source.number))
+        shares.append(share.model_copy(update={"path": source.path, "rows": rows}))
+        part = f"{share.supervised / facts.supervised:.1%} of the tokens trained on"
+        print(f"data: {source.path}: {part}; {share.documents:,} documents an epoch, of {rows:,} rows", flush=True)
+    return facts.model_copy(update={"shares": shares})
 
 
 def _write(job: Job, folder: Path, documents: Documents, rows: I64) -> SplitFacts:

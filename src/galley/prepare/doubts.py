@@ -45,10 +45,10 @@ def warnings(
     sources: list[SourceFacts], counted: Mapping[str, Mapping[str, Any]], held_out: SplitFacts | None
 ) -> list[str]:
     """One line for each doubt about the data; ``counted``: the :func:`counts` of each source."""
-    paths = {source.what: source for source in sources}
+    paths = {source.name: source for source in sources}
     lines = []
     for use, tally in counted.items():
-        name = next((Path(source.path).name for source in sources if source.what == use), use)
+        name = Path(paths[use].path).name if use in paths else use
         lines += [f"{name}: {count:,} {what}" for what, count in [*tally["notes"].items()][:MOST_NOTES]]
         if (more := len(tally["notes"]) - MOST_NOTES) > 0:
             lines.append(f"{name}: and {more:,} more kinds of such notes")

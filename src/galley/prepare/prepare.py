@@ -75,11 +75,11 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
 def request_key(spec: RunSpec) -> str:
     """Hash of what the task asks of prepare; no file is opened for it."""
     task = spec.task
-    data, usual = task.data.model_dump(mode="json"), Data(path="").model_dump(mode="json")
+    data, usual = task.data.model_dump(mode="json"), Data(path="-").model_dump(mode="json")
     # Settings that came later count only where they are set: what older runs prepared stays theirs.
     if FORMATS.get(task.data.format, CHAT).tag is None:
         del data["format"]
-    for name in ("columns", "system", "subset", "learn"):
+    for name in ("columns", "system", "subset", "learn", "sources"):
         if data[name] == usual[name]:
             del data[name]
     return digest([task.model.model_dump(mode="json"), data, task.seed])

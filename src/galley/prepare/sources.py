@@ -13,6 +13,7 @@ from galley.contract.data_folders import count_others, list_files, part_descript
 from galley.contract.errors import UserError
 from galley.contract.row_formats import advice, filled, recognised
 from galley.contract.spec import RunSpec
+from galley.contract.task_data import DataSource, Learn
 from galley.data.prepared import SourceFacts
 from galley.prepare.fetch import load_data, pin_data
 from galley.prepare.files import read_records
@@ -20,6 +21,7 @@ from galley.prepare.formats.base import Example, Format, keys_of
 from galley.prepare.formats.chat import CHAT
 from galley.prepare.formats.rows import AS_IT_IS, Reading, read_file, rows_of
 from galley.prepare.formats.table import FORMATS
+from galley.prepare.mixture import EVERYTHING, Portion
 from galley.storage.cache import file_sha256
 
 Role = Literal["data", "held_out"]
@@ -40,7 +42,7 @@ class Source:
     path: str
     """An absolute path, or a hub id."""
     form: Format[Any]
-    """How its rows are written; :func:`find_sources` recognises it where the task names none."""
+    """How its rows are written."""
     split: str
     """Of a hub data set, or of a folder; a file has none."""
     revision: str | None = None
@@ -49,6 +51,14 @@ class Source:
     """Of a hub data set: its configuration."""
     reading: Reading = AS_IT_IS
     """What its columns are called, and the system prompt of rows without one."""
+    learn: Learn = "assistant"
+    """Which messages of a conversation are trained on."""
+    recognise: bool = False
+    """Whether the task names no format: :func:`find_sources` puts in the one that the columns show."""
+    number: int = 0
+    """Of several that are trained on: which, from 0."""
+    portion: Portion = EVERYTHING
+    """How many of its rows an epoch has."""
 
     @property
     def is_local(self) -> bool:
@@ -69,11 +79,28 @@ class Source:
 def list_sources(spec: RunSpec) -> list[Source]:
     """The sources that the task names, what is trained on first; nothing is opened."""
     data, paths = spec.task.data, spec.placement.paths
-    named: list[tuple[Role, str | None]] = [("data", paths.data), ("held_out", paths.held_out)]
-    form, reading = FORMATS.get(data.format, CHAT), Reading(data.columns.names(), data.system)
-    # Of a folder with several splits that is given to measure on, it is not the one that is trained on.
-    splits: dict[Role, str] = {"data": data.split, "held_out": "validation"}
-    return [Source(role, path, form, splits[role], data.revision, data.subset, reading) for role, path in named if path]
+    pairs = enumerate(zip(data.listed(), paths.trained_on(), strict=True))
+    sources = [_source(number, "data", path, settings) for number, (settings, path) in pairs]
+    if paths.held_out:
+        sources.append(_source(0, "held_out", paths.held_out, data.held_out_settings()))
+    return sources
+
+
+def _source(number: int, role: Role, path: str, settings: DataSource) -> Source:
+    columns = settings.columns.names() if settings.columns else {}
+    return Source(
+        number=number,
+        role=role,
+        path=path,
+        form=FORMATS.get(settings.format or "auto", CHAT),
+        recognise=settings.format not in FORMATS,
+        split=settings.split or "train",
+        revision=settings.revision,
+        subset=settings.subset,
+        reading=Reading(columns, settings.system),
+        learn=settings.learn or "assistant",
+        portion=Portion(settings.limit, settings.repeats, settings.weight),
+    )
 
 
 def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:
@@ -87,7 +114,7 @@ def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:
         else:
             source = replace(source, revision=pin_data(source.path, source.revision))
             facts.append(_on_hub(source))
-        sources.append(source if spec.task.data.format in FORMATS else _recognise(source))
+        sources.append(_recognise(source) if source.recognise else source)
     if template := _template(spec):
         facts.append(_file("chat_template", template))
     return sources, facts
@@ -132,14 +159,16 @@ def _on_hub(source: Source) -> SourceFacts:
     subset = f"/{source.subset}" if source.subset else ""
     name = f"{source.path}@{source.revision}{subset}/{source.split}"
     sha256 = hashlib.sha256(name.encode()).hexdigest()
-    return SourceFacts(what=source.role, path=source.path, revision=source.revision, sha256=sha256)
+    return SourceFacts(
+        what=source.role, number=source.number, path=source.path, revision=source.revision, sha256=sha256
+    )
 
 
 def _on_disk(source: Source) -> SourceFacts:
     """Of a file, or of all files that a folder or a pattern stands for."""
     path, files = Path(source.path), list_files(Path(source.path), source.split)
     if files in ([], [path]):
-        return _file(source.role, path)
+        return _file(source.role, path).model_copy(update={"number": source.number})
     rows, descriptions = source.parted
     others = count_others(path, files)
     left = f"; {others:,} of other splits than {source.split} are not read" if others else ""
@@ -147,7 +176,7 @@ def _on_disk(source: Source) -> SourceFacts:
         names = ", ".join(file.name for file in descriptions[:5]) + (", …" if descriptions[5:] else "")
         left += f"; {len(descriptions):,} that hold no rows are not read: {names}"
     print(f"data: {path}: {len(rows):,} files, {rows[0].name} to {rows[-1].name}{left}", flush=True)
-    return _several(source.role, path, source.split, files)
+    return _several(source.role, path, source.split, files).model_copy(update={"number": source.number})
 
 
 def _several(what: What, path: Path, split: str, files: list[Path]) -> SourceFacts:
@@ -195,14 +224,17 @@ def _read_files(source: Source) -> Iterator[tuple[int, Example]]:
 def check_sources(facts: Iterable[SourceFacts], spec: RunSpec) -> None:
     """:func:`check_unchanged` for a run that goes on, maybe on another machine: files are where ``spec`` has them."""
     template = _template(spec)
-    paths: dict[What, str] = {source.role: source.path for source in list_sources(spec)}
+    paths = {f"{source.role}{source.number or ''}": source.path for source in list_sources(spec)}
     check_unchanged(facts, paths if template is None else paths | {"chat_template": str(template)})
 
 
-def check_unchanged(facts: Iterable[SourceFacts], paths: Mapping[What, str]) -> None:
-    """Raise :class:`UserError` where a file is there but is not what its fingerprint says; gone is fine."""
+def check_unchanged(facts: Iterable[SourceFacts], paths: Mapping[str, str]) -> None:
+    """Raise :class:`UserError` where a file is there but is not what its fingerprint says; gone is fine.
+
+    ``paths``: where each is now, by its :attr:`SourceFacts.name`.
+    """
     for fact in facts:
-        path = Path(paths.get(fact.what, ""))
+        path = Path(paths.get(fact.name, ""))
         if path.is_absolute() and _changed(fact, path):
             raise UserError(str(path), "changed since the run began", "put it back as it was, or start a new run")
 

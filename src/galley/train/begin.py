@@ -53,7 +53,7 @@ def begin(
         train_split=train_split,
         held_out_split=open_split(run, HELD_OUT) if manifest.held_out else None,
         stop=Stop(attempt, reads=world.is_first),
-        health=Health(spec),
+        health=Health(spec, manifest.train.shares),
         writer=Writer(run, attempt, world, engine, spec.cadence.keep, placement.ranks_per_node),
         progress=progress,
         profiler=Profiler(placement.profile, attempt, world),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from galley.contract.errors import UserError
 from galley.contract.spec import RunSpec
+from galley.data.prepared import SourceShare, row_names
 from galley.engine.engine import LEAST_SCALE
 
 _STILL = 5
@@ -24,6 +26,8 @@ class Health:
     """Judges the numbers of each step, which are the same on every rank: so every rank raises at once."""
 
     spec: RunSpec
+    shares: Sequence[SourceShare] = ()
+    """Of the sources that are trained on, where there are several: their rows have names."""
     still: int = 0
     """Steps in a row whose gradient norm was exactly 0."""
     loss: float = 0.0
@@ -36,8 +40,9 @@ class Health:
         return f"optimizer.lr is {rate:g}: try a lower one, or a longer schedule.warmup, in a new run (name=…)"
 
     def loss_is_not_finite(self, step: int, samples: list[int], rows: list[int]) -> UserError:
-        """The error of a step whose loss is not finite in micro-batches of ``samples``, from data ``rows`` (from 1)."""
-        where = f"in micro-batches of samples {samples[:8]}, data rows {rows[:8]}"
+        """The error of a step whose loss is not finite in micro-batches of ``samples``, from data ``rows`` (from 0)."""
+        names = row_names(self.shares, rows[:8])
+        where = f"in micro-batches of samples {samples[:8]}, data rows [{', '.join(names)}]"
         what = f"the loss of step {step} is not finite {where}"
         return UserError("train", what, f"look at those rows; {self.advice}")
 

@@ -182,7 +182,7 @@ class Loop:
         pairs = zip(micro_batches, sums, strict=True)
         here = [i for batch, loss in pairs if not math.isfinite(loss) for i in batch.ids]
         samples = sorted({i for of_rank in self.world.gather(here) for i in of_rank if i != batches.NOBODY})
-        rows = sorted({int(row) + 1 for i in samples for row in self.train_split.sample(i).sources})
+        rows = sorted({int(row) for i in samples for row in self.train_split.sample(i).sources})
         return self.health.loss_is_not_finite(step, samples, rows)
 
     def _optimizer_step(self, step: int, loss: float) -> float:

@@ -1,7 +1,7 @@
 """What a format of data is: how its rows are recognised and read, and which documents they become.
 
 To add one, write a module beside ``chat.py`` and ``text.py`` that ends in a :class:`Format`, and name it in
-``table.py`` and in :class:`galley.contract.task.Data`.
+``table.py`` and in :data:`galley.contract.task_data.RowFormat`.
 """
 
 from __future__ import annotations

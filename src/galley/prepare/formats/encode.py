@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from galley.data.columns import COLUMNS, I32, I64, IGNORED, U32
-from galley.data.prepared import SplitFacts
+from galley.data.prepared import SourceShare, SplitFacts
 from galley.prepare.formats.base import Document, Encoder, Example, Limits
 
 BATCH = 512
@@ -73,6 +73,11 @@ class Documents:
     """Of all kept documents, cut to ``max_length`` each, [offsets[-1]]."""
     labels: I32
 
+    first_rows: I64
+    """Number of each source's first row, [parts]: rows are numbered on from one source to the next."""
+    parts: I64
+    """Where the documents of each source begin, and where the last ends, [parts + 1]."""
+
     @property
     def kept(self) -> I64:
         """Indices of the kept documents, in the order of ``offsets``."""
@@ -80,11 +85,12 @@ class Documents:
 
 
 def encode(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any], limits: Limits, folder: Path) -> Documents:
-    """Tokenise all rows into two flat files in ``folder``; prints how far it is every few seconds."""
+    """Tokenise a source's rows to the ends of two flat files in ``folder``; prints how far it is every few seconds."""
     outcomes, offsets, notes = Outcomes(), [0], Counter[str]()
     # Tokens go to the disk as they come, 8 bytes each with their labels; per document only some numbers stay in memory.
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "tokens.flat").open("wb") as tokens, (folder / "labels.flat").open("wb") as labels:
+    with (folder / "tokens.flat").open("ab") as tokens, (folder / "labels.flat").open("ab") as labels:
+        begin = tokens.tell()
         for index, row, document in _documents(rows, encoder):
             part = limits.apply(row.where, document)
             outcome = _outcome(part)
@@ -103,8 +109,41 @@ def encode(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any], limits: L
         hashes=np.array(outcomes.hashes, np.int64),
         notes={**encoder.left_out, **notes},
         offsets=np.array(offsets, np.int64),
+        tokens=_map(folder / "tokens.flat", np.uint32, begin),
+        labels=_map(folder / "labels.flat", np.int32, begin),
+        first_rows=np.zeros(1, np.int64),
+        parts=np.array([0, len(outcomes.sources)], np.int64),
+    )
+
+
+def join(parts: Sequence[Documents], folder: Path) -> Documents:
+    """The documents of several sources, which :func:`encode` wrote to ``folder`` one after the other, as one.
+
+    Rows are numbered on: those of the second source begin where those of the first end.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    rows = [int(part.sources.max(initial=-1)) + 1 for part in parts]
+    sizes, lengths = [len(part.outcomes) for part in parts], [len(part.tokens) for part in parts]
+    starts, begins = _bounds(np.array(rows, np.int64)), _bounds(np.array(lengths, np.int64))
+    shifted = [part.offsets[:-1] + begin for part, begin in zip(parts, begins, strict=False)]
+
+    def whole(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return Documents(
+        sources=np.concatenate([part.sources + start for part, start in zip(parts, starts, strict=False)]),
+        lengths=whole("lengths"),
+        outcomes=whole("outcomes"),
+        masked=whole("masked"),
+        muted=whole("muted"),
+        hashes=whole("hashes"),
+        notes={},
+        offsets=np.concatenate([*shifted, begins[-1:]]),
         tokens=_map(folder / "tokens.flat", np.uint32),
         labels=_map(folder / "labels.flat", np.int32),
+        first_rows=starts[:-1],
+        parts=_bounds(np.array(sizes, np.int64)),
     )
 
 
@@ -130,10 +169,10 @@ def _outcome(part: Document | None) -> int:
     return KEPT if (part.labels != IGNORED).any() else UNSUPERVISED
 
 
-def _map(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    if path.stat().st_size == 0:  # mmap(2) refuses empty files
+def _map(path: Path, dtype: type[np.generic], begin: int = 0) -> npt.NDArray[Any]:
+    if path.stat().st_size == begin:  # mmap(2) refuses to map nothing
         return np.empty(0, dtype)
-    return np.memmap(path, dtype, mode="r")
+    return np.memmap(path, dtype, mode="r", offset=begin)
 
 
 def write_split(folder: Path, documents: Documents, rows: I64, packing: list[list[int]], limits: Limits) -> SplitFacts:
@@ -159,7 +198,22 @@ def write_split(folder: Path, documents: Documents, rows: I64, packing: list[lis
     }
     for name, values in columns.items():
         COLUMNS[name].save(folder, values)
-    return _facts(documents, rows, columns["samples"], columns["supervised"], limits)
+    facts = _facts(documents, rows, columns["samples"], columns["supervised"], limits)
+    return facts.model_copy(update={"shares": _shares(documents, order, supervised)})
+
+
+def _shares(documents: Documents, order: I64, supervised: I64) -> list[SourceShare]:
+    """What each of several sources gave: documents in ``order``, counted among the kept ones, [D], and tokens."""
+    count = len(documents.parts) - 1
+    if count == 1:
+        return []
+    source = np.searchsorted(documents.parts, documents.kept[order], side="right") - 1  # of each document, [D]
+    used, tokens = np.bincount(source, minlength=count), np.bincount(source, supervised, count)
+    counts = zip(documents.first_rows.tolist(), used.tolist(), tokens.tolist(), strict=True)
+    return [
+        SourceShare(path="", first=first, rows=0, documents=used, supervised=int(tokens))
+        for first, used, tokens in counts
+    ]
 
 
 def _bounds(sizes: I64) -> I64:
@@ -179,7 +233,7 @@ def _facts(documents: Documents, rows: I64, samples: I64, supervised: I64, limit
         dropped_overlong=int((outcomes == OVERLONG).sum()),
         truncated=int(((outcomes == KEPT) & long).sum()),
         dropped_unsupervised=int((outcomes == UNSUPERVISED).sum()),
-        pieces=len(rows) - len(np.unique(documents.sources[rows])),
+        pieces=len(np.unique(rows)) - len(np.unique(documents.sources[rows])),
         turns_masked=int(documents.masked[rows].sum()),
         turns_muted=int(documents.muted[rows].sum()),
     )
