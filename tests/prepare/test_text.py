@@ -97,9 +97,9 @@ def test_an_older_run_keeps_what_it_prepared(make_run: Make, model_folder: Path,
 
     spec, _ = make_run(model_folder, data)
     asked = spec.task.data.model_dump(mode="json")
-    added = {key: asked.pop(key) for key in ("format", "columns", "system", "subset", "learn")}
+    added = {key: asked.pop(key) for key in ("format", "columns", "system", "subset", "learn", "sources")}
     assert not any(added.pop("columns").values())
-    assert added == {"format": "auto", "system": None, "subset": None, "learn": "assistant"}
+    assert added == {"format": "auto", "system": None, "subset": None, "learn": "assistant", "sources": []}
     assert request_key(spec) == digest([spec.task.model.model_dump(mode="json"), asked, spec.task.seed])
     assert request_key(make_run(model_folder, data, format="chat")[0]) == request_key(spec)
 

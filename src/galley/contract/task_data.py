@@ -145,7 +145,9 @@ class Data(Part):
 
     def held_out_settings(self) -> DataSource:
         """How rows of ``held_out_path`` are read. Of a folder with several splits it is not the one trained on."""
-        return DataSource.model_construct(**(self._shared() | {"path": self.held_out_path or "", "split": "validation"}))
+        return DataSource.model_construct(
+            **(self._shared() | {"path": self.held_out_path or "", "split": "validation"})
+        )
 
     def _shared(self) -> dict[str, Any]:
         names = ("split", "format", "columns", "system", "learn")

@@ -43,7 +43,8 @@ def render(spec: RunSpec, manifest: Manifest, checkpoint: Checkpoint, part: Part
     environment.filters["repr"] = repr
     facts = read_json(checkpoint.manifest) or {}
     return environment.get_template("card.md.j2").render(
-        spec=spec, task=spec.task, trained_on=_trained_on(spec.task.data), data=manifest, step=checkpoint.step, held_out_loss=facts.get("held_out_loss"),
+        spec=spec, task=spec.task, trained_on=_trained_on(spec.task.data), data=manifest, step=checkpoint.step,
+        held_out_loss=facts.get("held_out_loss"),
         rows=max(manifest.model.added_token_ids, default=-1) + 1,
         task_json=json.dumps(spec.task.model_dump(mode="json"), indent=2), part=part, base=base,
     )  # fmt: skip
