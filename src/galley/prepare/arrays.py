@@ -129,11 +129,11 @@ def _splits(facts: dict[str, Any]) -> tuple[SplitFacts, SplitFacts | None]:
 def _build(job: Job, folder: Path) -> None:
     flat, beside = folder / "flat", [source for source in job.sources if source.role == "held_out"]
     parts = [_encode(job, source, flat / "data") for source in job.trained_on]
-    found = {name: counts(part) for name, part in zip(_names(job), parts, strict=True)}
+    counted = {name: counts(part) for name, part in zip(_names(job), parts, strict=True)}
     documents = join(parts, flat / "data")
     if beside:
         other = _encode(job, beside[0], flat / "held_out")
-        found["held_out"] = counts(other)
+        counted["held_out"] = counts(other)
         chosen, kept_out = np.arange(len(documents.outcomes)), np.arange(len(other.outcomes))
     else:
         other = documents
@@ -147,7 +147,7 @@ def _build(job: Job, folder: Path) -> None:
     check_unchanged(job.fingerprints, {fact.name: fact.path for fact in job.fingerprints})
     job.tokens.tokenizer.save_pretrained(folder / TOKENIZER)
     facts: dict[str, Any] = {TRAIN: train.model_dump(), HELD_OUT: held_out and held_out.model_dump()}
-    facts["found"] = found
+    facts["found"] = counted
     facts["checksums"] = sums.of_folder(folder)
     facts[sums.SEAL] = sums.seal(facts)
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
