@@ -124,6 +124,43 @@ def test_rows_that_fill_another_column_are_counted(
     assert notes(write_jsonl(tmp_path / "same.jsonl", [changed] * 3), form) == {}
 
 
+@pytest.mark.parametrize(
+    ("form", "first", "other", "expected"),
+    [
+        ("prompt_completion", pair(1), pair(1, prompt=[user("a")]),
+         "a `prompt` that is a list, others one that is a string"),
+        ("prompt_completion", pair(1, completion=[assistant("b")]), pair(1),
+         "a `completion` that is a string, others one that is a list"),
+        ("chat", chat("a", "b"), {"messages": json.dumps(chat("a", "b")["messages"])},
+         "a `messages` that is a string, others one that is a list"),
+    ],
+)  # fmt: skip
+def test_a_column_that_is_sometimes_of_another_type_is_counted(
+    tmp_path: Path, form: str, first: dict[str, Any], other: dict[str, Any], expected: str
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [first, other, first, other, first])
+    assert notes(path, form) == {f"rows have {expected}": 2}
+
+
+@pytest.mark.parametrize("value", [3, 3.5, True, {"a": 1}])
+def test_an_answer_that_is_no_text_names_its_row(tmp_path: Path, value: Any) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [pair(1), pair(2, completion=value)])
+    with pytest.raises(UserError, match=r"rows.jsonl:2: `completion` is .*, not a string"):
+        notes(path, "prompt_completion")
+
+
+def test_text_in_parquet_that_is_not_utf8_names_its_row(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    words = pyarrow.array([b"a"] * 300 + [b"f\xfcr"] + [b"b"] * 9)
+    column = pyarrow.Array.from_buffers(pyarrow.string(), len(words), words.buffers())
+    table = pyarrow.table({"prompt": column, "completion": ["x"] * len(words)})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x.parquet, row 300: not UTF-8: .* as WINDOWS-1252 it is 'für'; save"):
+        notes(tmp_path / "x.parquet", "prompt_completion")
+
+
 def test_a_column_of_messages_that_is_null_throughout_hides_no_pairs(
     make_run: Make, model_folder: Path, tmp_path: Path
 ) -> None:

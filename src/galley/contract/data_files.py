@@ -155,6 +155,8 @@ def data_kind(path: Path, head: bytes) -> Kind:
     suffix = inner_suffix(path)
     if other is None and text[:1] not in (b"{", b"[", b"") and suffix in SUFFIXES:
         other = SUFFIXES[suffix], "save its rows as CSV or JSONL"
+    if other is None and head[:1000].count(b"\0") > len(head[:1000]) // 4:
+        other = "UTF-16 text without its mark, or no text", "save its rows as UTF-8 text"
     if other:
         what, todo = other
         raise UserError(str(path), f"is {what}", _todo(todo, path))

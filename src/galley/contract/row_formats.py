@@ -59,10 +59,10 @@ def null_column(form: str, record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def answer_columns(form: str, record: Mapping[str, Any]) -> tuple[str | None, ...]:
-    """Of columns that a format may call otherwise, those that this row fills: ``("question", "answer")``."""
-    groups = [group for group in COLUMNS.get(form, ()) if len(group) > 1]
-    return tuple(next((name for name in group if record.get(name) not in (None, "")), None) for group in groups)
+def used_columns(form: str, record: Mapping[str, Any]) -> list[str | None]:
+    """Of each group of columns that a row of the format ``form`` must have, the one that this row fills."""
+    groups = COLUMNS.get(form, ())
+    return [next((name for name in group if record.get(name) not in (None, "", [])), None) for group in groups]
 
 
 def is_judged(record: Mapping[str, Any]) -> bool:

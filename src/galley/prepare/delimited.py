@@ -42,6 +42,8 @@ class Scan:
     """Lines that do not have as many cells as the header when quotes are characters like any other."""
     joined: int = 0
     """First row that takes several lines, each of which could be a row; its line, 0 for none."""
+    wrong: bool = False
+    """Whether some row does not have as many cells as the header."""
     error: UserError | None = None
     """Where it cannot be read with its quotes."""
 
@@ -56,6 +58,9 @@ def read_delimited(path: Path, file: IO[bytes]) -> Iterator[Record]:
     quoting = _quoting(path, layout, status.st_size, status.st_mtime_ns)
     rows = _rows(path, layout, _lines(file, layout), quoting.literal)
     for index, (line, last, cells) in enumerate(rows):
+        if len(cells) != len(layout.names):
+            yield Record(index, f"{path}:{line}", None, error=_uneven(path, line, last, len(cells), layout))
+            continue
         concerned = any(cell.startswith('"') for cell in cells) if quoting.literal else last > line
         value = dict(zip(layout.names, cells, strict=True))
         yield Record(index, f"{path}:{line}", value, quoting.note if concerned else None)
@@ -86,8 +91,6 @@ def _rows(path: Path, layout: Layout, lines: Iterator[str], literal: bool) -> It
         last = reader.line_num + layout.skipped
         if cells is None:
             return
-        if any(cells) and len(cells) != len(layout.names):
-            raise _uneven(path, line, last, len(cells), layout)
         if any(cells) and not header:
             yield line, last, cells
         header = header and not any(cells)
@@ -113,7 +116,7 @@ def _quoting(path: Path, layout: Layout, size: int, mtime_ns: int) -> Quoting:
     with opened(path) as file:
         scan = _scan(path, layout, _lines(file, layout))
     # A tab stands in no text, so lines that have the right number of cells are rows; a comma does, and is no proof.
-    if layout.delimiter == "\t" and not scan.uneven and (scan.error or scan.joined):
+    if layout.delimiter == "\t" and not scan.uneven and (scan.error or scan.joined or scan.wrong):
         return Quoting(True, "rows have a cell that begins with a quote; none of the file's quotes were taken as CSV's")
     if scan.error:
         raise scan.error
@@ -133,7 +136,11 @@ def _scan(path: Path, layout: Layout, lines: Iterator[str]) -> Scan:
 
     source, before = counted(), 0
     try:
-        for line, last, _ in _rows(path, layout, source, literal=False):
+        for line, last, cells in _rows(path, layout, source, literal=False):
+            if len(cells) != len(layout.names):
+                scan.wrong = True
+                if last > line:  # where it ends is in doubt, too
+                    raise _uneven(path, line, last, len(cells), layout)
             if last > line and marks and scan.uneven == before:
                 scan.joined = scan.joined or line
             before = scan.uneven

@@ -29,17 +29,23 @@ ROWS = 256
 """Of a columnar file, that are in memory at once."""
 
 
-def read_records(path: Path, sample: str, columns: Mapping[str, str] | None = None) -> Iterator[Record]:
+def read_records(
+    path: Path, sample: str, columns: Mapping[str, str] | None = None, errors: bool = False
+) -> Iterator[Record]:
     """The rows of ``path``, in order.
 
-    ``sample``: a row, for error messages. ``columns``: the file's names for the format's columns.
+    ``sample``: a row, for error messages. ``columns``: the file's names for the format's columns. ``errors``: a row
+    that cannot be read comes as a record with its error, where the rows after it can.
 
     Raises :class:`UserError` naming file and line (or row) for what cannot be read, and for a file without rows.
     """
     try:
         kind = data_kind(path, first_bytes(path))
         with opened(path) as file:
-            yield from _read(kind, path, file, sample, columns or {})
+            for record in _read(kind, path, file, sample, columns or {}):
+                if record.error and not errors:
+                    raise record.error
+                yield record
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise _damaged(path, error) from None
     except UnicodeDecodeError:
@@ -60,7 +66,7 @@ def _not_utf8(path: Path) -> UserError:
 def not_utf8(where: str, error: UnicodeDecodeError) -> UserError:
     """For a line whose bytes are no UTF-8; Windows' encoding, in which most such files are, is named where it fits."""
     shown = error.object[max(error.start - 20, 0) : error.start + 20]
-    what = f"not UTF-8: {error.reason} at byte {error.start} of the line"
+    what = f"not UTF-8: {error.reason} at byte {error.start}"
     try:
         what += f", as WINDOWS-1252 it is {shown.decode('cp1252')!r}"
     except UnicodeDecodeError:
@@ -84,12 +90,15 @@ def _lines(path: Path, file: IO[bytes], sample: str, columns: Mapping[str, str])
     first, second = next(lines, None), next(lines, None)
     alone = inner_suffix(path) == ".json" and second is None
     for index, line in itertools.chain((item for item in (first, second) if item), lines):
-        where = f"{path}:{index + 1}"
-        value = _parse(where, line, sample)
+        where, error = f"{path}:{index + 1}", None
+        try:
+            value = _parse(where, line, sample)
+        except UserError as caught:
+            value, error = None, caught
         if alone and (key := table_in(value, columns)):
             yield from _table(path, key, value)
         else:
-            yield Record(index, where, value)
+            yield Record(index, where, value, error=error)
 
 
 def _parse(where: str, line: bytes, sample: str) -> object:
@@ -166,10 +175,24 @@ def _columnar(path: Path, file: IO[bytes], batches: Callable[[IO[bytes]], Iterat
     from pyarrow import ArrowException
 
     try:
-        rows = (row for batch in batches(file) for row in batch.to_pylist())
-        yield from (Record(index, f"{path}, row {index}", row) for index, row in enumerate(rows))
+        rows = (row for batch in batches(file) for row in _rows(batch))
+        for index, row in enumerate(rows):
+            where = f"{path}, row {index}"
+            error = not_utf8(where, row) if isinstance(row, UnicodeDecodeError) else None
+            yield Record(index, where, None if error else row, error=error)
     except ArrowException as error:
         raise _damaged(path, error) from None
+
+
+def _rows(batch: Any) -> list[Any]:
+    """The rows of a record batch; in the place of one with text that is not UTF-8, which Arrow does not check, why."""
+    try:
+        rows: list[Any] = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        return (
+            [error] if batch.num_rows == 1 else [row for n in range(batch.num_rows) for row in _rows(batch.slice(n, 1))]
+        )
+    return rows
 
 
 def _parquet(file: IO[bytes]) -> Iterator[Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from galley.contract.errors import UserError
+
 
 class Record(NamedTuple):
     """One row."""
@@ -15,3 +17,5 @@ class Record(NamedTuple):
     value: Any
     note: str | None = None
     """What is doubtful about how it was read."""
+    error: UserError | None = None
+    """Why it cannot be read, where the rows after it can."""

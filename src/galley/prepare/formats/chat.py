@@ -74,8 +74,9 @@ def conversation_format(
         if not isinstance(record, Mapping) or not matches(record):
             shown = f"an object of {keys_of(record)}" if isinstance(record, Mapping) else kind(record)
             raise UserError(where, f"not a row of the format {name}: {shown}", f"write rows such as {sample}")
-        read_record = to_messages(record, where)
-        conversation = parse(read_record, where, read_record.get("prompt", 0))
+        messages = {**to_messages(record, where)}
+        prompt = messages.pop("prompt", 0)
+        conversation = parse(messages, where, prompt)
         unread = [key for key in record if key not in columns and record[key] is not None]
         if not unread:
             return conversation

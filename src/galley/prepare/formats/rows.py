@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from galley.contract.data_files import check_file, rename
-from galley.contract.row_formats import answer_columns
+from galley.contract.row_formats import used_columns
 from galley.prepare.files import read_records
 from galley.prepare.formats.base import E, Format
+from galley.prepare.formats.calls import kind
+
+Used = tuple[tuple[str, str] | None, ...]
+"""Columns that a row fills, and what kind of value each has."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,31 @@ def _examples(
     rows: Iterable[tuple[int, str, object, str | None]], form: Format[E], reading: Reading
 ) -> Iterator[tuple[int, E]]:
     """Number and example of each of ``rows``: number, place, record, and what is doubtful about it."""
-    usual: tuple[str | None, ...] | None = None
+    usual: Used | None = None
     for number, where, record, note in rows:
         named = reading.of(record)
         example = form.parse(named, where)
-        used = answer_columns(form.name, named) if isinstance(named, Mapping) else ()
+        used = _used(form.name, named) if isinstance(named, Mapping) else ()
         usual = used if usual is None and None not in used else usual
         notes = [note] if note else []
         if usual is not None and used != usual:
-            pairs = [(name, other) for name, other in zip(usual, used, strict=True) if other and other != name]
-            notes += [f"rows are read from `{other}`, others from `{name}`" for name, other in pairs]
+            notes += _changes(usual, used)
         yield number, with_notes(example, *notes) if notes else example
+
+
+def _used(form: str, record: Mapping[str, Any]) -> Used:
+    return tuple((name, kind(record[name])) if name else None for name in used_columns(form, record))
+
+
+def _changes(usual: Used, used: Used) -> list[str]:
+    """What is otherwise in a row than in the first: which column it fills, or with what."""
+    notes = []
+    for first, here in zip(usual, used, strict=True):
+        if first and here and first[0] != here[0]:
+            notes.append(f"rows are read from `{here[0]}`, others from `{first[0]}`")
+        elif first and here and first[1] != here[1]:
+            notes.append(f"rows have a `{here[0]}` that is {here[1]}, others one that is {first[1]}")
+    return notes
 
 
 def with_notes(example: E, *notes: str) -> E:
