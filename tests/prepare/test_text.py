@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
+from galley.contract.task_data import Gates
 from galley.data.columns import IGNORED, Split
 from galley.data.prepared import HELD_OUT, open_split, read_manifest
 from galley.prepare.formats.text import pieces
@@ -97,8 +98,9 @@ def test_an_older_run_keeps_what_it_prepared(make_run: Make, model_folder: Path,
 
     spec, _ = make_run(model_folder, data)
     asked = spec.task.data.model_dump(mode="json")
-    added = {key: asked.pop(key) for key in ("format", "columns", "system", "subset", "learn", "sources")}
+    added = {key: asked.pop(key) for key in ("format", "columns", "system", "subset", "learn", "sources", "gates")}
     assert not any(added.pop("columns").values())
+    assert added.pop("gates") == Gates().model_dump()
     assert added == {"format": "auto", "system": None, "subset": None, "learn": "assistant", "sources": []}
     assert request_key(spec) == digest([spec.task.model.model_dump(mode="json"), asked, spec.task.seed])
     assert request_key(make_run(model_folder, data, format="chat")[0]) == request_key(spec)

@@ -43,6 +43,26 @@ class Columns(Part):
         return self.model_dump(exclude_none=True)
 
 
+Gate = Literal["warn", "drop", "refuse", "allow"]
+
+
+class Gates(Part):
+    """What becomes of doubtful rows: ``warn`` counts them and trains on them, ``drop`` leaves them out and counts them,
+    ``refuse`` ends the preparation with the first one's place, ``allow`` trains on them without a word."""
+
+    unreadable: Literal["refuse", "drop"] = "refuse"
+    """A row that cannot be read: a line that is not JSON or not UTF-8, half a character, a column of another type."""
+    special_tokens: Gate = "warn"
+    """Special tokens of the tokenizer that are written out in a text, such as ``<|im_end|>``: the model reads them as
+    what they do, not as text."""
+    empty_answers: Gate = "warn"
+    """Answers that hold nothing: the model is trained to end its turn at once."""
+    null_characters: Gate = "warn"
+    """NUL characters in a text."""
+    dropped: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Refuse where a larger share of a source's rows is dropped, for whatever reason. null: above 1 % a warning."""
+
+
 class DataSource(Part):
     """One of several files or data sets that are trained on together; what it does not set is as ``data`` has it."""
 
@@ -116,6 +136,8 @@ class Data(Part):
     """The file's names for columns that a format calls otherwise."""
     system: str | None = None
     """System prompt of conversations that have none."""
+    gates: Gates = Field(default_factory=lambda: Gates())
+    """What becomes of doubtful rows."""
 
     @model_validator(mode="before")
     @classmethod

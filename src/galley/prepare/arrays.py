@@ -15,9 +15,10 @@ import numpy as np
 from galley.contract.errors import UserError
 from galley.data.columns import I64
 from galley.data.prepared import FORMAT, HELD_OUT, TOKENIZER, TRAIN, SourceFacts, SplitFacts
-from galley.prepare.doubts import count_overlap, counts, warnings
-from galley.prepare.formats.base import Limits
+from galley.prepare.doubts import check_dropped, count_overlap, counts, warnings
+from galley.prepare.formats.base import DEFAULT_GATES, Limits
 from galley.prepare.formats.encode import KEPT, OVERLONG, Documents, encode, join, write_split
+from galley.prepare.formats.gates import Gate, special_tokens
 from galley.prepare.formats.rows import AS_IT_IS
 from galley.prepare.mixture import EVERYTHING, mix
 from galley.prepare.packing import pack, pick_held_out, separate
@@ -27,7 +28,7 @@ from galley.storage import sums
 from galley.storage.cache import digest, entry
 
 # Raise it when the same inputs give other arrays, so that no run takes what an older Galley prepared.
-CODE_VERSION = 3
+CODE_VERSION = 4
 FACTS = "facts.json"
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy")
 
@@ -68,6 +69,8 @@ class Job:
         if len(self.trained_on) > 1 or self.trained_on[0].portion != EVERYTHING:
             parts = [(source.form.name, source.reading, source.learn, source.portion) for source in self.trained_on]
             rendering += map(repr, parts)
+        if self.limits.gates != DEFAULT_GATES:
+            rendering.append(repr(self.limits.gates))
         return digest([CODE_VERSION, FORMAT, contents, choices, rendering])
 
 
@@ -161,11 +164,13 @@ def _names(job: Job) -> list[str]:
 def _encode(job: Job, source: Source, flat: Path) -> Documents:
     tokens, limits = job.tokens, replace(job.limits, learn=source.learn)
     encoder = source.form.encoder(tokens.tokenizer, tokens.template, limits)
-    documents = encode(read_rows(source), encoder, limits, flat)
+    gate = Gate(source.form, limits.gates, special_tokens(tokens.tokenizer))
+    documents = encode(gate.pass_on(read_rows(source)), encoder, limits, flat)
     if len(documents.outcomes) == 0:
         raise UserError(FIELDS[source.role], f"'{source.path}' holds no rows", f"give one with {source.form.rows}")
     if len(documents.kept) == 0:
         raise _nothing_left(documents, source, job.limits)
+    check_dropped(documents, source.path, limits.gates.dropped)
     highest = int(documents.tokens.max())
     if highest >= job.vocab:
         token = tokens.tokenizer.convert_ids_to_tokens(highest)

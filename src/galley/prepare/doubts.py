@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from galley.contract.errors import UserError
 from galley.contract.text import plain
 from galley.data.columns import I64
 from galley.data.prepared import SourceFacts, SplitFacts
-from galley.prepare.formats.encode import KEPT, Documents
+from galley.prepare.formats.encode import KEPT, OVERLONG, UNSUPERVISED, Documents
 
 MASKED_SHARE = 0.2
+DROPPED_SHARE = 0.01
+KEEP = "to keep long rows raise data.max_length, or use data.overlong=truncate"
 MOST_NOTES = 20
 """Of one file, for any row may have keys of its own."""
 
@@ -38,7 +41,25 @@ def counts(documents: Documents) -> dict[str, Any]:
         "masked": int(masked.sum()),
         "masked_rows": int((masked > 0).sum()),
         "rows": len(masked),
+        "overlong": int((documents.outcomes == OVERLONG).sum()),
+        "unsupervised": int((documents.outcomes == UNSUPERVISED).sum()),
     }
+
+
+def check_dropped(documents: Documents, path: str, most: float | None) -> None:
+    """Raise :class:`UserError` where a larger share than ``most`` of a source's rows is dropped; None: any may be."""
+    tally = counts(documents)
+    lost = tally["overlong"] + tally["unsupervised"]
+    if most is not None and lost > most * tally["rows"]:
+        todo = f"{KEEP}, or use data.gates.dropped={lost / tally['rows']:.3f} or more"
+        raise UserError("data.gates.dropped", f"{_dropped(path, tally)}, more than {most:.1%}", todo)
+
+
+def _dropped(name: str, tally: Mapping[str, Any]) -> str:
+    reasons = {"overlong": "longer than data.max_length", "unsupervised": "with nothing to train on"}
+    lost = [f"{tally[key]:,} {reason}" for key, reason in reasons.items() if tally[key]]
+    total = tally["overlong"] + tally["unsupervised"]
+    return f"{name}: {total:,} of {tally['rows']:,} rows are dropped ({total / tally['rows']:.1%}): {', '.join(lost)}"
 
 
 def warnings(
@@ -54,6 +75,8 @@ def warnings(
             lines.append(f"{name}: and {more:,} more kinds of such notes")
         if tally["masked_rows"] and tally["masked_rows"] >= MASKED_SHARE * tally["rows"]:
             lines.append(_masked(name, tally))
+        if tally.get("overlong", 0) + tally.get("unsupervised", 0) > DROPPED_SHARE * tally["rows"]:
+            lines.append(f"{_dropped(name, tally)}; {KEEP}")
     data, other = paths.get("data"), paths.get("held_out")
     if data and other and data.sha256 == other.sha256:
         same = Path(data.path).resolve() == Path(other.path).resolve()

@@ -79,7 +79,7 @@ def request_key(spec: RunSpec) -> str:
     # Settings that came later count only where they are set: what older runs prepared stays theirs.
     if FORMATS.get(task.data.format, CHAT).tag is None:
         del data["format"]
-    for name in ("columns", "system", "subset", "learn", "sources"):
+    for name in ("columns", "system", "subset", "learn", "sources", "gates"):
         if data[name] == usual[name]:
             del data[name]
     return digest([task.model.model_dump(mode="json"), data, task.seed])
@@ -165,7 +165,7 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
     job = Job(
         sources=sources,
         fingerprints=facts,
-        limits=Limits(data.max_length, data.overlong, data.learn),
+        limits=Limits(data.max_length, data.overlong, data.learn, data.gates),
         held_out=data.held_out,
         seed=spec.task.seed,
         tokens=model.tokens,

@@ -22,6 +22,7 @@ from galley.prepare.formats.chat import CHAT
 from galley.prepare.formats.rows import AS_IT_IS, Reading, read_file, rows_of
 from galley.prepare.formats.table import FORMATS
 from galley.prepare.mixture import EVERYTHING, Portion
+from galley.prepare.record import Record
 from galley.storage.cache import file_sha256
 
 Role = Literal["data", "held_out"]
@@ -83,7 +84,8 @@ def list_sources(spec: RunSpec) -> list[Source]:
     sources = [_source(number, "data", path, settings) for number, (settings, path) in pairs]
     if paths.held_out:
         sources.append(_source(0, "held_out", paths.held_out, data.held_out_settings()))
-    return sources
+    unreadable = data.gates.unreadable
+    return [replace(source, reading=replace(source.reading, unreadable=unreadable)) for source in sources]
 
 
 def _source(number: int, role: Role, path: str, settings: DataSource) -> Source:
@@ -124,7 +126,7 @@ def _recognise(source: Source) -> Source:
     """``source`` with the format that the columns of its first row show. Raises :class:`UserError` for none."""
     if source.is_local:
         first = next(
-            (row for file in source.files for row in read_records(file, source.form.sample, source.reading.columns)),
+            (row for file in source.files for row in _readable(file, source)),
             None,
         )
         record, where = (first.value, first.where) if first else (None, source.path)
@@ -142,6 +144,13 @@ def _recognise(source: Source) -> Source:
         used = ", ".join(column for column in form.columns if column in named)
         print(f"data: {source.path}: rows of the format {name} ({used})", flush=True)
     return replace(source, form=form)
+
+
+def _readable(file: Path, source: Source) -> Iterator[Record]:
+    """The rows of a file, without those that cannot be read where these are dropped. Raises :class:`UserError`."""
+    skip = source.reading.unreadable == "drop"
+    records = read_records(file, source.form.sample, source.reading.columns, errors=skip)
+    return (record for record in records if not record.error)
 
 
 def _loaded(source: Source) -> Any:

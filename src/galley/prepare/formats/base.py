@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 
 from galley.contract.errors import UserError
+from galley.contract.task_data import Gates
 from galley.data.columns import I32, IGNORED, U32
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ NOTHING = Document(np.empty(0, np.uint32), np.empty(0, np.int32))
 """Of a row that is dropped."""
 
 
+DEFAULT_GATES = Gates()
+
+
 @dataclass(frozen=True)
 class Limits:
     """What happens to long rows, and which messages of a conversation are trained on."""
@@ -56,6 +60,8 @@ class Limits:
     max_length: int
     overlong: Literal["drop", "truncate", "truncate_left", "split", "refuse"]
     learn: Literal["assistant", "last", "all"] = "assistant"
+    gates: Gates = DEFAULT_GATES
+    """What becomes of doubtful rows."""
 
     def apply(self, where: str, document: Document) -> Document | None:
         """The document, cut where it is too long; None where it is dropped. Raises :class:`UserError` on ``refuse``."""
@@ -110,6 +116,8 @@ class Format(Generic[E]):
     """An encoder for one source, from a fast tokenizer and the chat template (an empty one where not templated)."""
     templated: bool
     """Whether a chat template goes around its rows."""
+    nothing: Callable[[str, str], E] | None = None
+    """The place of a row that is dropped and the reason to an example without a document; None: no row is."""
 
 
 def encode_batch(tokenizer: Any, texts: Sequence[tuple[str, str]], add_special_tokens: bool) -> list[Any]:
@@ -119,12 +127,13 @@ def encode_batch(tokenizer: Any, texts: Sequence[tuple[str, str]], add_special_t
         encodings: list[Any] = backend.encode_batch([text for _, text in texts], add_special_tokens=add_special_tokens)
     except (UnicodeEncodeError, TypeError):  # TypeError: what tokenizers makes of the former
         for where, text in texts:
-            _check_characters(where, text)
+            check_characters(where, text)
         raise
     return encodings
 
 
-def _check_characters(where: str, text: str) -> None:
+def check_characters(where: str, text: str) -> None:
+    """Raise :class:`UserError` for a text with half a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

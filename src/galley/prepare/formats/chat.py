@@ -11,7 +11,7 @@ from galley.contract.errors import UserError
 from galley.contract.row_formats import SAMPLE, is_of
 from galley.prepare.formats.base import NOTHING, Document, Encoder, Format, Limits, keys_of
 from galley.prepare.formats.calls import kind
-from galley.prepare.formats.conversations import Conversation, dropped, parse
+from galley.prepare.formats.conversations import Conversation, dropped, nothing, parse
 
 if TYPE_CHECKING:
     from galley.prepare.formats.coverage import Coverage
@@ -52,6 +52,7 @@ CHAT = Format(
     parse=parse,
     encoder=_encoder,
     templated=True,
+    nothing=nothing,
 )
 
 
@@ -70,7 +71,7 @@ def conversation_format(
 
     def read(record: object, where: str) -> Conversation:
         if isinstance(record, Mapping) and (reason := dropped(name, record, where)):
-            return Conversation(where, [], None, notes={reason: 1})
+            return nothing(where, reason)
         if not isinstance(record, Mapping) or not matches(record):
             shown = f"an object of {keys_of(record)}" if isinstance(record, Mapping) else kind(record)
             raise UserError(where, f"not a row of the format {name}: {shown}", f"write rows such as {sample}")

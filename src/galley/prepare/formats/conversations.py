@@ -44,6 +44,11 @@ class Conversation:
         return [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
 
 
+def nothing(where: str, reason: str) -> Conversation:
+    """A row that is dropped, for a reason."""
+    return Conversation(where, [], None, notes={reason: 1})
+
+
 def parse(record: object, where: str, prompt: int = 0) -> Conversation:
     """The conversation of a record. Raises :class:`UserError` where it is none.
 
@@ -56,7 +61,7 @@ def parse(record: object, where: str, prompt: int = 0) -> Conversation:
         messages = parsed(where, "`messages`", messages)
     if messages is None:
         if reason := dropped("chat", record, where):
-            return Conversation(where, [], None, notes={reason: 1})
+            return nothing(where, reason)
         raise _not_a_conversation(where, f"no `messages`, only {keys_of(record)}", advice(record))
     if not isinstance(messages, list) or not messages:
         raise _not_a_conversation(where, f"`messages` is {kind(messages)}")

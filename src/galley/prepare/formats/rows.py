@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from galley.contract.data_files import check_file, rename
+from galley.contract.errors import UserError
 from galley.contract.row_formats import used_columns
 from galley.prepare.files import read_records
 from galley.prepare.formats.base import E, Format
 from galley.prepare.formats.calls import kind
+from galley.prepare.formats.gates import dropped_row
+from galley.prepare.record import Record
 
 Used = tuple[tuple[str, str] | None, ...]
 """Columns that a row fills, and what kind of value each has."""
@@ -25,6 +28,8 @@ class Reading:
     """The file's names for the format's columns."""
     system: str | None = None
     """A system prompt for rows without one."""
+    unreadable: Literal["refuse", "drop"] = field(default="refuse", repr=False, compare=False)
+    """What becomes of a row that cannot be read; it has a place of its own among what names prepared data."""
 
     def of(self, record: object) -> object:
         """The record as the format names its columns; what is no object is left as it is, for the format to refuse."""
@@ -42,19 +47,27 @@ def read_file(path: Path, form: Format[E], reading: Reading = AS_IT_IS) -> Itera
 
     Raises :class:`UserError` naming file and line (or row) for what cannot be read or is no such row.
     """
-    check_file(path, form.name, reading.columns)
-    records = read_records(path, form.sample, reading.columns)
-    return _examples(((record.number, record.where, record.value, record.note) for record in records), form, reading)
+    if reading.unreadable == "refuse":
+        check_file(path, form.name, reading.columns)
+    return _examples(read_records(path, form.sample, reading.columns, errors=True), form, reading)
 
 
-def _examples(
-    rows: Iterable[tuple[int, str, object, str | None]], form: Format[E], reading: Reading
-) -> Iterator[tuple[int, E]]:
-    """Number and example of each of ``rows``: number, place, record, and what is doubtful about it."""
+def _examples(rows: Iterable[Record], form: Format[E], reading: Reading) -> Iterator[tuple[int, E]]:
+    """Number and example of each of ``rows``."""
     usual: Used | None = None
-    for number, where, record, note in rows:
+    reason = ""
+    for number, where, record, note, error in rows:
         named = reading.of(record)
-        example = form.parse(named, where)
+        try:
+            if error:
+                raise error
+            example = form.parse(named, where)
+        except UserError as unread:
+            if reading.unreadable == "refuse":
+                raise
+            reason = reason or f"rows dropped, for they cannot be read; the first: {unread}"
+            yield number, dropped_row(form, unread, reason)
+            continue
         used = _used(form.name, named) if isinstance(named, Mapping) else ()
         usual = used if usual is None and None not in used else usual
         notes = [note] if note else []
@@ -89,5 +102,5 @@ def rows_of(
     records: Iterable[Mapping[str, Any]], name: str, form: Format[E], reading: Reading = AS_IT_IS
 ) -> Iterator[tuple[int, E]]:
     """Row numbers from 0 and examples of a hub data set that was loaded; errors name the data set and the row."""
-    numbered = ((index, f"{name}, row {index}", record, None) for index, record in enumerate(records))
+    numbered = (Record(index, f"{name}, row {index}", record) for index, record in enumerate(records))
     return _examples(numbered, form, reading)

@@ -37,12 +37,16 @@ def parse(record: object, where: str) -> Text:
     if isinstance(text, str):
         return Text(where, text)
     if isinstance(record, Mapping) and (reason := dropped("text", record, where)):
-        return Text(where, None, {reason: 1})
+        return _nothing(where, reason)
     what = f"`text` is {kind(text)}" if isinstance(record, Mapping) else f"{kind(record)}, not an object"
     if isinstance(record, Mapping) and "text" not in record:
         what = f"no `text`, only {keys_of(record)}"
     todo = f"write rows such as {SAMPLE}, or use data.format=chat"
     raise UserError(where, f"not a plain text: {what}", todo)
+
+
+def _nothing(where: str, reason: str) -> Text:
+    return Text(where, None, {reason: 1})
 
 
 def tokenize_text(tokenizer: Any, cut: int | None, rows: Sequence[Text]) -> list[list[Document]]:
@@ -102,4 +106,5 @@ TEXT = Format(
     parse=parse,
     encoder=_encoder,
     templated=False,
+    nothing=_nothing,
 )
