@@ -4,6 +4,7 @@
 set -uo pipefail
 stage=$1 node=${SLURMD_NODENAME:-$(hostname)}
 [[ -n ${GALLEY_RUN:-} ]] || { echo "galley: export: the job's variables do not reach its steps on $node; take --export out of cluster.srun and of the site's settings for srun" >&2; exit 78; }
+umask o-w # no stranger may write to what the user's umask leaves open
 ulimit -c 0
 ulimit -n "$(ulimit -Hn)" 2>/dev/null
 ulimit -l unlimited 2>/dev/null # RDMA registers memory

@@ -7,7 +7,6 @@ Fire calls a function before it complains about words that are left over. So the
 from __future__ import annotations
 
 import contextlib
-import errno
 import inspect
 import io
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from typing import TextIO, cast
 
 from galley.contract.errors import UserError
+from galley.contract.files import of_the_disk, shut_out_others
 from galley.contract.text import Plain, one_line
 from galley_launch.base.grammar import Command, parse
 from galley_launch.verbs import VERBS, Todo
@@ -88,31 +88,16 @@ def _refuse(message: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run ``galley`` with ``argv`` (default: the process's own). Returns the exit status."""
     _never_fail_to_print()
+    shut_out_others()
     with _plain_output():
         return _main(argv)
 
 
 def _main(argv: list[str] | None) -> int:
     try:
-        words = sys.argv[1:] if argv is None else argv
-        if words in (["--version"], ["version"]):
-            from galley_launch.plan.compose import version
-
-            print(f"galley {version()}")
-            return 0
-        # Shells ask this at every press of Tab. It comes before the grammar, which would refuse unfinished words.
-        if words[:2] == ["completion", "words"]:
-            from galley_launch.completion import candidates
-
-            print("\n".join(candidates(words[2:], VERBS)))
-            return 0
-        command = parse(words, VERBS)
-        if command.help:
-            print(help_text(command.verb))
-            return 0
-        for note in command.notes:
-            print(f"galley: note: {note}", file=sys.stderr)
-        return _dispatch(command)._do()
+        status = _carry_out(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # else Python does it at exit, and prints an error of its own
+        return status
     except UserError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -121,6 +106,30 @@ def _main(argv: list[str] | None) -> int:
         sys.stdout = None  # the reader is gone (galley … | head): Python's flush at exit would print an error
         return 0
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        refusal = of_the_disk(error)
+        if refusal is None:
             raise
-        return _refuse(f"{str(error.filename)[:100]} …: no file can have so long a name; choose another")
+        if error.filename is None:  # stdout itself may be that file: nothing more is written to it
+            sys.stdout = None
+        return _refuse(str(refusal))
+
+
+def _carry_out(words: list[str]) -> int:
+    if words in (["--version"], ["version"]):
+        from galley_launch.plan.compose import version
+
+        print(f"galley {version()}")
+        return 0
+    # Shells ask this at every press of Tab. It comes before the grammar, which would refuse unfinished words.
+    if words[:2] == ["completion", "words"]:
+        from galley_launch.completion import candidates
+
+        print("\n".join(candidates(words[2:], VERBS)))
+        return 0
+    command = parse(words, VERBS)
+    if command.help:
+        print(help_text(command.verb))
+        return 0
+    for note in command.notes:
+        print(f"galley: note: {note}", file=sys.stderr)
+    return _dispatch(command)._do()

@@ -149,8 +149,7 @@ def status(name: str, settings: Settings) -> int:
         return 0
     all_runs = runs.every(base)
     if all_runs:
-        queues = queue.query(all_runs)  # one question to Slurm for all of them
-        table.states([runs.state(run, queues.get(run.root)) for run in all_runs])
+        table.states(runs.states(all_runs))
     else:
         print(f"no runs in {base}/ yet; start one with galley run (see galley recipes)")
     return 0

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from prepare.conftest import build_spec
 
 from galley.contract.errors import UserError
+from galley.contract.rundir import RunDir
 from galley.ranks.operators import ADAM, ASYNC_IO, PINNING, SHARED_MEMORY, adopt, environment, wanted
-from galley.storage.cache import entry, link_tree
+from galley.ranks.stage import run_stage
+from galley.storage.cache import FILES, entry, link_tree
 from galley.storage.weights import check_folder, count_parameters, file_fingerprint, fingerprint, is_whole, weight_files
 
 
@@ -49,6 +52,62 @@ def test_a_full_disk_is_said_in_a_line(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="No space left on device while making kind/key; free some space, or set"):
         entry(tmp_path, "kind", "key", fail, "making")
+
+
+@pytest.mark.parametrize("where", ["", "kind", "kind/key"])
+def test_a_file_where_a_folder_of_the_cache_should_be(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "cache" / where
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(
+        UserError, match=r"cache: cannot be written: .* while making kind/key.*; set another cache"
+    ) as e:
+        entry(tmp_path / "cache", "kind", "key", make, "making")
+    assert "\n" not in str(e.value)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("lost", ["sub/file", "sub", FILES, "everything", "half of a file"])
+def test_an_entry_that_lost_a_file_is_made_again(tmp_path: Path, lost: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the clean-up of a scratch file system leaves it."""
+    made = entry(tmp_path, "kind", "key", make, "making")
+    for path in [made / lost] if (made / lost).exists() else [*made.iterdir()]:
+        if lost == "half of a file":
+            (made / "sub" / "file").write_text("wh")
+        else:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert entry(tmp_path, "kind", "key", make, "making") == made
+    assert (made / "sub" / "file").read_text() == "whole"
+    assert ("has lost files" in capsys.readouterr().out) == (lost != FILES), "the list alone is not missed"
+    assert sorted(path.name for path in (tmp_path / "kind").iterdir()) == [".key.lock", "key"]
+
+
+def test_an_entry_of_an_earlier_version_stands(tmp_path: Path) -> None:
+    made = entry(tmp_path, "kind", "key", make, "making")
+    (made / FILES).unlink()
+    assert entry(tmp_path, "kind", "key", lambda folder: pytest.fail("made twice"), "making") == made
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device", "/x/y"), OSError(errno.EDQUOT, "no")]
+)
+def test_a_disk_that_ends_a_stage_is_one_line(
+    tmp_path: Path, error: OSError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    run.root.mkdir()
+    run.spec.write_text(build_spec(tmp_path, "/m", "/d", tmp_path).to_json())
+
+    def work(*_: object) -> None:
+        raise error
+
+    assert run_stage("prepare", work, [str(run.spec)]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line in (
+        "galley: /x/y: No space left on device; make room there",
+        "galley: disk: no; make room: your quota is used up",
+    )
+    assert run.attempt(1).errors()[0]["message"] == line.removeprefix("galley: ")
 
 
 def test_files_are_copied_where_they_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+from galley.contract.files import is_full
 from galley.contract.rundir import UNVERIFIED, Attempt
 from galley_launch.job.diagnose.evidence import tail
 from galley_launch.job.diagnose.torchrun import rank_exits
@@ -57,6 +58,8 @@ def _killed_rank(log: Path, errors: Sequence[dict[str, Any]]) -> str | None:
 
 def _message(attempt: Attempt, stage: str, errors: Sequence[dict[str, Any]]) -> str:
     """The first error that was recorded, or else the last line of the stage's log; and the log with the rest."""
+    if not errors and is_full(attempt.root) and not tail(attempt.log(stage)).strip():
+        return f"{stage} failed and could not write why: the disk of {attempt.root} is full; make room there"
     if not errors:
         return f"{stage} failed: {_last_line(attempt.log(stage))}; see {attempt.log(stage)}"
     who = str(errors[0].get("who"))

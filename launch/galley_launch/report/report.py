@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import time
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ _TONES = {
 }  # fmt: skip
 
 _HIDDEN = "(hidden)"
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors (errno(3)) of a directory that cannot be written to, whatever room there is."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,19 @@ class Progress:
 
 
 def write(run: RunDir) -> Path:
-    """Write the report of ``run`` and return its path. Raises ``UserError`` where that cannot be done."""
+    """Write the report of ``run`` and return its path: in the run, or where that cannot be written to (somebody
+    else's, or on a read-only disk) in the current directory. Raises ``UserError`` where neither can be done.
+    """
     path = run.root / NAME
     text = render(run, queue.query([run]).get(run.root), time.time())
     try:
         write_atomic(path, text)
     except OSError as error:
+        here = Path(f"{run.root.absolute().name}.{NAME}")
+        if error.errno in _CLOSED:
+            with contextlib.suppress(OSError):
+                write_atomic(here, text)
+                return here
         todo = "make room, or write it of a copy of the run"
         raise UserError(str(path), f"cannot be written ({error.strerror})", todo) from None
     return path

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from galley.contract import stages
 from galley.contract.errors import UserError
+from galley.contract.files import names_in, reason
 from galley.contract.metrics import MetricsRow, last_rows, newest
 from galley.contract.records import ExitRecord, read_exit
 from galley.contract.rundir import Attempt, RunDir, read_json
@@ -51,8 +52,20 @@ def find(name: str, runs: Path) -> RunDir:
 
 
 def every(runs: Path) -> list[RunDir]:
-    """All runs under ``runs``, by name."""
-    return [RunDir(path.parent) for path in sorted(runs.glob("*/run.json"))]
+    """All runs under ``runs``, by name, with those that cannot be read. Raises ``OSError`` where ``runs`` cannot."""
+    roots = [runs / name for name in sorted(names_in(runs)) if not name.startswith(".")]
+    return [RunDir(root) for root in roots if _is_run(root)]
+
+
+def _is_run(root: Path) -> bool:
+    """Whether ``root`` is a run, or a folder that this user may not look into, which may be one."""
+    try:
+        (root / "run.json").lstat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def last_row(path: Path) -> MetricsRow:
@@ -90,6 +103,20 @@ def state(run: RunDir, jobs: queue.Queue | None = None) -> State:
         message="; ".join(filter(None, messages)),
         reason="; ".join(filter(None, [*messages, _reason(current, end, jobs)])),
     )
+
+
+def states(all_runs: Sequence[RunDir]) -> list[State]:
+    """The state of each of ``all_runs``; of one that cannot be read, why not."""
+    queues = queue.query(all_runs)  # one question to Slurm for all of them
+    return [_state_or_damage(run, queues.get(run.root)) for run in all_runs]
+
+
+def _state_or_damage(run: RunDir, jobs: queue.Queue | None) -> State:
+    try:
+        return state(run, jobs)
+    except OSError as error:
+        why = f"{error.filename or run.root} cannot be read ({reason(error)})"
+        return State(run.root.absolute().name, "damaged", MetricsRow(), 0, None, why, why)
 
 
 def _reason(current: str, end: ExitRecord, jobs: queue.Queue | None) -> str:
@@ -216,7 +243,11 @@ def stop(run: RunDir) -> str:
     attempts = run.attempts()
     if not attempts or not locks.is_live(run):
         raise UserError(str(run.root), "is not running", "see galley status")
-    attempts[-1].request_stop("user")
+    try:
+        attempts[-1].request_stop("user")
+    except OSError as error:
+        what = f"cannot be asked to stop here: {error.filename} cannot be written ({reason(error)})"
+        raise UserError(str(run.root), what, f"end it where it runs: {locks.holder(run)}") from None
     return f"asked {run.root.name} to save and stop: {_waits_for(run)}; galley logs {run.root} follows it"
 
 

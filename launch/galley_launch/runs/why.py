@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from galley.contract import stages
+from galley.contract.files import is_full
 from galley.contract.metrics import last_step
 from galley.contract.records import ExitRecord, read_exit
 from galley.contract.rundir import Attempt, RunDir
@@ -220,6 +221,7 @@ def _details(run: RunDir, failed: _FailedAttempt, nothing: str) -> tuple[tuple[s
         (
             ("first", (failure.who,) if failure.who else ()),
             ("shown by", tuple(failure.lines)),
+            ("disk", (f"{run.root} lies on a disk that is full now: make room there",) if is_full(run.root) else ()),
             ("to do", (failure.advice,)),
             ("retry", (nothing or _retry_text(failed, run.root),)),
             ("resumes", (resumes,) if failed.stage.startswith("attempt") else ()),

@@ -52,10 +52,18 @@ def is_submitted(run: RunDir) -> bool:
     return run.submitted.is_file()
 
 
+def _is_known_to_be(run: RunDir) -> bool:
+    """As :func:`is_submitted`, and False of a run that cannot be read."""
+    try:
+        return is_submitted(run)
+    except OSError:
+        return False
+
+
 def query(runs: Sequence[RunDir]) -> dict[Path, Queue]:
     """The queue of each submitted run, by its root. Slurm is asked once for all runs of a cluster."""
     # Only the newest jobs of each run: older ones are over, and a long run has had many.
-    rows = {run.root: chain.submitted(run)[-chain.recent(run) :] for run in runs if is_submitted(run)}
+    rows = {run.root: chain.submitted(run)[-chain.recent(run) :] for run in runs if _is_known_to_be(run)}
     clusters = {run.root: chain.federated(run) for run in runs if run.root in rows}
     queues: dict[Path, Queue] = {}
     for name in set(clusters.values()):

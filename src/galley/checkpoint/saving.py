@@ -25,6 +25,7 @@ from galley.checkpoint.checkpoint import State, best_checkpoint, remove
 from galley.checkpoint.flats import Layout, by_flat, pack
 from galley.checkpoint.pending import Pending, SaveProgress
 from galley.contract.errors import UserError
+from galley.contract.files import follow_umask
 from galley.contract.rundir import Attempt, Checkpoint, RunDir, fsync_path, read_json, write_atomic
 from galley.engine import swap
 from galley.engine.engine import Engine, base_optimizer, fragments
@@ -246,6 +247,7 @@ class Writer:
         # by which a directory with a manifest gets a checkpoint's name. Killed before it, the run has the one before.
         staging, checkpoint = pending.staging, pending.checkpoint
         save_file(pending.probes, staging / "probes.safetensors")
+        follow_umask(staging / "probes.safetensors")
         fsync_path(staging / "probes.safetensors")
         fsync_path(staging)
         checksums = whole.collect(staging)
@@ -290,5 +292,6 @@ def _problem(work: Any, *arguments: Any) -> str | None:
 
 def _write_file(path: Path, tensors: dict[str, torch.Tensor], layout: Layout) -> None:
     save_file(tensors, path, metadata={"fragments": json.dumps(layout)})
+    follow_umask(path)
     fsync_path(path)
     whole.note(path)

@@ -5,6 +5,7 @@ The standard library only, and the grammar of Python 3.9: it runs on a node's ow
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -13,8 +14,30 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from galley.contract.errors import UserError
+
+_RECORD = 16 << 10
+"""Bytes of room without which a disk is full: four blocks, as one file and its name may take."""
 LARGEST = 64 << 20
 """Bytes of the largest record that is read whole: no manifest, setting or verdict is a tenth of it."""
+
+_ELSEWHERE = "choose a place that you can write to"
+_OF_DISKS = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room: your quota is used up",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: "correct its permissions, or choose another place",
+    errno.EPERM: "correct its permissions, or choose another place",
+    errno.ENOTDIR: "move the file away that lies where a folder should be",
+    errno.EEXIST: "move away what lies there",
+    errno.EISDIR: "move the folder away that lies where a file should be",
+    errno.ELOOP: "correct the symbolic link",
+    errno.ENAMETOOLONG: "no file can have so long a name; choose another",
+}
+"""What to do about errors (errno(3)) that come from a disk as it is, not from the code."""
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Of these, what write(2) returns, which knows no path."""
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -50,6 +73,35 @@ def read_text(path: Path, limit: int = LARGEST) -> str:
 def reason(error: Exception) -> str:
     """Why a file cannot be read, without its path."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder; none where there is no such folder. Raises ``OSError`` where it cannot be read, unlike
+    ``Path.glob``.
+    """
+    try:
+        return [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def of_the_disk(error: OSError) -> UserError | None:
+    """The refusal that an error of files is where the disk is the reason: full, read-only, closed; else None."""
+    todo = _OF_DISKS.get(error.errno or 0)
+    if todo and (error.filename is not None or error.errno in _OF_WRITING):  # else it may be a signal's or a socket's
+        return UserError(str(error.filename or "disk")[:200], error.strerror or str(error), todo)
+    if error.errno == errno.ENOENT and error.filename is None:  # of getcwd(3), the only call that is given no path
+        return UserError("current directory", "does not exist any more", "change to one that does (cd)")
+    return None
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the file system of ``folder`` has no room for a record: neither blocks nor, where it counts them, names."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < _RECORD or bool(disk.f_files and not disk.f_favail)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -97,12 +149,50 @@ def number(value: object, otherwise: float = 0.0) -> float:
 def write_atomic(path: Path, text: str) -> None:
     """Write ``text`` beside ``path``, fsync, rename: a reader sees the old file or the new one, never half."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:  # the disk is full: no half of a file is left there
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
     fsync_path(path.parent)
+
+
+def shut_out_others() -> None:
+    """Whatever this process makes from now on, its user's umask decides who may read it; no stranger may write to it.
+
+    A umask of 0 would let every user of the machine replace a checkpoint, or stop the run.
+    """
+    os.umask(_umask() | 0o002)
+
+
+def follow_umask(root: Path) -> None:
+    """Give a file, or all below a folder, the permissions that the umask allows.
+
+    Libraries write through private temporary files (safetensors, tempfile), which nobody else could read.
+    """
+    mask = _umask()
+    for folder, _, names in os.walk(root):
+        Path(folder).chmod(0o777 & ~mask)
+        for name in names:
+            (Path(folder) / name).chmod(0o666 & ~mask)
+    if not root.is_dir():
+        root.chmod(0o666 & ~mask)
+
+
+def _umask() -> int:
+    # Not by os.umask, which only tells it by changing it, for all threads of the process.
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.partition("\nUmask:")[2].split()[0], 8)
+    except (OSError, IndexError, ValueError):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
 
 
 def fsync_path(path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from galley.contract.files import fsync_path, number, read_json, write_atomic
+from galley.contract.files import fsync_path, names_in, number, read_json, write_atomic
 
 __all__ = ["UNVERIFIED", "Attempt", "Checkpoint", "RunDir", "fsync_path", "read_json", "write_atomic"]
 
@@ -112,7 +112,10 @@ class Attempt:
         """Ask for a stop: the ranks save at the next step boundary and end. Asking again keeps the first reason."""
         self.stop.parent.mkdir(parents=True, exist_ok=True)
         if not self.stop.exists():
-            write_atomic(self.stop, json.dumps({"reason": reason, "time": time.time()}))
+            try:
+                write_atomic(self.stop, json.dumps({"reason": reason, "time": time.time()}))
+            except OSError:  # of a full disk: a name without content may still fit, and it is the name that stops
+                self.stop.touch()
 
     def errors(self) -> list[dict[str, Any]]:
         """What failed, first failure first."""
@@ -265,15 +268,16 @@ class RunDir:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Checkpoints that verify, oldest first."""
-        paths = [path for path in (self.root / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name)]
-        checkpoints = [Checkpoint(path) for path in paths]
+        folder = self.root / "checkpoints"
+        checkpoints = [Checkpoint(folder / name) for name in names_in(folder) if _STEP.fullmatch(name)]
         whole = (checkpoint for checkpoint in checkpoints if checkpoint.verifies())
         return sorted(whole, key=lambda checkpoint: checkpoint.step)
 
     def attempts(self) -> list[Attempt]:
         """Attempts so far, oldest first."""
-        paths = (self.root / "attempts").glob("*")
-        attempts = [Attempt(path) for path in paths if _NUMBER.fullmatch(path.name) and path.is_dir()]
+        folder = self.root / "attempts"
+        attempts = [Attempt(folder / name) for name in names_in(folder) if _NUMBER.fullmatch(name)]
+        attempts = [attempt for attempt in attempts if attempt.root.is_dir()]
         return sorted(attempts, key=lambda attempt: attempt.number)
 
     def attempt(self, number: int) -> Attempt:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from galley.contract.files import follow_umask
 from galley.contract.rundir import RunDir, fsync_path, write_atomic
 from galley.export.checks import Facts
 
@@ -32,6 +33,7 @@ def publish(building: Path, run: RunDir, verified: dict[str, bool], facts: Facts
 
 def _swap_in(folder: Path, target: Path) -> None:
     """Put what was built in the place of an earlier export, which is there until then."""
+    follow_umask(folder)
     for path in [*folder.rglob("*"), folder]:
         fsync_path(path)
     before = target.with_name(f".{target.name}.before")

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from galley.contract.errors import UserError
-from galley.contract.rundir import fsync_path
+from galley.contract.files import follow_umask, fsync_path
 from galley.contract.spec import Method
 from galley.model import zero3_load
 
@@ -56,6 +56,7 @@ def make(wrapped: Any, seed: int, path: Path) -> None:
         tensors[f"{name}.B"] = torch.nn.functional.pad(up, (0, missing)).contiguous()
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(tensors, beside)
+    follow_umask(beside)
     fsync_path(beside)
     beside.replace(path)
     fsync_path(path.parent)

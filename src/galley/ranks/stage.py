@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from galley.contract.errors import UserError
-from galley.contract.files import reason
+from galley.contract.files import of_the_disk, reason, shut_out_others
 from galley.contract.rundir import UNVERIFIED, Attempt, RunDir, write_atomic
 from galley.contract.sensitive import masked
 from galley.contract.spec import RunSpec
@@ -76,6 +76,7 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
     if len(argv) != 1:
         print(f"galley: usage: python -m galley.{who} RUN/run.json", file=sys.stderr)
         return REFUSED
+    shut_out_others()
     path = Path(argv[0]).absolute()
     try:
         spec, run = RunSpec.read(path), RunDir(path.parent)
@@ -93,6 +94,8 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
     except Unverified as notice:
         return _fail(attempt, who, UNVERIFIED, str(notice))
     except Exception as error:
+        if isinstance(error, OSError) and (refusal := of_the_disk(error)):
+            return _fail(attempt, who, REFUSED, str(refusal))
         traceback.print_exc()
         if refusal := _of_the_model(error):
             return _fail(attempt, who, REFUSED, str(refusal))

@@ -19,7 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from galley.contract.errors import UserError
-from galley.contract.files import fsync_path, open_lock
+from galley.contract.files import follow_umask, fsync_path, of_the_disk, open_lock, read_json
+
+FILES = ".galley-files.json"
+"""In an entry: the size of each of its files."""
 
 
 def digest(value: object) -> str:
@@ -34,29 +37,63 @@ def file_sha256(path: Path) -> str:
 
 
 def entry(cache: Path, kind: str, key: str, build: Callable[[Path], None], notice: str) -> Path:
-    """The folder ``cache/kind/key``, made by ``build(folder)`` where it is not there yet.
+    """The folder ``cache/kind/key``, made by ``build(folder)`` where it is not there yet, or has lost files.
 
     ``notice`` is printed before building. Raises :class:`UserError` where the cache cannot be written.
     """
     final = cache / kind / key
-    if final.is_dir():
+    if _is_whole(final):
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with locked(final.with_name(f".{key}.lock")) as alone:
-            if not final.is_dir():
+            if not _is_whole(final):
                 print(notice, flush=True)
                 if alone:
                     _sweep(final)
+                _remove_rest(final)
                 _build(final, build)
-    except PermissionError as error:
-        raise UserError(str(cache), f"cannot be written ({error.strerror})", "set another cache folder") from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        refusal = of_the_disk(error)
+        if refusal is None:
             raise
         what = f"{error.strerror} while making {kind}/{key}"
-        raise UserError(str(cache), what, "free some space, or set another cache folder") from None
+        at = "" if error.filename is None or str(error.filename).startswith(str(final)) else f" ({error.filename})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise UserError(str(cache), f"{what}{at}", "free some space, or set another cache folder") from None
+        raise UserError(str(cache), f"cannot be written: {what}{at}", "set another cache folder") from None
     return final
+
+
+def _is_whole(final: Path) -> bool:
+    """Whether an entry is there with every file that it was made with: file systems for scratch remove old ones.
+
+    One that an earlier version made has no list of them: it is whole unless it is empty.
+    """
+    if not final.is_dir():
+        return False
+    files = read_json(final / FILES)
+    if files is None:
+        return any(final.iterdir())
+    try:
+        return all((final / name).stat().st_size == size for name, size in files.items())
+    except OSError:
+        return False
+
+
+def _list_files(folder: Path) -> None:
+    """Write down the size in bytes of every file below ``folder``, by its path there."""
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    (folder / FILES).write_text(json.dumps(sizes), encoding="utf-8")
+
+
+def _remove_rest(final: Path) -> None:
+    """Remove an entry that has lost files. It is renamed first, so that nobody takes it meanwhile."""
+    if final.is_dir():
+        print(f"{final} has lost files (were they removed as old?): it is made again", flush=True)
+        rest = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+        final.rename(rest)
+        shutil.rmtree(rest, ignore_errors=True)
 
 
 def _sweep(final: Path) -> None:
@@ -70,7 +107,8 @@ def _build(final: Path, build: Callable[[Path], None]) -> None:
     try:
         # On the disk before it gets its name: after a power cut an entry that is there must be whole.
         build(beside)
-        _open_to_all(beside)
+        _list_files(beside)
+        follow_umask(beside)
         fsync_tree(beside)
         with contextlib.suppress(OSError):  # another machine without locks was first: its entry is as good
             beside.rename(final)
@@ -78,17 +116,7 @@ def _build(final: Path, build: Callable[[Path], None]) -> None:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     if not final.is_dir():
-        raise OSError(f"{final} could not be made")
-
-
-def _open_to_all(root: Path) -> None:
-    """Give files the permissions that the user's umask allows: libraries make some through private temporary files."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for folder, _, names in os.walk(root):
-        Path(folder).chmod(0o777 & ~mask)
-        for name in names:
-            (Path(folder) / name).chmod(0o666 & ~mask)
+        raise OSError(errno.ENOTDIR, "Not a directory", str(final))
 
 
 @contextlib.contextmanager

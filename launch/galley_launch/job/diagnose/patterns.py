@@ -107,7 +107,11 @@ CAUSES = (
     _rule("nccl", r"Call to ibv_\w+ failed with error Cannot allocate memory", LOCKED, more=1),
     _rule("nccl", r"NET/OFI Unable to register memory", LOCKED, more=1),
     # /dev/shm is a file system in memory: its "No space left" must match here, not among the rules for disks.
-    _rule("host_oom", r"(?i)(?:insufficient|out of) shared memory|No space left on device: '/dev/shm", SHM),
+    _rule(
+        "host_oom",
+        r"(?i)(?:insufficient|out of) shared memory|No space left on device: '/dev/shm|/dev/shm\S*: No space left",
+        SHM,
+    ),
     _rule("host_oom", r"unable to (?:write to file|open shared memory object) </torch_", SHM),
     _rule("host_oom", r"shared memory segment /dev/shm/|/dev/shm/nccl-\S+.*No space left", SHM, more=1),
     _rule("host_oom", r"DataLoader worker .*is killed by signal: Killed", HOST_MEMORY),
@@ -116,7 +120,7 @@ CAUSES = (
     # A node's own disk is full, which another node's may not be; any other path is taken for the shared disk.
     _rule(
         "disk",
-        r"No space left on device: '/(?:var/)?tmp/",
+        r"No space left on device: '/(?:var/)?tmp/|^(?:galley: )?/(?:var/)?tmp/\S+: No space left on device; make room",
         SCRATCH,
         blames=True,
         retry=True,
