@@ -15,8 +15,9 @@ import pytest
 from fuzz import world
 
 from galley.contract import rundir
-from galley.contract.files import follow_umask, of_the_disk, shut_out_others, write_atomic
+from galley.contract.files import follow_umask, is_full, of_the_disk, shut_out_others, write_atomic
 from galley.contract.rundir import RunDir
+from galley_launch.job import box
 from launch import fakes
 
 VERBS = """
@@ -214,6 +215,24 @@ def test_errors_that_are_not_a_disks() -> None:
     assert of_the_disk(PermissionError(1, "Operation not permitted")) is None, "a signal's"
     assert of_the_disk(FileNotFoundError(2, "No such file or directory", "x")) is None, "our bug"
     assert of_the_disk(OSError("Can't load tokenizer")) is None
+
+
+def test_errors_of_rust_are_a_disks_too() -> None:
+    error = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert str(of_the_disk(error)) == "disk: No space left on device; make room there"
+    assert of_the_disk(RuntimeError("I/O error: No such file or directory (os error 2)")) is None
+
+
+def test_a_stage_that_could_not_write_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = RunDir(tmp_path).attempt(1)
+    attempt.logs.mkdir(parents=True)
+    monkeypatch.setattr(box, "is_full", lambda _: True)
+    assert box.failure(attempt, "prepare", 1) == (
+        1, f"prepare failed and could not write why: the disk of {attempt.root} is full; make room there",
+    )  # fmt: skip
+    attempt.log("prepare").write_text("ValueError: x\n")
+    assert "ValueError: x" in box.failure(attempt, "prepare", 1)[1]
+    assert not is_full(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
 from io import BufferedReader
 from pathlib import Path
@@ -36,6 +37,7 @@ _OF_DISKS = {
     errno.ENAMETOOLONG: "no file can have so long a name; choose another",
 }
 """What to do about errors (errno(3)) that come from a disk as it is, not from the code."""
+_OF_RUST = re.compile(r"\(os error (\d{1,3})\)")
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Of these, what write(2) returns, which knows no path."""
 
@@ -85,8 +87,13 @@ def names_in(folder: Path) -> list[str]:
         return []
 
 
-def of_the_disk(error: OSError) -> UserError | None:
+def of_the_disk(error: Exception) -> UserError | None:
     """The refusal that an error of files is where the disk is the reason: full, read-only, closed; else None."""
+    if not isinstance(error, OSError):
+        number = _OF_RUST.search(str(error))  # safetensors and tokenizers have errors of their own
+        if not number or int(number[1]) not in _OF_WRITING:
+            return None
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
     todo = _OF_DISKS.get(error.errno or 0)
     if todo and (error.filename is not None or error.errno in _OF_WRITING):  # else it may be a signal's or a socket's
         return UserError(str(error.filename or "disk")[:200], error.strerror or str(error), todo)
@@ -96,7 +103,7 @@ def of_the_disk(error: OSError) -> UserError | None:
 
 
 def is_full(folder: Path) -> bool:
-    """Whether the file system of ``folder`` has no room for a record: neither blocks nor, where it counts them, names."""
+    """Whether the file system of ``folder`` has no room for a record: no blocks or, where it counts them, no names."""
     try:
         disk = os.statvfs(folder)
     except OSError:

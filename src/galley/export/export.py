@@ -201,6 +201,13 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
     print(f"exporting step {chosen.step}", flush=True)
     building = run.root / ".export.building"
     shutil.rmtree(building, ignore_errors=True)
+    try:
+        _export(spec, run, attempt, chosen, building)
+    finally:  # on a disk that is full, it would be in the way
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _export(spec: RunSpec, run: RunDir, attempt: Attempt, chosen: Checkpoint, building: Path) -> None:
     exporter = Exporter(spec, run, prepare.model_folder(spec, run), chosen, building)
     exporter.build()
     verified, checks = exporter.write_cards(), list(exporter.checks.values())

@@ -94,7 +94,7 @@ def run_stage(who: str, work: Work, argv: list[str]) -> int:
     except Unverified as notice:
         return _fail(attempt, who, UNVERIFIED, str(notice))
     except Exception as error:
-        if isinstance(error, OSError) and (refusal := of_the_disk(error)):
+        if refusal := of_the_disk(error):
             return _fail(attempt, who, REFUSED, str(refusal))
         traceback.print_exc()
         if refusal := _of_the_model(error):
