@@ -66,7 +66,7 @@ _PAGE_WORD = (
     r"|(?:api|access|private|secret|auth|account|signing)_?key)"
 )
 _QUOTE = r"(?:&#34;|&#39;)?"
-_NO_SECRET = r"(?!(?:[\d.,]+|null|none|true|false)(?:\s|[&<]|$))"
+_NO_SECRET = r"(?!(?:[\d.,]+|null|none|true|false|warn|drop|refuse|allow)(?:\s|[&<]|$))"
 # The page is looked through once it is whole, so that no section can forget to: what looks like a secret is hidden.
 _ASSIGNED_IN_HTML = re.compile(rf"(?i)((?:\b|_|-){_PAGE_WORD}{_QUOTE}\s*[=:]\s*{_QUOTE}){_NO_SECRET}[^\s&<>]{{4,}}")
 
