@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prepare.conftest import train_tokenizer
 
 from galley.data.columns import IGNORED
@@ -130,6 +131,74 @@ KINDS: dict[str, dict[str, Any]] = {
         "tools": TOOLS,
     },
 }
+# What text may hold, where a trimmed, escaped or split character would show; said by the user and the assistant.
+CODE = '\tdef f(x):\n\t\treturn {\'a\': x[0], "b": f"{{x}}"}  # 1 < 2 && a > b\n\n```sh\necho "$HOME" \\\\ | cat\n```'
+TEXTS = {
+    "leading spaces": "   \n indented\n    more",
+    "trailing spaces": "trailing  \n",
+    "emoji": "👩🏽‍💻 family 👨‍👩‍👧‍👦 flag 🇺🇳 e\u0301 ﬁn 😀",
+    "code": CODE,
+    "markup": "{{ messages }} {% raw %} <b>bold</b> &amp; [/x] %s {0} \\n",
+    "right to left": "مرحبا، كيف حالك؟ שלום \u202eabc\u202c 123",
+    "scripts": "漢字かな 한국어 ไทย हिन्दी ελ",
+    "quotes": '\'single\' "double" \\"escaped\\" \\u0041',
+}
+NESTED = {
+    "argkey1": {
+        "deep": [{"argvalue1": [1, 2.5, None, True]}, [], {}],
+        "text": "línea\n\"q\" 'x' 😀 مرحبا </tool_call> {{x}}",
+    },
+    "empty": "",
+    "number": -1e-7,
+    "flag": False,
+}
+
+
+def repeated(text: str) -> dict[str, Any]:
+    """Two questions and answers that hold ``text``."""
+    return {"messages": [{"role": role, "content": text} for role in ("user", "assistant") * 2]}
+
+
+KINDS |= {kind: repeated(text) for kind, text in TEXTS.items()} | {
+    "empty question": {"messages": [{"role": "user", "content": ""}, answer(1), user(2), answer(2)]},
+    "empty answer": {"messages": [user(1), {"role": "assistant", "content": ""}, user(2), answer(2)]},
+    "empty last answer": {"messages": [user(1), answer(1), user(2), {"role": "assistant", "content": ""}]},
+    "call, nested arguments": {
+        "messages": [user(1), {**CALLED[1], "tool_calls": [call(NESTED)]}, *CALLED[2:]],
+        "tools": TOOLS,
+    },
+    "call, no arguments": {
+        "messages": [user(1), {**CALLED[1], "tool_calls": [call({})]}, *CALLED[2:]],
+        "tools": TOOLS,
+    },
+    "two calls and more turns": {
+        "messages": [
+            {"role": "system", "content": "systemprompt"},
+            user(1),
+            {**CALLED[1], "tool_calls": [call(OBJECT), call(arguments(2), 2)]},
+            result(),
+            result(2),
+            answer(2),
+            user(3),
+            answer(3),
+        ],
+        "tools": TOOLS,
+    },
+    "thinking in every turn": {
+        "messages": [message for n in (1, 2, 3) for message in (user(n), answer(n, reasoning_content=f"reason{n}"))]
+    },
+    "thinking in some turns": {
+        "messages": [
+            user(1),
+            answer(1, reasoning_content="reason1"),
+            user(2),
+            answer(2),
+            user(3),
+            {"role": "assistant", "content": "<think>\nreason3\n</think>\n\nanswer3"},
+        ]
+    },
+}
+HUNDRED = {"messages": [message for n in range(10, 60) for message in (user(n), answer(n))]}
 TAUGHT = re.compile(r"(?:answer|reason|argkey|argvalue|callname)\d")
 GIVEN = re.compile(r"(?:question|result)\d|systemprompt|tool(?:name|description|property)")
 
@@ -146,6 +215,8 @@ class Verdict:
     faults: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     """Words of the assistant's that the template does not write."""
+    stretches: list[str] = field(default_factory=list)
+    """What is trained on, decoded: neighbouring tokens as one."""
 
 
 def judge(tokenizer: Any, template: Template, record: dict[str, Any]) -> Verdict:
@@ -164,6 +235,8 @@ def judge(tokenizer: Any, template: Template, record: dict[str, Any]) -> Verdict
     text, pieces = rendered.text, tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
     trained = "".join(text[slice(*pieces.offsets[n])] if on else "\0" for n, on in enumerate(taught))
     verdict = Verdict(text, re.sub("\0+", "\0", trained), dict(coverage.counts), rendered)
+    edges = np.flatnonzero(np.diff(taught.astype(int), prepend=0, append=0)).reshape(-1, 2)
+    verdict.stretches = [tokenizer.decode(document.tokens[start:end]) for start, end in edges]
     verdict.absent = sorted({w for w in TAUGHT.findall(json.dumps(record)) if w not in text})
     verdict.faults = list(_faults(text, verdict.trained, pieces, taught, record, rendered.masked))
     return verdict
@@ -171,7 +244,8 @@ def judge(tokenizer: Any, template: Template, record: dict[str, Any]) -> Verdict
 
 def _faults(text: str, trained: str, pieces: Any, taught: Any, record: Any, masked: int) -> Iterator[str]:
     yield from (f"{word} is trained on" for word in sorted(set(GIVEN.findall(trained))))
-    answers = [m["content"][-7:] for m in record["messages"] if m["role"] == "assistant" and m["content"]]
+    words = [re.search(r"answer\d+$", m["content"]) for m in record["messages"] if m["role"] == "assistant"]
+    answers = [match[0] for match in words if match]
     missing = [word for word in dict.fromkeys(answers) if word in text and word not in trained]
     if len(missing) > masked:
         yield f"{', '.join(missing)} not trained on, {masked} masked"
@@ -182,7 +256,8 @@ def _faults(text: str, trained: str, pieces: Any, taught: Any, record: Any, mask
         first = next(n for n, (start, end) in enumerate(pieces.offsets) if start <= at < end)
         if not taught[first]:
             yield f"first token of {word} not trained on"
-    yield from _ends(text, pieces, taught, [word for word in answers if word in text and word in trained])
+    if words[-1]:
+        yield from _ends(text, pieces, taught, [word for word in answers if word in text and word in trained])
 
 
 def _ends(text: str, pieces: Any, taught: Any, answers: list[str]) -> Iterator[str]:

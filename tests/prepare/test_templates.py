@@ -4,7 +4,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from prepare.oracle import KINDS, Verdict, double_encoded, judge, templates, tokenizer_for
+from prepare import turns
+from prepare.oracle import HUNDRED, KINDS, Verdict, double_encoded, judge, templates, tokenizer_for
 
 from galley.prepare.formats.template import Template, study
 
@@ -31,8 +32,9 @@ def verdicts(tokenizer: Any, studied: dict[str, Template]) -> dict[tuple[str, st
 
 
 def test_there_are_many_templates(verdicts: Any) -> None:
-    assert len(TEXT) > 60
-    assert len(verdicts) == len(TEXT) * len(KINDS) > 900
+    assert len([name for name in TEXT if not name.endswith("_training")]) > 40  # those that models came with
+    assert len(verdicts) == len(TEXT) * len(KINDS) > 2200
+    assert sum(verdict.refused is None for verdict in verdicts.values()) > 1800
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -40,6 +42,44 @@ def test_answers_are_trained_on_whole_and_nothing_else_is(verdicts: Any, name: s
     """No word of a user, system prompt, tool or result; every answer with its first token and what ends it."""
     faults = {kind: verdicts[name, kind].faults for kind in KINDS if verdicts[name, kind].faults}
     assert faults == {}
+
+
+# Gemma 4 writes what is said with a call behind the call's result, so that one turn stands in two places: it is masked
+# and counted, or marked by the template itself.
+APART = ("gemma4", "gemma4_v3", "gemma4_v4", "diffusion_gemma_training")
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_decoded_is_every_turn_from_behind_its_header_through_its_end(
+    studied: dict[str, Template], verdicts: Any, name: str
+) -> None:
+    """To the character, as a table of headers and ends has it; what is missing is counted, one for one."""
+    for kind in KINDS:
+        verdict = verdicts[name, kind]
+        if verdict.refused is None and not (kind == "call and content" and name in APART):
+            marked, masked = studied[name].marked, verdict.rendered.masked
+            assert turns.faults(name, verdict.text, verdict.stretches, masked, marked) == [], kind
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEXT)
+def test_a_conversation_of_a_hundred_turns(tokenizer: Any, studied: dict[str, Template], name: str) -> None:
+    verdict = judge(tokenizer, studied[name], HUNDRED)
+    assert verdict.rendered is not None
+    assert verdict.faults == []
+    masked = verdict.rendered.masked
+    assert turns.faults(name, verdict.text, verdict.stretches, masked, studied[name].marked) == []
+    assert len(turns.written(name, verdict.text)) == 50
+    assert masked in (0, 49)  # all but the last, where a template takes thinking out of what lies behind
+
+
+def test_a_wrong_mask_is_seen() -> None:
+    text = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n  a<|im_end|>\n"
+    assert turns.faults("qwen2_5", text, ["  a<|im_end|>"], 0, False) == []
+    assert turns.faults("qwen2_5", text, ["\n  a<|im_end|>"], 0, False) == []
+    assert turns.faults("qwen2_5", text, [], 1, False) == []
+    for wrong in (["a<|im_end|>"], ["  a"], ["  a<|im_end|>", "q"], ["assistant\n  a<|im_end|>"], []):
+        assert turns.faults("qwen2_5", text, wrong, 0, False) != []
 
 
 @pytest.mark.parametrize("name", TEXT)

@@ -122,7 +122,7 @@ def _turn(template: Template, row: Conversation, text: str, index: int) -> Span 
     if closing and through.endswith(closing):
         end = len(through) - len(closing) + min(template.trained, len(closing))
     else:  # a turn that ends otherwise, such as a tool call
-        end = len(through.rstrip())
+        end = len(through.rstrip()) if closing else len(through)
     return (start, end) if end > start else None
 
 
@@ -145,7 +145,14 @@ def _start(template: Template, row: Conversation, text: str, index: int) -> int 
 
 def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Document]:
     """Tokens and labels of conversations, each text taken whole and once; no special token beside the template's."""
-    encodings = encode_batch(tokenizer, [(text.where, text.text) for text in rendered], add_special_tokens=False)
+    # A post-processor adds special tokens, which are not wanted here, and it may cut white space off a token's offsets
+    # (ByteLevel's trim_offsets, as Llama 3 has it), which would leave an answer's leading blanks to the prompt.
+    backend = tokenizer.backend_tokenizer
+    processor, backend.post_processor = backend.post_processor, None
+    try:
+        encodings = encode_batch(tokenizer, [(text.where, text.text) for text in rendered], add_special_tokens=False)
+    finally:
+        backend.post_processor = processor
     return [_label(encoding, one) for encoding, one in zip(encodings, rendered, strict=True)]
 
 
@@ -163,9 +170,8 @@ def token_range(encoding: Any, span: Span, text: str) -> tuple[int, int]:
     """First and one past the last token that lie in the character range ``span`` of ``text``.
 
     A token that straddles an edge counts where what it has outside is white space: a prompt that ends in a space gives
-    its space to the answer's first word. A tokenizer may report offsets without the white space that a token begins
-    with, and gives every piece of one character that character's range. So a token is taken to begin no later than
-    where the one before it ends.
+    its space to the answer's first word. A tokenizer gives every piece of one character that character's range. So a
+    token is taken to begin no later than where the one before it ends.
     """
 
     def start(token: int) -> int:
