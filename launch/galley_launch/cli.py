@@ -131,5 +131,5 @@ def _carry_out(words: list[str]) -> int:
         print(help_text(command.verb))
         return 0
     for note in command.notes:
-        print(f"galley: note: {note}", file=sys.stderr)
+        print(f"galley: note: {one_line(note)}", file=sys.stderr)
     return _dispatch(command)._do()

@@ -112,3 +112,53 @@ def test_a_recipe_or_profile_that_is_no_file(here: Path, kind: str, capsys: pyte
     cli.main(["clusters"])
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
+
+
+LONG = "9" * 5000
+"""More digits than Python's int() takes (4,300)."""
+
+
+@pytest.mark.parametrize(
+    "word",
+    [f"{key}={LONG}" for key in (
+        "steps", "seed", "batch.samples", "batch.tokens", "method.rank", "micro_batch", "threads", "profile", "ranks",
+        "lr", "epochs", "gpus", "betas", "data.max_length", "cadence.keep", "deepspeed", "name", "init_from",
+    )] + [f"gpus=0-{LONG}", f"steps=-{LONG}", f"steps={LONG}.0", f"lr=1e{LONG}", f"betas=[{LONG},1]"],
+)  # fmt: skip
+def test_numbers_of_more_digits_than_python_reads(here: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    key, _, value = word.partition("=")
+    device = "" if key == "gpus" else "device=cpu" if key == "ranks" else "device=cpu ranks=1"
+    line = refusal(f"plan good.yaml {device} {word}", capsys)
+    assert "conversion" not in line
+    assert "parse input" not in line
+    if key in ("steps", "seed", "batch.samples", "method.rank") and value.isdigit():
+        assert "99999999999999999999… has too many digits" in line
+
+
+@pytest.mark.parametrize(
+    "word", [f"nodes={LONG}", f"cluster.time={LONG}", f"cluster.time={LONG}:00:00", f"cluster.gpus_per_node={LONG}",
+             f"cluster.memory={LONG}G", f"cluster.side.cores={LONG}", f"cluster.attempts={LONG}"]
+)  # fmt: skip
+def test_numbers_of_a_cluster(here: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(f"plan good.yaml cluster=venv {word}", capsys)
+    assert "conversion" not in line
+    assert "parse input" not in line
+
+
+@pytest.mark.parametrize(
+    "text", ["duration: {steps: X}", "seed: X", "batch: {samples: X}", "optimizer: {betas: [X, X]}"]
+)
+def test_numbers_in_yaml(here: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    key = text.partition(":")[0]
+    kept = [line for line in (here / "good.yaml").read_text().splitlines() if not line.startswith(f"{key}:")]
+    (here / "good.yaml").write_text("\n".join([*kept, text.replace("X", LONG)]) + "\n")
+    line = refusal("plan good.yaml device=cpu ranks=1", capsys)
+    assert "good.yaml: " in line
+    assert "conversion" not in line
+    assert "parse input" not in line
+
+
+def test_numbers_in_a_deepspeed_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "ds.json").write_text(f'{{"train_batch_size": {LONG}}}')
+    line = refusal("plan good.yaml device=cpu ranks=1 deepspeed=ds.json", capsys)
+    assert "holds a number of more than 4,300 digits" in line

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from galley.contract.metrics import Follower
 from galley.contract.rundir import RunDir
 from galley.contract.text import LONGEST, Plain, one_line, plain
 from galley_launch import cli
 from galley_launch.base import devices
+from galley_launch.base.terminal import Bar, Tail
 from launch import fakes
 
 EVIL = "a\x1b[31mred\x1b[0m\x1b]0;title\x07b\x1b]52;c;cm0gLXJm\x1b\\c\u202egpj.exe\u2066x\x9b2Jd\x08\x7f\u200fz\u2028"
@@ -110,6 +112,68 @@ def test_logs_show_what_is_left_of_them(evil: RunDir, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("aredbc?gpj.exe?x?2Jd")
     assert lines[1] == "30%", "of a progress bar, what it drew last"
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_line_shows_a_log_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log").write_text(f"warning: {EVIL}\n{EVIL} so far\n")
+    screen = Terminal()
+    monkeypatch.setattr("sys.stdout", screen)
+    bar = Bar(Follower(tmp_path / "metrics"), Tail(tmp_path / "log"))
+    bar.show()
+    bar.close()
+    shown = screen.getvalue()
+    assert "warning: ared" in shown
+    assert not any(mark in shown for mark in ("\x1b]", "\x1b[31mred", *(set(RAW) - {"\x1b", "\r"})))
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run, a recipe, keys and a record with line breaks where others have words."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "visible", list)
+    made = RunDir(tmp_path / "runs" / "a\nb")
+    made.attempt(1).logs.mkdir(parents=True)
+    made.spec.write_text(fakes.spec(tmp_path / "x").to_json())
+    made.attempt(1).exit.write_text(json.dumps({"verdict": "failed", "message": "one\ngood  done\n\ttwo"}))
+    (tmp_path / "recipes").mkdir()
+    good = "model: {path: org/m}\ndata: {path: org/d}\nbatch: {samples: 16}\nduration: {steps: 99}\n"
+    for name in ("mine", "m\nn"):
+        (tmp_path / "recipes" / f"{name}.yaml").write_text(f'about: "x\\ny"\n{good}')
+    (tmp_path / "recipes" / "key.yaml").write_text(f'"a\\nb": 1\n{good}')
+    (tmp_path / "ds.json").write_text('{"c\\nd": 1, "zero_optimization": {"stage": 2, "a\\nb": 1}}')
+    return made
+
+
+def test_a_table_has_one_line_for_each_thing(broken: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row[:3] for row in rows] == ["run", "a b"]
+    assert cli.main(["status", "runs/a\nb"]) == 0
+    assert "state      failed: one good done two\n" in capsys.readouterr().out
+    assert cli.main(["recipes"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.endswith("  x y") for row in rows if row.startswith(("mine ", "m n "))] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["plan", "key", "device=cpu", "ranks=1"], ["plan", "mine", "device=cpu", "ranks=1", "deepspeed=ds.json"],
+     ["plan", "mine", "gpu=0\n1"], ["plan", "mine", "learning_rate=1e-4\n5"], ["sta\ntus"], ["status", "x\ny"],
+     ["plan", "mine", "a\nb=1"], ["plan", "mine", "cluster=a\nb"], ["show", "z\nb"], ["copy", "z\nb", "c"]],
+)  # fmt: skip
+def test_keys_and_words_with_line_breaks(broken: RunDir, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(line.startswith("galley: ") for line in err.splitlines())
+    assert len([line for line in err.splitlines() if not line.startswith("galley: note: ")]) == 1
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,14 @@ def test_a_rank_that_somebody_sent_sigterm_is_named(run: RunDir) -> None:
     assert (launcher.returncode, err) == (1, f"galley: run x: {what}; run the same command again to resume\n")
 
 
+def test_torchrun_that_somebody_sent_sigterm_is_named(run: RunDir) -> None:
+    last = "torch.distributed.elastic.multiprocessing.api.SignalException: Process 7 got signal: 15"
+    launcher = fakes.launch(run.root, train=f"print('Traceback\\n{last}'); sys.exit(1)")
+    _, err = launcher.communicate(timeout=60)
+    what = "train was ended by signal 15, which galley did not send"
+    assert (launcher.returncode, err) == (1, f"galley: run x: {what}; run the same command again to resume\n")
+
+
 def test_a_rank_that_torchrun_ended_is_not_blamed(run: RunDir) -> None:
     launcher = fakes.launch(run.root, train=f"print('{TERMINATED}'); fail('rank-1', 1, 'ValueError: no')")
     _, err = launcher.communicate(timeout=60)

@@ -85,11 +85,15 @@ class Settings:
     """Whether the run goes to a cluster, not to this box."""
 
 
+_DIGITS = 18
+"""Of a whole number that an option takes; Python's int() refuses more than 4,300."""
+
+
 def whole(key: str, least: int) -> Callable[[str], int]:
     """A function that reads a whole number of at least ``least``; ``key`` names it in messages."""
 
     def read_whole(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
+        if not text.isdecimal() or len(text) > _DIGITS or int(text) < least:
             todo = f"write {key}={least}, {key}={least + 1} …"
             raise UserError(key, f"{text!r} is not a whole number from {least}", todo)
         return int(text)
@@ -103,7 +107,7 @@ def _device(text: str) -> str:
     return text
 
 
-_GPU = re.compile(r"\d+|(?:GPU|MIG)-\S+")  # what CUDA_VISIBLE_DEVICES takes: an index or a UUID
+_GPU = re.compile(r"\d{1,4}|(?:GPU|MIG)-\S+")  # what CUDA_VISIBLE_DEVICES takes: an index or a UUID
 
 
 def _gpus(text: str) -> tuple[str, ...]:
@@ -120,7 +124,8 @@ def _gpus(text: str) -> tuple[str, ...]:
     invalid = next((name for name in names if not (name == "all" or _GPU.fullmatch(name))), None)
     if invalid:
         first, dash, last = invalid.partition("-")  # 0-3 is answered with the list that it probably means
-        is_range = bool(dash) and first.isdecimal() and last.isdecimal() and int(first) < int(last) < 1000
+        is_number = first.isdecimal() and last.isdecimal() and len(invalid) < _DIGITS
+        is_range = bool(dash) and is_number and int(first) < int(last) < 1000
         todo = f"write gpus={','.join(map(str, range(int(first), int(last) + 1)))}" if is_range else "write gpus=0,1"
         raise UserError("gpus", f"{invalid!r} is neither a GPU's number nor its UUID", todo)
     return () if names == ["all"] else tuple(names)

@@ -8,7 +8,10 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
-_WIDEST = 120
+from galley.contract.text import one_line
+
+_WIDEST, _LONGEST = 120, 1000
+"""Columns of a table by default; characters of a cell."""
 
 
 def screen_width() -> int:
@@ -20,6 +23,8 @@ def screen_width() -> int:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print ``rows`` under ``columns``. (Not by rich: importing it would be a quarter of what ``recipes`` takes.)"""
+    # A name or message of others' may hold line breaks, and would look like further rows.
+    rows = [[one_line(cell, _LONGEST) for cell in row] for row in rows]
     widths = [max(map(width, cells)) for cells in zip(columns, *rows, strict=True)]
     _print_bold(_line(columns, widths))
     for row in rows:

@@ -12,6 +12,7 @@ from galley.contract import stages
 from galley.contract.files import open_regular
 from galley.contract.metrics import Follower, MetricsRow, newest
 from galley.contract.rundir import Attempt, RunDir
+from galley.contract.text import plain
 from galley_launch.base.numbers import duration
 
 _GOES_ON = " so far"
@@ -119,7 +120,7 @@ class Bar:
         try:
             if self._progress is None:
                 self._open()
-            for line in self.log.lines():
+            for line in map(plain, self.log.lines()):  # rich writes past the guard, and lets sequences through
                 if line.startswith("warning: "):
                     self._progress.console.print(line, markup=False, highlight=False)
                 else:  # Before the first step any line tells how far the start is; later only what is slow is shown.

@@ -11,8 +11,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from galley.contract.sensitive import is_secret_name
 from galley_launch.cluster import options
 
-_TIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)|(\d+)-(\d+)(?::([0-5]\d))?|(\d+)", re.ASCII)
-_SIZE = re.compile(r"[1-9]\d*[MGT]", re.ASCII)
+_TIME = re.compile(
+    r"(?:(\d{1,9})-)?(\d{1,9}):([0-5]\d):([0-5]\d)|(\d{1,9})-(\d{1,9})(?::([0-5]\d))?|(\d{1,9})", re.ASCII
+)
+_SIZE = re.compile(r"[1-9]\d{0,9}[MGT]", re.ASCII)
 # Variables that bash sets or reads itself, or keeps from being set (bash(1), Shell Variables), then those that the
 # job's scripts use (slurm/).
 _RESERVED_TEXT = """

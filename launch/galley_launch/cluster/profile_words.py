@@ -21,7 +21,16 @@ SECTIONS: dict[str, type[BaseModel]] = {"container": Container, "side": SideJobs
 _TYPO = 0.8
 """Similarity (difflib's ratio) from which on a word is taken for a misspelling of another."""
 _NUMBER_ERRORS = frozenset(
-    ["int_parsing", "int_type", "int_from_float", "float_parsing", "float_type", "bool_parsing", "bool_type"]
+    [
+        "int_parsing",
+        "int_parsing_size",
+        "int_type",
+        "int_from_float",
+        "float_parsing",
+        "float_type",
+        "bool_parsing",
+        "bool_type",
+    ]
 )
 """pydantic's types of errors about a number or a boolean."""
 _LISTS = ("modules", "secrets", "directives", "container.mounts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ def read(path: Path) -> Config:
     except RecursionError:
         raise UserError(name, f"nests more than {_DEEPEST} levels deep", _FIX) from None
     except ValueError as error:
+        if "integer string conversion" in str(error):  # Python's own words are about a setting of Python's
+            raise UserError(
+                name, f"holds a number of more than {sys.get_int_max_str_digits():,} digits", _FIX
+            ) from None
         raise UserError(name, f"not readable as JSON: {' '.join(str(error).split())[:200]}", _FIX) from None
     if not isinstance(config, dict):
         raise UserError(name, "holds no JSON object", 'write {"zero_optimization": {"stage": 2}} or the like')

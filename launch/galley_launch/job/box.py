@@ -19,6 +19,8 @@ from galley_launch.job.diagnose.torchrun import rank_exits
 _LOG = 16 << 20
 """Bytes of torchrun's log that are searched, from its end."""
 _SIGTERM = -15
+_SIGNALLED = re.compile(r"SignalException: Process \d+ got signal: (\d{1,2})$")
+"""torchrun's last line where it was sent a signal itself."""
 # Errors of a rank whose peer is gone.
 _GONE = re.compile(
     r"(?i)connection|reset by peer|broken pipe|closed|gloo|nccl|DistBackendError|could not reach each other"
@@ -58,6 +60,11 @@ def _killed_rank(log: Path, errors: Sequence[dict[str, Any]]) -> str | None:
 
 def _message(attempt: Attempt, stage: str, errors: Sequence[dict[str, Any]]) -> str:
     """The first error that was recorded, or else the last line of the stage's log; and the log with the rest."""
+    ended = _SIGNALLED.search(_last_line(attempt.log(stage))) if not errors else None
+    if ended:
+        return (
+            f"{stage} was ended by signal {ended[1]}, which galley did not send; run the same command again to resume"
+        )
     if not errors and is_full(attempt.root) and not tail(attempt.log(stage)).strip():
         return f"{stage} failed and could not write why: the disk of {attempt.root} is full; make room there"
     if not errors:

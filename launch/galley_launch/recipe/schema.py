@@ -205,6 +205,8 @@ def sentence(error: ErrorDetails, others: Sequence[ErrorDetails]) -> str:
             return "has too few values" if isinstance(error["loc"][-1], int) else "is missing"
         case "int_parsing" | "int_type" | "int_from_float":
             return f"{value!r} is not a whole number"
+        case "int_parsing_size":
+            return f"{str(value)[:20]}… has too many digits"
         case "float_parsing" | "float_type":
             return f"{value!r} is not a number"
         case "bool_parsing" | "bool_type":

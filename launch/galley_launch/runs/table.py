@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from galley.contract.text import one_line
 from galley_launch.base.numbers import duration
 from galley_launch.base.table import cut, screen_width, table, width
 from galley_launch.recipe.model_facts import Facts
@@ -18,6 +19,8 @@ _NARROW = 110
 """Columns below which a terminal gets fewer columns of the table."""
 _LEAST_REASON = 30
 """Columns that a reason gets, however narrow the terminal is."""
+_LONGEST = 2000
+"""Characters of a line about one run."""
 _WORD = 20
 """Characters of a state that are shown. Galley's own have at most ten; ``exit.json`` of a damaged run may hold any."""
 
@@ -70,4 +73,6 @@ def details(state: State, spec: RunSpec, root: Path) -> list[str]:
         lines.append(f"{'unverified':<11}{root / 'export.unverified'}")
     from galley_launch.recipe.summary import summary  # imports pydantic, which the table of all runs does without
 
-    return [*(f"{key:<11}{text}" for key, text in summary(spec, Facts())), *lines]
+    lines = [*(f"{key:<11}{text}" for key, text in summary(spec, Facts())), *lines]
+    # A line for each fact, whatever a record or a path holds; the columns of its key stay.
+    return [f"{line[:11]}{one_line(line[11:], _LONGEST)}" for line in lines]
