@@ -7,6 +7,7 @@
 # make test-nvme    optimizer state on a disk; needs libaio's headers, and compiles for minutes
 # make test-architectures  every causal architecture of transformers as a small twin: an hour or two; goes on where it
 #                   was stopped, and leaves a table
+# make test-calls   2,501 function-calling tasks through every chat template that knows tools: half an hour; leaves a table
 # make lint         lint and types
 # make check        the same and the fast tests
 #
@@ -16,11 +17,15 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+# Tasks of a benchmark, for tests that only read its files: it goes into a folder of its own, without the fifty packages
+# that it asks for.
+CALLS  := bfcl-eval==2026.3.23
+
 # The stamp's name changes with what is installed, so an old environment is brought up to date.
-KEY    := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+KEY    := $(shell (cat pyproject.toml constraints.txt; echo $(CALLS)) | cksum | cut -d' ' -f1)
 STAMP  := $(VENV)/.galley-$(KEY)
 
-.PHONY: demo test test-long test-sweeps test-slurm test-recipes test-nvme test-architectures lint check golden clean
+.PHONY: demo test test-long test-sweeps test-slurm test-recipes test-nvme test-architectures test-calls lint check golden clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/demo.py
@@ -52,6 +57,10 @@ test-nvme: $(STAMP)
 test-architectures: $(STAMP)
 	$(BIN)/python tests/architectures/sweep.py benchmarks/results/architectures-$(shell date +%F).md $(MINUTES)
 
+test-calls: $(STAMP)
+	GALLEY_CALLS_RESULT=benchmarks/results/function-calls-$(shell date +%F).md \
+	  $(BIN)/python -m pytest tests/prepare/test_function_calls.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,6 +81,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "make: needs Python 3.11 or newer; say PYTHON=path" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/share/bfcl --upgrade $(CALLS)
 	rm -f $(VENV)/.galley-*
 	touch $@
 else

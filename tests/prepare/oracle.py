@@ -15,6 +15,7 @@ import numpy as np
 from prepare.conftest import train_tokenizer
 
 from galley.data.columns import IGNORED
+from galley.prepare.formats.base import Document
 from galley.prepare.formats.conversations import parse
 from galley.prepare.formats.coverage import Coverage, check_coverage
 from galley.prepare.formats.rendering import Rendered, render_conversation, tokenize
@@ -235,11 +236,16 @@ def judge(tokenizer: Any, template: Template, record: dict[str, Any]) -> Verdict
     text, pieces = rendered.text, tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
     trained = "".join(text[slice(*pieces.offsets[n])] if on else "\0" for n, on in enumerate(taught))
     verdict = Verdict(text, re.sub("\0+", "\0", trained), dict(coverage.counts), rendered)
-    edges = np.flatnonzero(np.diff(taught.astype(int), prepend=0, append=0)).reshape(-1, 2)
-    verdict.stretches = [tokenizer.decode(document.tokens[start:end]) for start, end in edges]
+    verdict.stretches = stretches_of(tokenizer, document)
     verdict.absent = sorted({w for w in TAUGHT.findall(json.dumps(record)) if w not in text})
     verdict.faults = list(_faults(text, verdict.trained, pieces, taught, record, rendered.masked))
     return verdict
+
+
+def stretches_of(tokenizer: Any, document: Document) -> list[str]:
+    """What is trained on, decoded: neighbouring tokens as one."""
+    edges = np.diff((document.labels != IGNORED).astype(int), prepend=0, append=0)
+    return [tokenizer.decode(document.tokens[start:end]) for start, end in np.flatnonzero(edges).reshape(-1, 2)]
 
 
 def _faults(text: str, trained: str, pieces: Any, taught: Any, record: Any, masked: int) -> Iterator[str]:
