@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from prepare.conftest import write_jsonl
+from transformers import AutoModelForCausalLM
 
 from galley.contract.data_files import rename
 from galley.contract.errors import UserError
 from galley.contract.row_formats import COLUMNS, recognised
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
+from galley.data.columns import COLUMNS as ARRAYS
+from galley.data.columns import IGNORED
 from galley.data.prepared import read_manifest
 from galley.prepare.formats.conversations import Conversation
 from galley.prepare.formats.table import FORMATS
@@ -24,6 +30,9 @@ from galley.prepare.prepare import work
 Make = Callable[..., tuple[RunSpec, RunDir]]
 PAIRS = [(f"Question {n}?", f"Answer {n}" + " and the quick brown fox" * (n % 7)) for n in range(60)]
 SYSTEM = "Be brief."
+TALKS = [[("user", q), ("assistant", a), ("user", a), ("assistant", q)] for q, a in PAIRS]
+WHO = {"user": "human", "assistant": "gpt"}
+LEARNT = ("tokens", "labels", "documents")
 
 
 def chat(question: str, answer: str) -> dict[str, Any]:
@@ -71,6 +80,42 @@ def test_the_same_arrays_from_every_format(
 ) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [ROWS[name](*pair) for pair in PAIRS])
     assert arrays(*make_run(model_folder, path)) == expected
+
+
+def mean_loss(model_folder: Path, run: RunDir) -> float:
+    """Of all supervised tokens, each document by itself, in fp32, by a plain forward pass."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    tokens, labels, bounds = (np.asarray(ARRAYS[name].open(run.data / "train")) for name in LEARNT)
+    losses = []
+    for first, last in itertools.pairwise(bounds.tolist()):
+        logits = model(torch.tensor(tokens[first:last].astype(np.int64))[None]).logits[0, :-1]  # [tokens - 1, vocab]
+        targets = torch.tensor(labels[first + 1 : last].astype(np.int64))
+        losses.append(torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"))
+    return float(torch.cat(losses).sum() / (labels != IGNORED).sum())
+
+
+@torch.no_grad()
+def test_the_same_loss_from_every_format(make_run: Make, model_folder: Path, tmp_path: Path) -> None:
+    """To 1e-5, in fp32; conversations of one turn from all, of several from those that can hold them."""
+    found: dict[str, dict[str, float]] = {"one": {}, "several": {}}
+    several = {
+        "chat": lambda turns: {"messages": [{"role": role, "content": text} for role, text in turns]},
+        "chat as JSON text": lambda turns: {"messages": json.dumps([{"role": r, "content": t} for r, t in turns])},
+        "sharegpt": lambda turns: {"conversations": [{"from": WHO[role], "value": text} for role, text in turns]},
+    }
+    rows = {name: [form(*pair) for pair in PAIRS] for name, form in ROWS.items()}
+    more = {name: [form(turns) for turns in TALKS] for name, form in several.items()}
+    for kind, by_format in (("one", rows), ("several", more)):
+        for number, (name, records) in enumerate(by_format.items()):
+            spec, run = make_run(
+                model_folder, write_jsonl(tmp_path / f"{kind}{number}.jsonl", records), name=f"{kind}{number}"
+            )
+            work(spec, run, run.attempt(1))
+            found[kind][name] = mean_loss(model_folder, run)
+    for losses in found.values():
+        assert len(losses) > 2
+        assert max(losses.values()) - min(losses.values()) < 1e-5, losses
+    assert abs(found["one"]["chat"] - found["several"]["chat"]) > 1e-4, "other conversations have another loss"
 
 
 def test_a_table_with_columns_of_its_own_names_and_no_system_prompt(
