@@ -135,6 +135,17 @@ def run(name: str, settings: Settings) -> int:
     return runner.start(composed.spec, composed.run, partial(_make_plan, composed.spec, composed.run))
 
 
+def prepare(name: str, settings: Settings) -> int:
+    """Prepare a run, and stop. No GPU is looked for: it may be on another machine."""
+    from galley_launch.local import runner
+
+    composed = compose.compose(name, settings, imagine=True)
+    runner.check_installed()
+    _note(composed.notes)
+    whole = _make_plan(composed.spec, composed.run, 0)
+    return runner.prepare(composed.spec, composed.run, plan.preparing(whole, settings.options.examples))
+
+
 def status(name: str, settings: Settings) -> int:
     """Print the table of runs, or the state of one run."""
     from galley_launch.runs import runs, table

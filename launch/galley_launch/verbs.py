@@ -97,6 +97,20 @@ def run(recipe: str, *settings: str) -> Todo:
     return Todo(lambda: _commands().run(recipe, read(settings, submits=False)))
 
 
+def prepare(recipe: str, *settings: str) -> Todo:
+    """Prepare a run's model and data, and stop: what `galley run` with the same words does first.
+
+    It fetches the model, reads and tokenises the data, and says what it would train on: rows used and left out and why,
+    tokens trained on, and examples of rows as the model will see them, with + before the lines that are trained on.
+    No GPU is needed: do it where the network is. `galley run` with the same words goes on from there.
+      examples=5           so many rows are shown; 2 otherwise
+
+    galley prepare smollm2-135m-lora
+    galley prepare my.yaml data.path=chats.jsonl examples=5
+    """
+    return Todo(lambda: _commands().prepare(recipe, read(settings, submits=False)))
+
+
 def submit(recipe: str, *settings: str) -> Todo:
     """Train on a Slurm cluster: the same recipe and words, as jobs that continue by themselves until it is done.
 
@@ -268,6 +282,7 @@ _ROWS = (
     Verb(copy, "RECIPE [TO]", cluster_words="cluster NAME [TO]"),
     Verb(plan, "RECIPE", _LAUNCH | _keys("files"), overrides=True, implied=_keys("dry_run")),
     Verb(run, "RECIPE", _LAUNCH, overrides=True, preview="plan"),
+    Verb(prepare, "RECIPE", _LAUNCH | _keys("examples"), overrides=True, preview="plan"),
     Verb(submit, "RECIPE", _LAUNCH, overrides=True, on_cluster=True, preview="plan"),
     Verb(clusters, "[NAME]", on_cluster=True),
     Verb(status, "[RUN]", _ABOUT_A_RUN),

@@ -156,6 +156,7 @@ def test_a_word_that_could_mean_several_is_answered_with_the_key(typed: str, ans
         (["dry-run", RECIPE], "plan", ()),
         (["submit", RECIPE, "--dry-run", "cluster=venv"], "plan", ("cluster=venv",)),
         (["resume", "runs/x"], "run", ()),
+        (["preprocess", RECIPE], "prepare", ()),
         (["logs", "x", "--follow"], "logs", ()),
         (["logs", "x", "-f"], "logs", ()),
         (["tail", "-f", "x"], "logs", ()),

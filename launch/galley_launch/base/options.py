@@ -57,6 +57,8 @@ class LaunchOptions:
     """A finished run, whose exported model training starts from."""
     files: bool = False
     """Whether a plan prints every file."""
+    examples: int = 2
+    """How many rows are shown as they will be trained on."""
     step: str = "last"
     """Which checkpoint is exported: ``last``, ``best`` or digits."""
     attempt: int | None = None
@@ -80,7 +82,7 @@ class Settings:
     overrides: tuple[Setting, ...] = ()
     """New values for keys of the recipe, which are dotted paths or their last parts."""
     words: tuple[str, ...] = ()
-    """Every ``key=value`` as it was typed, without ``files``; ``run.json`` keeps them."""
+    """Every ``key=value`` as it was typed, without ``files`` and ``examples``; ``run.json`` keeps them."""
     submits: bool = False
     """Whether the run goes to a cluster, not to this box."""
 
@@ -167,6 +169,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "cluster": str,
     "init_from": str,
     "files": _files,
+    "examples": whole("examples", 0),
     "step": _step,
     "attempt": whole("attempt", 0),
     "rank": whole("rank", 0),
@@ -202,6 +205,6 @@ def read(words: Iterable[str], submits: bool | None = None) -> Settings:
         else:
             overrides.append(Setting(key, value))
     options = LaunchOptions(**values, cluster_overrides=tuple(of_profile))
-    # `files` only changes what a plan prints, so it is no part of what a run was started with.
-    typed = tuple(f"{key}={value}" for key, value in settings if key != "files")
+    # These only change what is printed, so they are no part of what a run was started with.
+    typed = tuple(f"{key}={value}" for key, value in settings if key not in ("files", "examples"))
     return Settings(options, tuple(overrides), typed, submits)

@@ -156,6 +156,27 @@ def start(spec: RunSpec, run: RunDir, make_plan: MakePlan) -> int:
         return attempt_stages(todo, run, attempt, lock)
 
 
+def prepare(spec: RunSpec, run: RunDir, todo: Plan) -> int:
+    """Carry out ``todo``, the preparation of ``spec``, in the attempt of number 0. Returns the exit status."""
+    _refuse_if_queued(run)
+    with locks.held(run) as lock:
+        if resume.next_action(run, request.earlier(run), spec).what != "train":
+            say(f"run {run.root.name} is trained: nothing is left to prepare")
+            return 0
+        attempt = run.attempt(0)
+        write(todo, run, attempt)
+        _reopen(attempt)
+        attempt.exit.unlink(missing_ok=True)
+        with supervise.listening() as interrupts:
+            (stage,) = todo.stages
+            ending = run_stage(stage, run, attempt, interrupts, lock)
+        if ending.verdict != "done":
+            return _leave(run, attempt, stage.name, ending)
+        write_exit(attempt.exit, ExitRecord("prepared", status=0))
+        say(f"run {run.root.name} is prepared: {run.data}; galley run with the same words trains")
+        return 0
+
+
 def _greeting(spec: RunSpec, run: RunDir, attempt: Attempt) -> str:
     place = spec.placement
     where = f"{place.ranks_per_node} {'CPU rank' if place.device == 'cpu' else 'GPU'}"

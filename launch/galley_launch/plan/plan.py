@@ -7,7 +7,7 @@ import os
 import shlex
 import site
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from galley.contract import stages
@@ -126,6 +126,13 @@ def left(whole: Plan, what: What) -> Plan:
         return Plan({}, ())
     files = {name: text for name, text in whole.files.items() if name == "run.json"}
     return Plan(files, tuple(stage for stage in whole.stages if stage.name in stages.after_training()))
+
+
+def preparing(whole: Plan, examples: int) -> Plan:
+    """The part of ``whole`` that ``galley prepare`` does, with the number of rows that it is to show."""
+    files = {name: text for name, text in whole.files.items() if name == "run.json"}
+    stages_ = [replace(stage, env=stage.env | {"GALLEY_EXAMPLES": str(examples)}) for stage in whole.stages]
+    return Plan(files, tuple(stage for stage in stages_ if stage.name == stages.PREPARE.name))
 
 
 def python_path(package: Path, inherited: str, cwd: Path) -> str | None:

@@ -98,10 +98,7 @@ def prepare_arrays(job: Job, cache: Path) -> Arrays:
         print(f"data: {folder}: {problem}; preparing again", flush=True)
         shutil.rmtree(folder)
         folder = entry(cache, "data", job.key, lambda folder: _build(job, folder), notice)
-    arrays = _read(job, folder)
-    for line in arrays.warnings:
-        print(f"warning: {line}", flush=True)
-    return arrays
+    return _read(job, folder)
 
 
 def _damage(folder: Path) -> str | None:
@@ -242,8 +239,6 @@ def _with_shares(job: Job, facts: SplitFacts, documents: Documents, chosen: I64)
     for source, share in zip(job.trained_on, facts.shares, strict=True):
         rows = len(_rows(documents, kept, source.number))
         shares.append(share.model_copy(update={"path": source.path, "rows": rows}))
-        part = f"{share.supervised / facts.supervised:.1%} of the tokens trained on"
-        print(f"data: {source.path}: {part}; {share.documents:,} documents an epoch, of {rows:,} rows", flush=True)
     return facts.model_copy(update={"shares": shares})
 
 
@@ -252,23 +247,4 @@ def _write(job: Job, folder: Path, documents: Documents, rows: I64) -> SplitFact
     limits, seed = job.limits, job.seed
     lengths = np.minimum(documents.lengths[kept], limits.max_length)
     packing = pack(lengths, limits.max_length, seed) if job.packed else separate(len(kept), seed)
-    facts = write_split(folder, documents, rows, packing, limits)
-    print(f"data: {report(folder.name, facts, limits.max_length if job.packed else None)}", flush=True)
-    return facts
-
-
-def report(name: str, facts: SplitFacts, capacity: int | None) -> str:
-    """One line of counts; ``capacity`` is a packed sample's length."""
-    lost = {
-        "longer than max_length dropped": facts.dropped_overlong,
-        "cut to max_length": facts.truncated,
-        "further pieces of longer rows": facts.pieces,
-        "with nothing to train on dropped": facts.dropped_unsupervised,
-        "assistant turns masked": facts.turns_masked,
-        "assistant turns left out by their weight or data.learn": facts.turns_muted,
-    }
-    fill = [f"{facts.tokens / (facts.samples * capacity):.1%} full"] if capacity else []
-    counts = [f"{facts.documents - facts.pieces:,} of {facts.rows:,} rows", f"{facts.samples:,} samples", *fill]
-    counts += [f"{facts.tokens:,} tokens", f"{facts.supervised / facts.tokens:.1%} of them trained on"]
-    counts += [f"{count:,} {what}" for what, count in lost.items() if count]
-    return f"{name.replace('_', ' ')}: {', '.join(counts)}"
+    return write_split(folder, documents, rows, packing, limits)

@@ -26,12 +26,12 @@ from galley.data.prepared import (
     TRAIN,
     Manifest,
     ModelFacts,
-    SplitFacts,
     damage,
     is_complete,
     read_manifest,
 )
 from galley.model import kernels
+from galley.prepare import counts
 from galley.prepare.convert import is_made
 from galley.prepare.formats.chat import CHAT
 from galley.prepare.formats.table import FORMATS
@@ -67,9 +67,21 @@ def work(spec: RunSpec, run: RunDir, attempt: Attempt) -> None:
 
         begin_adapter(spec, manifest, run.adapter_init)
     build_operators(spec)
-    print(f"data: ready in {time.monotonic() - began:.1f} s, {describe(manifest)}", flush=True)
+    shown = [*(f"data: {line}" for line in counts.lines(manifest)), *_examples(run, manifest)]
+    print("\n".join([*shown, *(f"warning: {line}" for line in manifest.warnings)]), flush=True)
+    print(f"data: ready in {time.monotonic() - began:.1f} s", flush=True)
     for warning in pace.warnings(spec, manifest.train.samples):
         print(f"warning: {warning}", flush=True)
+
+
+def _examples(run: RunDir, manifest: Manifest) -> list[str]:
+    """The rows that ``galley prepare`` asks to see; none before training."""
+    count = int(os.environ.get("GALLEY_EXAMPLES", "0"))
+    if not count:
+        return []
+    from galley.prepare.examples import examples
+
+    return examples(run, manifest, count)
 
 
 def request_key(spec: RunSpec) -> str:
@@ -217,16 +229,6 @@ def write_manifest(manifest: Manifest, run: RunDir) -> None:
     """Write ``data/manifest.json``: from now on the data exists."""
     value = json.loads(manifest.model_copy(update={"crc32": None}).model_dump_json(by_alias=True))
     write_atomic(run.data_manifest, json.dumps(value | {sums.SEAL: sums.seal(value)}, indent=2) + "\n")
-
-
-def describe(manifest: Manifest) -> str:
-    """The counts of both splits, for people."""
-    held_out = f", held out {_split(manifest.held_out)}" if manifest.held_out else ""
-    return f"train {_split(manifest.train)}{held_out}"
-
-
-def _split(facts: SplitFacts) -> str:
-    return f"{facts.documents:,} rows in {facts.samples:,} samples ({facts.tokens:,} tokens)"
 
 
 def main(argv: list[str]) -> int:
