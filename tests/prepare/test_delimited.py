@@ -73,6 +73,32 @@ def test_rows_joined_inside_quotes_are_told_where_each_line_could_be_one(tmp_pat
     )
 
 
+ONE = [
+    ("x.csv", 'text\n"a\nb"\nc, d\n', [("a\nb",), ("c, d",)], 0),
+    ("x.csv", 'text\n"a ""b""\nc"\n"d ""e"" f"\n', [('a "b"\nc',), ('d "e" f',)], 0),
+    ("x.csv", 'text\na 5" pipe\n"b\nc"\n', [('a 5" pipe',), ("b\nc",)], 1),
+    ("x.tsv", 'text\n"a\nb"\nc\n', [("a\nb",), ("c",)], 1),
+    ("x.tsv", 'text\na 5" pipe\n"b\nc"\n', [('a 5" pipe',), ('"b',), ('c"',)], 1),
+    ("x.tsv", 'text\n"b\nc\n', [('"b',), ("c",)], 1),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "expected", "concerned"), ONE)
+def test_files_of_one_column(
+    tmp_path: Path, name: str, content: str, expected: list[tuple[str]], concerned: int
+) -> None:
+    path = written(tmp_path / name, content)
+    records = list(read_records(path, "…"))
+    assert [tuple(record.value.values()) for record in records] == expected
+    assert sum(1 for record in records if record.note) == concerned
+
+
+def test_a_mark_and_blank_lines_before_the_first_row_of_lines(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.jsonl", b'\xef\xbb\xbf\r\n\r\n{"text": "a"}\r\n')
+    check_file(path, "text")
+    assert [(record.number, record.value) for record in read_records(path, "…")] == [(2, {"text": "a"})]
+
+
 REFUSED = [
     ("x.csv", 'question,answer\na,"b\nc,d\n', ":2: not CSV: a quote that is opened here is not closed"),
     ("x.csv", 'question,answer\na,"b\nc,"d"\n', ":2: not CSV: a quote that is opened here is not closed"),

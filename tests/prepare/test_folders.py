@@ -279,7 +279,7 @@ def test_a_bad_row_names_its_file(
     folder = fill(tmp_path / "data", "a.jsonl")
     (folder / "b.jsonl").write_text(json.dumps(rows(1)[0]) + '\n{"question": "a", "answer": "b"}\n')
     _, run = make_run(model_folder, folder)
-    assert refused(run).startswith(f"{folder}/b.jsonl:2: not a conversation")
+    assert refused(run).startswith(f"{folder}/b.jsonl:2: is a row of the format prompt_completion")
 
 
 @pytest.mark.parametrize("change", ["written", "added", "removed"])

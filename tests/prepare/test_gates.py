@@ -76,6 +76,13 @@ def test_special_tokens_in_plain_text(make_run: Make, base_folder: Path, tmp_pat
     assert (manifest.train.rows, manifest.train.documents) == (2, 1)
 
 
+def test_a_text_in_several_pieces_is_counted_once(make_run: Make, base_folder: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "One.<|endoftext|>" + "two " * 500}])
+    manifest = prepared(*make_run(base_folder, path, format="text"))
+    assert manifest.train.pieces > 2
+    assert manifest.warnings[0].startswith("rows.jsonl: 1 texts hold special tokens")
+
+
 def test_special_tokens_are_those_of_the_tokenizer(tokenizer: Any) -> None:
     pattern = special_tokens(tokenizer)
     assert pattern is not None

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import lzma
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from galley.contract.data_files import HEAD, inner_suffix, opened, rename, table_in
+from galley.contract.data_files import HEAD, UNPACKING, inner_suffix, opened, rename, table_in
 from galley.contract.errors import UserError
 from galley.contract.row_formats import is_judged, is_of, recognised
 
@@ -37,7 +34,7 @@ def is_description(path: Path, form: str, columns: Mapping[str, str]) -> bool:
             if _begins_rows(head):
                 return False
             content = head + file.read(LARGEST)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, UserError):
+    except (*UNPACKING, OSError, ValueError, UserError):
         return False
     return len(content) <= LARGEST and _describes(path, content, form, columns)
 

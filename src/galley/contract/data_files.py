@@ -13,6 +13,7 @@ import io
 import json
 import lzma
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -29,6 +30,8 @@ COMPRESSED = {
     b"PK\x05\x06": ".zip",
 }  # fmt: skip
 """First bytes of what is compressed, and the suffix that goes with them."""
+UNPACKING = (EOFError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, NotImplementedError, RuntimeError)
+"""What unpacking raises of a damaged file; of a zip archive with a password or an odd compression the last two."""
 COLUMNAR: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
 OTHERS: list[tuple[bytes, str, str]] = [
     (b"SQLite format 3\x00", "an SQLite data base", "export its rows as JSONL"),
@@ -66,7 +69,7 @@ def check_file(path: Path, form: str = "auto", columns: Mapping[str, str] | None
     renamed = rename(record, columns or {})
     known = recognised(renamed) if form == "auto" else is_of(form, renamed)
     if not known or (form == "auto" and is_judged(renamed)):
-        shown = ", ".join(map(str, record))[:200] or "nothing"
+        shown = " ".join(", ".join(map(str, record)).split())[:200] or "nothing"
         wanted = "a conversation" if form == "auto" else f"of the format {form}"
         raise UserError(f"{path}:{_first_number(head)}", f"not {wanted}: it has {shown}", advice(record))
 
@@ -104,7 +107,7 @@ def first_bytes(path: Path) -> bytes:
     with opened(path) as file:
         try:
             return file.read(HEAD)
-        except (EOFError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, ValueError) as error:
+        except (*UNPACKING, gzip.BadGzipFile, ValueError) as error:
             raise UserError(str(path), f"cannot be unpacked ({error})", "copy it again") from None
 
 
@@ -126,14 +129,17 @@ def opened(path: Path) -> IO[bytes]:
 def _only_member(path: Path) -> IO[bytes]:
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (*UNPACKING, ValueError) as error:
         raise UserError(str(path), f"cannot be unpacked ({error})", "copy it again") from None
     files = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
     if "[Content_Types].xml" in files:
         raise UserError(str(path), "is a spreadsheet or document", "save its rows as CSV")
     if len(files) != 1:
         raise UserError(str(path), f"is a zip archive of {len(files)} files, not of one", "unpack it")
-    return archive.open(files[0])
+    try:
+        return archive.open(files[0])
+    except (*UNPACKING, ValueError) as error:
+        raise UserError(str(path), f"cannot be unpacked ({error})", "copy it again, or unpack it yourself") from None
 
 
 def _zstd(path: Path) -> IO[bytes]:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from galley.contract.errors import UserError
 
 DELIMITERS = ",;\t|"
+NONE = "\x1f"
+"""Of a file with one column, whose texts may hold any of those."""
 SEPARATOR = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 """Excel's first line, which names the delimiter."""
 TRIED = 20
@@ -77,4 +79,5 @@ def _delimiter(path: Path, lines: list[str]) -> str:
         same = sum(1 for row in rows if len(row) == len(rows[0]))
         return (same / len(rows), len(rows[0])) if len(rows[0]) > 1 else (0, 0)
 
-    return max(DELIMITERS, key=fit)
+    best = max(DELIMITERS, key=fit)
+    return best if fit(best)[1] > 1 else NONE

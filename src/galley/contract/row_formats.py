@@ -15,6 +15,8 @@ COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "text": (("text",),),
 }
 """For each ``data.format``, groups of columns of which a row has one each, in the order in which they are tried."""
+OPTIONAL = {"alpaca": ("input", "context", "history")}
+"""Columns that a row of a format may have, and that make a row of another format by their names."""
 BESIDE = ("system", "system_prompt", "tools", "history", "context", "label", "chosen", "rejected")
 """Columns that rows may have besides."""
 SAMPLE = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
@@ -57,6 +59,12 @@ def null_column(form: str, record: Mapping[str, Any]) -> str | None:
         if there and all(record[name] is None for name in there):
             return there[0]
     return None
+
+
+def other_format(form: str, record: Mapping[str, Any]) -> str | None:
+    """The format of conversations that the filled columns of a row show which are none of ``form``'s own."""
+    own = {*OPTIONAL.get(form, ()), *(name for group in COLUMNS.get(form, ()) for name in group)}
+    return recognised([name for name in filled(record) if name not in own])
 
 
 def used_columns(form: str, record: Mapping[str, Any]) -> list[str | None]:

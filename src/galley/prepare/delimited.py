@@ -38,10 +38,14 @@ class Quoting:
 class Scan:
     """What is found by reading a file with its quotes."""
 
+    line: str = ""
+    """The last one that was read."""
     uneven: int = 0
     """Lines that do not have as many cells as the header when quotes are characters like any other."""
     joined: int = 0
     """First row that takes several lines, each of which could be a row; its line, 0 for none."""
+    bare: bool = False
+    """Whether a cell that is not quoted holds a quote, which who quotes cells does not write."""
     wrong: bool = False
     """Whether some row does not have as many cells as the header."""
     error: UserError | None = None
@@ -115,15 +119,21 @@ def _quoting(path: Path, layout: Layout, size: int, mtime_ns: int) -> Quoting:
     del size, mtime_ns  # for the cache: what has changed is read again
     with opened(path) as file:
         scan = _scan(path, layout, _lines(file, layout))
-    # A tab stands in no text, so lines that have the right number of cells are rows; a comma does, and is no proof.
-    if layout.delimiter == "\t" and not scan.uneven and (scan.error or scan.joined or scan.wrong):
+    # A tab stands in no text, so lines that have the right number of cells are rows; a comma does, and is no proof. In
+    # a file of one column every line has the right number.
+    doubtful = scan.joined and (scan.bare or len(layout.names) > 1)
+    if layout.delimiter == "\t" and not scan.uneven and (scan.error or scan.wrong or doubtful):
         return Quoting(True, "rows have a cell that begins with a quote; none of the file's quotes were taken as CSV's")
     if scan.error:
         raise scan.error
-    if scan.joined:
+    if doubtful or (scan.joined and layout.delimiter == "\t"):
         what = f"rows go over several lines inside quotes, at line {scan.joined} over lines that could be rows"
         return Quoting(False, f"{what} of their own: look whether a quote is missing there")
     return Quoting()
+
+
+def _has_bare_quote(line: str, cells: list[str]) -> bool:
+    return '"' in line and any('"' in cell and f'"{cell.replace(chr(34), chr(34) * 2)}"' not in line for cell in cells)
 
 
 def _scan(path: Path, layout: Layout, lines: Iterator[str]) -> Scan:
@@ -131,6 +141,7 @@ def _scan(path: Path, layout: Layout, lines: Iterator[str]) -> Scan:
 
     def counted() -> Iterator[str]:
         for line in lines:
+            scan.line = line
             scan.uneven += bool(line.strip()) and line.count(layout.delimiter) != marks
             yield line
 
@@ -141,7 +152,9 @@ def _scan(path: Path, layout: Layout, lines: Iterator[str]) -> Scan:
                 scan.wrong = True
                 if last > line:  # where it ends is in doubt, too
                     raise _uneven(path, line, last, len(cells), layout)
-            if last > line and marks and scan.uneven == before:
+            if last == line:
+                scan.bare = scan.bare or _has_bare_quote(scan.line, cells)
+            elif scan.uneven == before:
                 scan.joined = scan.joined or line
             before = scan.uneven
     except UserError as error:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from galley.contract.data_files import (
+    UNPACKING,
     Kind,
     data_kind,
     first_bytes,
@@ -25,6 +24,7 @@ from galley.prepare.delimited import read_delimited
 from galley.prepare.record import Record
 
 CHUNK = 1 << 20
+BOM = b"\xef\xbb\xbf"
 ROWS = 256
 """Of a columnar file, that are in memory at once."""
 
@@ -46,7 +46,7 @@ def read_records(
                 if record.error and not errors:
                     raise record.error
                 yield record
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (*UNPACKING, OSError) as error:
         raise _damaged(path, error) from None
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
@@ -86,7 +86,7 @@ def _read(kind: Kind, path: Path, file: IO[bytes], sample: str, columns: Mapping
 
 def _lines(path: Path, file: IO[bytes], sample: str, columns: Mapping[str, str]) -> Iterator[Record]:
     """An object a line, or in a ``.json`` file of one line the rows of the list that the one object holds."""
-    lines = ((index, line) for index, line in enumerate(file) if line.strip())
+    lines = ((index, line) for index, line in enumerate(file) if line.removeprefix(BOM).strip())
     first, second = next(lines, None), next(lines, None)
     alone = inner_suffix(path) == ".json" and second is None
     for index, line in itertools.chain((item for item in (first, second) if item), lines):
@@ -178,20 +178,32 @@ def _columnar(path: Path, file: IO[bytes], batches: Callable[[IO[bytes]], Iterat
         rows = (row for batch in batches(file) for row in _rows(batch))
         for index, row in enumerate(rows):
             where = f"{path}, row {index}"
-            error = not_utf8(where, row) if isinstance(row, UnicodeDecodeError) else None
-            yield Record(index, where, None if error else row, error=error)
+            if isinstance(row, ArrowException):
+                error = UserError(where, f"not UTF-8: {first_line(row)}", "write its texts as UTF-8")
+                yield Record(index, where, None, error=error)
+            else:
+                yield Record(index, where, row)
     except ArrowException as error:
         raise _damaged(path, error) from None
 
 
 def _rows(batch: Any) -> list[Any]:
-    """The rows of a record batch; in the place of one with text that is not UTF-8, which Arrow does not check, why."""
+    """The rows of a record batch; in the place of one with text that is not UTF-8, Arrow's error.
+
+    Raises ``ArrowInvalid`` where the batch is damaged. Nothing of a batch or row is read before all of it was looked
+    through: Arrow follows an offset of a damaged file wherever it leads.
+    """
+    from pyarrow import ArrowInvalid
+
     try:
-        rows: list[Any] = batch.to_pylist()
-    except UnicodeDecodeError as error:
-        return (
-            [error] if batch.num_rows == 1 else [row for n in range(batch.num_rows) for row in _rows(batch.slice(n, 1))]
-        )
+        batch.validate(full=True)
+    except ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        if batch.num_rows == 1:
+            return [error]
+        return [row for number in range(batch.num_rows) for row in _rows(batch.slice(number, 1))]
+    rows: list[Any] = batch.to_pylist()
     return rows
 
 
@@ -215,5 +227,9 @@ def _arrow(file: IO[bytes]) -> Iterator[Any]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return UserError(str(path), f"cannot be read to its end ({reason})", "copy or write it again")
+    return UserError(str(path), f"cannot be read to its end ({first_line(error)})", "copy or write it again")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, and at most 200 characters of it."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -144,4 +144,4 @@ def check_characters(where: str, text: str) -> None:
 
 def keys_of(record: Mapping[str, Any]) -> str:
     """The record's keys, for an error line."""
-    return ", ".join(map(str, record))[:200] or "nothing"
+    return " ".join(", ".join(map(str, record)).split())[:200] or "nothing"

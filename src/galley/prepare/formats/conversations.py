@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from galley.contract.errors import UserError
-from galley.contract.row_formats import SAMPLE, advice, filled, is_of, null_column, recognised
+from galley.contract.row_formats import SAMPLE, advice, filled, is_of, null_column, other_format, recognised
 from galley.prepare.formats.base import keys_of
 from galley.prepare.formats.calls import Message, kind, parsed, read_calls, read_tools, without_nulls
 
@@ -90,7 +90,8 @@ def dropped(form: str, record: Mapping[str, Any], where: str) -> str | None:
 
     Raises :class:`UserError` where what it has is of another format.
     """
-    other, null = recognised(filled(record)), null_column(form, record)
+    null = null_column(form, record)
+    other = other_format(form, record) if null else recognised(filled(record))
     if other not in (None, form) and (null or not is_of(form, record)):
         todo = f"put rows of each format into a file of their own, or use data.format={other} where all are such"
         raise UserError(where, f"is a row of the format {other}, not of {form}", todo)

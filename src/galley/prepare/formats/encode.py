@@ -94,8 +94,9 @@ def encode(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any], limits: L
         for index, row, document in _documents(rows, encoder):
             part = limits.apply(row.where, document)
             outcome = _outcome(part)
+            if outcomes.sources[-1:] != [index]:  # not again for each piece of a row that was split
+                notes.update(row.notes)
             outcomes.add(index, document, outcome)
-            notes.update(row.notes)
             if part is not None and outcome == KEPT:
                 tokens.write(part.tokens.tobytes())
                 labels.write(part.labels.tobytes())
