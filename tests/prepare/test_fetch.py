@@ -100,6 +100,19 @@ def test_a_name_that_is_no_name(make_run: Make, data: Path, tmp_path: Path) -> N
     assert line == "model.path: 'a/b/c' is not a file or folder here, nor a hub id; check the name"
 
 
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_without_a_network_there_is_one_line(
+    make_run: Make, model_folder: Path, data: Path, tmp_path: Path, what: str
+) -> None:
+    model, rows_of = (model_folder, "org/name") if what == "data" else ("org/name", data)
+    _, run = make_run(model, rows_of)
+    done = prepare(run, tmp_path / "hf", HF_ENDPOINT="http://127.0.0.1:9")  # nobody listens there
+    assert said(done) == (
+        f"{what}.path: the hub cannot be reached and 'org/name' is not complete in its cache here; "
+        f"fetch it once where there is a network, or give a {'file' if what == 'data' else 'folder'}"
+    )
+
+
 @pytest.mark.slow
 def test_data_from_a_hub_is_pinned(make_run: Make, model_folder: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "dataset"

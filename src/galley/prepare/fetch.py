@@ -26,6 +26,8 @@ WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"
 CODE = ["*.py"]
 UNWANTED = ["*/*", "consolidated*", "*.onnx.json"]
 LOGIN = "`hf auth login` or set HF_TOKEN"
+# Of httpx, of requests, and Python's own.
+_OF_NETWORKS = {"TransportError", "RequestException", "ConnectionError", "TimeoutError", "gaierror"}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Answer = TypeVar("Answer")
@@ -131,11 +133,24 @@ def ask_hub(where: str, name: str, revision: str | None, question: Callable[[], 
     except errors.HFValidationError:
         raise UserError(where, f"'{name}' is not a file or folder here, nor a hub id", "check the name") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError) as error:
-        what = f"the hub cannot be reached and '{name}'{at} is not complete in its cache here"
-        raise UserError(where, what, "fetch it once where there is a network, or give a folder") from error
+        raise _unreachable(where, f"'{name}'{at}") from error
     except errors.HfHubHTTPError as error:
         what = f"the hub refuses '{name}'{at}: {str(error).splitlines()[0]}"
         raise UserError(where, what, f"check your access, then {LOGIN}") from None
+    except Exception as error:
+        if not _is_of_the_network(error):
+            raise
+        raise _unreachable(where, f"'{name}'{at}") from error
+
+
+def _unreachable(where: str, what: str) -> UserError:
+    todo = f"fetch it once where there is a network, or give a {'file' if where.startswith('data') else 'folder'}"
+    return UserError(where, f"the hub cannot be reached and {what} is not complete in its cache here", todo)
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    """Whether ``error`` is a connection's: by name, for huggingface_hub has changed the library that it speaks with."""
+    return not _OF_NETWORKS.isdisjoint(base.__name__ for base in type(error).__mro__)
 
 
 def _gated(where: str, name: str) -> UserError:
@@ -209,9 +224,8 @@ def _unloadable(name: str, split: str, error: Exception) -> UserError:
 
     if isinstance(error, DatasetNotFoundError):
         return _gated("data.path", name) if "gated" in str(error) else _missing("data.path", name)
-    if isinstance(error, ConnectionError):
-        what = f"the hub cannot be reached and '{name}' is not complete in its cache here"
-        return UserError("data.path", what, "fetch it once where there is a network, or give a file")
+    if _is_of_the_network(error):
+        return _unreachable("data.path", f"'{name}'")
     if isinstance(error, EmptyDatasetError | DataFilesNotFoundError):
         what = f"'{name}' on the hub has no data files that can be read"
         return UserError("data.path", what, "give another data set, or a .jsonl file")
