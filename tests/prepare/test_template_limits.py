@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
 import time
 from pathlib import Path
 
@@ -9,9 +11,12 @@ import pytest
 from fuzz import world
 
 from galley.contract.errors import UserError
-from galley.prepare.formats import template
+from galley.contract.files import LARGEST_TEMPLATE, read_text
+from galley.prepare.formats import rendering, template
+from galley.prepare.formats.conversations import Conversation
 from galley.prepare.tokens import _load
-from galley.storage.limits import ends
+from galley.storage.limits import ends, within
+from galley_launch.recipe import paths
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
@@ -49,3 +54,42 @@ def test_work_that_fails_has_ended() -> None:
     assert ends(fail, 5)
     assert not ends(lambda: [0] * 10**12, 5), "no memory"
     assert not ends(lambda: sum(range(10**12)), 1)
+
+
+@pytest.mark.timeout(60)
+def test_a_template_that_ends_for_a_probe_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the data may send it round for ever, where the probe does not."""
+    monkeypatch.setattr(rendering, "PATIENCE", 0.5)
+    world.model(tmp_path / "model")
+    loops = f"{{% if 'again' in messages[0].content %}}{LOOPS}{{% endif %}}{world.TEMPLATE}"
+    found = template.study(_load(tmp_path / "model", False), loops)
+    answer = {"role": "assistant", "content": "That."}
+    for content in ("What?", "What again?"):
+        row = Conversation("rows.jsonl:1", [{"role": "user", "content": content}, answer], None)
+        if content == "What?":
+            assert "That." in rendering.render_conversation(found, row).text
+            continue
+        began = time.process_time()
+        with pytest.raises(UserError, match=r"rows\.jsonl:1: the chat template refuses .*: it takes more than"):
+            rendering.render_conversation(found, row)
+        assert time.process_time() - began < 5
+
+
+def test_a_limit_leaves_signals_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(ValueError, match="slow"), within(0.05, ValueError("slow")):
+        sum(number for number in itertools.count())
+    with within(0.05, ValueError("slow")):
+        pass
+    assert signal.getsignal(signal.SIGVTALRM) == before
+    assert sum(range(3_000_000)), "no alarm is left"
+
+
+def test_a_template_file_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "endless.jinja"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="more than 4 MB"):
+        read_text(path, LARGEST_TEMPLATE)
+    with pytest.raises(UserError, match=r"model\.chat_template: .* has more than 4 MB, which no template has"):
+        paths._template(str(path), paths.Search(tmp_path, {}, False))

@@ -11,6 +11,7 @@ from pathlib import Path
 from galley.contract.data_files import check_file
 from galley.contract.data_folders import is_pattern, list_files, matches, part_descriptions
 from galley.contract.errors import UserError
+from galley.contract.files import LARGEST_TEMPLATE
 from galley.contract.rundir import RunDir, read_json
 from galley.contract.spec import Data, Paths
 from galley.contract.task_data import DataSource
@@ -114,6 +115,9 @@ def _template(name: str | None, search: Search) -> str | None:
     if file is None or not file.is_file():
         known = ", ".join(TEMPLATES)
         raise UserError("model.chat_template", f"{name!r} is neither a file nor a shipped template", f"known: {known}")
+    if file.stat().st_size > LARGEST_TEMPLATE:
+        what = f"{str(file)!r} has more than {LARGEST_TEMPLATE >> 20} MB, which no template has"
+        raise UserError("model.chat_template", what, f"give a .jinja file, or one of {', '.join(TEMPLATES)}")
     return str(file)
 
 

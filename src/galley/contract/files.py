@@ -21,6 +21,8 @@ _RECORD = 16 << 10
 """Bytes of room without which a disk is full: four blocks, as one file and its name may take."""
 LARGEST = 64 << 20
 """Bytes of the largest record that is read whole: no manifest, setting or verdict is a tenth of it."""
+LARGEST_TEMPLATE = 4 << 20
+"""Bytes of the largest chat template: a hundred times any known one."""
 
 _ELSEWHERE = "choose a place that you can write to"
 _OF_DISKS = {

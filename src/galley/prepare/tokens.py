@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from galley.contract.errors import UserError
+from galley.contract.files import LARGEST_TEMPLATE, read_text, reason
 from galley.contract.spec import RunSpec
 from galley.prepare.formats.chat import CHAT
 from galley.prepare.formats.table import FORMATS
@@ -101,10 +102,10 @@ def choose_template(tokenizer: Any, spec: RunSpec) -> tuple[str, list[str]]:
     shipped = SHIPPED / f"{wanted}.jinja"
     path = shipped if shipped.is_file() else Path(wanted)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, LARGEST_TEMPLATE)
     except (OSError, UnicodeDecodeError) as error:
         names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.jinja")))
-        what = f"'{given}' cannot be read ({error})"
+        what = f"'{given}' cannot be read ({reason(error)})"
         raise UserError("model.chat_template", what, f"give {names} or a .jinja file") from None
     known = tokenizer.get_vocab()
     missing = [token for token in dict.fromkeys(CONTROL.findall(text)) if token not in known]

@@ -6,7 +6,8 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MEMORY = 4 << 30
@@ -41,3 +42,25 @@ def _status(work: Callable[[], object]) -> int:
     except BaseException:
         return 0
     return 0
+
+
+@contextlib.contextmanager
+def within(seconds: float, error: Exception) -> Iterator[None]:
+    """Raise ``error`` where what is done inside takes more than ``seconds`` of processor time.
+
+    Only in a process's main thread, and only between two steps of Python: :func:`ends` has no such limits, but forks.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGVTALRM, over)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TypedDict
 
 from galley.contract.errors import UserError
-from galley.contract.files import open_regular, read_json, reason
+from galley.contract.files import LARGEST_TEMPLATE, open_regular, read_json, reason
 from galley.contract.headers import read_safetensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WHOLE = 1 << 26
 POINTER_SIZE = 1024
-TEXTS = {".json": 1 << 29, ".txt": 1 << 29, ".model": 1 << 29, ".tiktoken": 1 << 29, ".jinja": 1 << 22}
+TEXTS = {".json": 1 << 29, ".txt": 1 << 29, ".model": 1 << 29, ".tiktoken": 1 << 29, ".jinja": LARGEST_TEMPLATE}
 """Bytes of the largest file of each suffix that transformers is let to read whole."""
 BLOCKS, BLOCK = 256, 1 << 16
 NAME = 255

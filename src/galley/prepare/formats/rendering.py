@@ -18,14 +18,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateRuntimeError
 
 from galley.contract.errors import UserError
 from galley.data.columns import IGNORED
 from galley.prepare.formats.base import Document, encode_batch
 from galley.prepare.formats.calls import fit
 from galley.prepare.formats.conversations import Conversation
-from galley.prepare.formats.template import ANSWER, REFUSALS, Span, Template, first_line, render, render_marked, shared
+from galley.prepare.formats.template import (
+    ANSWER,
+    PATIENCE,
+    REFUSALS,
+    Span,
+    Template,
+    first_line,
+    render,
+    render_marked,
+    shared,
+)
+from galley.storage.limits import within
 
+_SLOW = TemplateRuntimeError(f"it takes more than {PATIENCE} s")
 WRAPPED = '{"type": "function", "function": {"name": …}}'
 
 
@@ -59,7 +72,8 @@ def _rendered(template: Template, row: Conversation) -> tuple[Conversation, str,
     fitted = fit(row.messages, template.arguments, row.where)
     row = row if fitted is row.messages else replace(row, messages=fitted)
     try:
-        return row, *render_marked(template, row.messages, row.tools)
+        with within(PATIENCE, _SLOW):
+            return row, *render_marked(template, row.messages, row.tools)
     except REFUSALS as error:
         raise _refusal(template, row, error) from None
 
@@ -87,7 +101,8 @@ def _refusal(template: Template, row: Conversation, error: BaseException) -> Use
     others = [message for message in row.messages if message["role"] not in ("system", "developer")]
     if len(others) < len(row.messages):
         try:
-            render(template, others, row.tools)
+            with within(PATIENCE, _SLOW):
+                render(template, others, row.tools)
             todo = "move the system message's text into the first user message"
         except REFUSALS:
             pass
