@@ -316,3 +316,4 @@ def test_plan_looks_into_a_folder(
     (tmp_path / "data" / "c.jsonl").write_text('{"id": 1}\n')
     assert cli.main([*words, "data.path=data"]) == 2
     assert f"{tmp_path}/data/c.jsonl:1: not a conversation: it has id" in capsys.readouterr().err
+    assert cli.main([*words, "data.path=data", "data.gates.unreadable=drop"]) == 0, capsys.readouterr().err

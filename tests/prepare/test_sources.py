@@ -11,6 +11,7 @@ from prepare.conftest import rows, write_jsonl
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
+from galley.prepare import sources
 from galley.prepare.formats.chat import CHAT
 from galley.prepare.sources import Source, check_sources, find_sources, list_sources, read_rows
 
@@ -45,3 +46,19 @@ def test_a_file_that_moved_is_looked_for_where_the_run_has_it_now(make_run: Make
         check_sources(facts, spec)
     moved.unlink()
     check_sources(facts, spec)
+
+
+def test_columns_of_a_hub_data_set_in_capitals(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from datasets import Dataset
+
+    records = [{"Id": n, "Question": None if n == 1 else f"q{n}", " Answer": f"a{n}"} for n in range(3)]
+    monkeypatch.setattr(sources, "load_data", lambda *_: Dataset.from_list(records))
+    monkeypatch.setattr(sources, "pin_data", lambda *_: "0" * 40)
+    ((source,), _) = find_sources(make_run("org/model", "org/data")[0])
+    read = [row for _, row in read_rows(source)]
+    assert "data: columns of org/data that are not read: Id\n" in capsys.readouterr().out
+    assert [[message["content"] for message in row.messages] for row in read] == [["q0", "a0"], [], ["q2", "a2"]]
+    assert read[1].where == "org/data, row 1"
+    assert read[1].notes == {"rows dropped, for their `question` is null": 1}

@@ -43,6 +43,8 @@ class Search:
     """Where the run's last attempt found it; None for a new run."""
     prepared: bool
     """Whether the run's data have been prepared: then their source may be gone."""
+    lenient: bool = False
+    """Whether rows that cannot be read are left out, so that the first of a file tells nothing."""
 
     def candidates(self, path: str) -> list[Path]:
         """The absolute paths that ``path`` may mean, in the order in which they are tried."""
@@ -71,7 +73,8 @@ def _data(key: str, search: Search, settings: DataSource) -> str:
     path, split = settings.path, settings.split or "train"
     place = search.find(path) or search.find_pattern(path)
     if place is not None:
-        if not search.prepared:  # Prepared data are used as they are, even if their source has changed since.
+        # Prepared data are used as they are, even if their source has changed since.
+        if not (search.prepared or search.lenient):
             form, columns = settings.format or "auto", settings.columns.names() if settings.columns else {}
             for file in part_descriptions(list_files(place, split)[:_MOST], form, columns)[0]:
                 check_file(file, form, columns)
@@ -138,7 +141,7 @@ def paths(recipe: Recipe, run: RunDir, beside: Callable[[str], Path], shared: st
     prepared, data = run.data_manifest.is_file(), recipe.data
 
     def at(key: str, known: str | None) -> Search:
-        return Search(beside(key), known, prepared)
+        return Search(beside(key), known, prepared, data.gates.unreadable == "drop")
 
     sources = _sources(data, before.get("sources") or [], at) if data.sources else []
     only = None if sources else _data("data.path", at("data.path", before.get("data")), data.listed()[0])
