@@ -245,7 +245,8 @@ def test_a_row_that_the_template_refuses(
     path = write_jsonl(tmp_path / "x.jsonl", [*rows(2), record])
     assert refused(make_run(folder, path)[1]) == (
         f"{path}:3: the chat template refuses this conversation: no system prompt; "
-        "move the system message's text into the first user message, or use another model.chat_template"
+        "move the system message's text into the first user message (data.refused_rows=merge does), or use another "
+        "model.chat_template"
     )
 
 

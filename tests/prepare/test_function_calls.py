@@ -119,7 +119,7 @@ def page(table: dict[str, Counter[str]]) -> str:
     intro = (
         f"The 2,501 tasks with possible answers of bfcl-eval 2026.3.23 ({versions}), each as question, call, results"
         f" and answer, through the {len(table)} chat templates that write tool calls: {total['judged']:,} conversations"
-        f" and {total['turns']:,} of its turns judged, no wrong mask. *Masked*: turns that are not trained on,"
+        f" and {total['turns']:,} of their turns judged, no wrong mask. *Masked*: turns that are not trained on,"
         " and counted. *Refused*: by the template (several calls at once), in one line. `make test-calls` wrote this."
     )
     head = "| template | conversations | turns | masked | refused |\n|---|---|---|---|---|"

@@ -10,6 +10,8 @@ from galley.contract.part import Fraction, Part, Positive
 
 RowFormat = Literal["auto", "chat", "sharegpt", "alpaca", "prompt_completion", "text"]
 Learn = Literal["assistant", "last", "all"]
+RewrittenTurns = Literal["mask", "split"]
+RefusedRows = Literal["refuse", "merge", "drop"]
 
 
 class Columns(Part):
@@ -82,6 +84,10 @@ class DataSource(Part):
     """System prompt of conversations that have none."""
     learn: Learn | None = None
     """As ``data.learn``."""
+    rewritten_turns: RewrittenTurns | None = None
+    """As ``data.rewritten_turns``."""
+    refused_rows: RefusedRows | None = None
+    """As ``data.refused_rows``."""
     limit: Positive | None = None
     """Most rows to train on, drawn by the seed."""
     repeats: Annotated[float, Field(gt=0, le=1000)] = 1.0
@@ -132,6 +138,14 @@ class Data(Part):
     after each row (continued pretraining)."""
     learn: Learn = "assistant"
     """Which messages of a conversation are trained on: the assistant's, only its last, or every token of all."""
+    rewritten_turns: RewrittenTurns = "mask"
+    """Answers that the chat template writes otherwise once the conversation goes on (Qwen3 takes the thinking out of
+    earlier ones): ``mask`` does not train on them, and counts them; ``split`` trains on each in a document of its own,
+    which ends with it, as the model is asked."""
+    refused_rows: RefusedRows = "refuse"
+    """Conversations that the chat template refuses, such as those with a system message or with two messages of one
+    role in a row: ``refuse`` ends the preparation, ``drop`` leaves them out, ``merge`` moves the system message into
+    the user's next one and joins messages, where that helps. What is changed or left out is counted."""
     columns: Columns = Field(default_factory=lambda: Columns())
     """The file's names for columns that a format calls otherwise."""
     system: str | None = None
@@ -172,5 +186,5 @@ class Data(Part):
         )
 
     def _shared(self) -> dict[str, Any]:
-        names = ("split", "format", "columns", "system", "learn")
+        names = ("split", "format", "columns", "system", "learn", "rewritten_turns", "refused_rows")
         return {name: getattr(self, name) for name in names}

@@ -16,7 +16,7 @@ from galley.contract.errors import UserError
 from galley.data.columns import I64
 from galley.data.prepared import FORMAT, HELD_OUT, TOKENIZER, TRAIN, SourceFacts, SplitFacts
 from galley.prepare.doubts import check_dropped, count_overlap, counts, warnings
-from galley.prepare.formats.base import DEFAULT_GATES, Limits
+from galley.prepare.formats.base import DEFAULT_GATES, USUAL, Limits
 from galley.prepare.formats.encode import KEPT, OVERLONG, Documents, encode, join, write_split
 from galley.prepare.formats.gates import Gate, special_tokens
 from galley.prepare.formats.rows import AS_IT_IS
@@ -62,12 +62,16 @@ class Job:
         contents = {fact.name: fact.sha256 for fact in self.fingerprints if fact.what != "chat_template"}
         limits: list[object] = [self.limits.max_length, self.limits.overlong]
         limits += [source.learn for source in self.sources if source.learn != "assistant"]
+        limits += [repr(source.turns) for source in self.sources if source.turns != USUAL]
         choices = [*limits, self.held_out, self.packed, self.vocab, self.seed]
         rendering = [self.tokens.template_hash, self.tokens.fingerprint]
         rendering += dict.fromkeys(source.form.tag for source in self.sources if source.form.tag is not None)
         rendering += [repr(source.reading) for source in self.sources[:1] if source.reading != AS_IT_IS]
         if len(self.trained_on) > 1 or self.trained_on[0].portion != EVERYTHING:
-            parts = [(source.form.name, source.reading, source.learn, source.portion) for source in self.trained_on]
+            parts = [
+                (source.form.name, source.reading, source.learn, source.turns, source.portion)
+                for source in self.trained_on
+            ]
             rendering += map(repr, parts)
         if self.limits.gates != DEFAULT_GATES:
             rendering.append(repr(self.limits.gates))
@@ -159,7 +163,7 @@ def _names(job: Job) -> list[str]:
 
 
 def _encode(job: Job, source: Source, flat: Path) -> Documents:
-    tokens, limits = job.tokens, replace(job.limits, learn=source.learn)
+    tokens, limits = job.tokens, replace(job.limits, learn=source.learn, turns=source.turns)
     encoder = source.form.encoder(tokens.tokenizer, tokens.template, limits)
     gate = Gate(source.form, limits.gates, special_tokens(tokens.tokenizer))
     documents = encode(gate.pass_on(read_rows(source)), encoder, limits, flat)

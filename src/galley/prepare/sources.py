@@ -17,7 +17,7 @@ from galley.contract.task_data import DataSource, Learn
 from galley.data.prepared import SourceFacts
 from galley.prepare.fetch import load_data, pin_data
 from galley.prepare.files import read_records
-from galley.prepare.formats.base import Example, Format, keys_of
+from galley.prepare.formats.base import USUAL, Example, Format, Turns, keys_of
 from galley.prepare.formats.chat import CHAT
 from galley.prepare.formats.rows import AS_IT_IS, Reading, read_file, rows_of
 from galley.prepare.formats.table import FORMATS
@@ -54,6 +54,8 @@ class Source:
     """What its columns are called, and the system prompt of rows without one."""
     learn: Learn = "assistant"
     """Which messages of a conversation are trained on."""
+    turns: Turns = USUAL
+    """What becomes of turns and rows that the chat template does not write as they stand."""
     recognise: bool = False
     """Whether the task names no format: :func:`find_sources` puts in the one that the columns show."""
     number: int = 0
@@ -101,6 +103,7 @@ def _source(number: int, role: Role, path: str, settings: DataSource) -> Source:
         subset=settings.subset,
         reading=Reading(columns, settings.system),
         learn=settings.learn or "assistant",
+        turns=Turns(settings.rewritten_turns or "mask", settings.refused_rows or "refuse"),
         portion=Portion(settings.limit, settings.repeats, settings.weight),
     )
 

@@ -54,6 +54,19 @@ DEFAULT_GATES = Gates()
 
 
 @dataclass(frozen=True)
+class Turns:
+    """What becomes of turns and rows that a chat template does not write as they stand."""
+
+    rewritten: Literal["mask", "split"] = "mask"
+    """As ``data.rewritten_turns``."""
+    refused: Literal["refuse", "merge", "drop"] = "refuse"
+    """As ``data.refused_rows``."""
+
+
+USUAL = Turns()
+
+
+@dataclass(frozen=True)
 class Limits:
     """What happens to long rows, and which messages of a conversation are trained on."""
 
@@ -62,6 +75,7 @@ class Limits:
     learn: Literal["assistant", "last", "all"] = "assistant"
     gates: Gates = DEFAULT_GATES
     """What becomes of doubtful rows."""
+    turns: Turns = USUAL
 
     def apply(self, where: str, document: Document) -> Document | None:
         """The document, cut where it is too long; None where it is dropped. Raises :class:`UserError` on ``refuse``."""

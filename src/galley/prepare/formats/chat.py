@@ -12,34 +12,72 @@ from galley.contract.row_formats import SAMPLE, is_of
 from galley.prepare.formats.base import NOTHING, Document, Encoder, Format, Limits, keys_of
 from galley.prepare.formats.calls import kind
 from galley.prepare.formats.conversations import Conversation, dropped, nothing, parse
+from galley.prepare.formats.merging import DROPPED, merged
 
 if TYPE_CHECKING:
     from galley.prepare.formats.coverage import Coverage
+    from galley.prepare.formats.rendering import Rendered
     from galley.prepare.formats.template import Template
 
 
 def _encoder(tokenizer: Any, template: Template, limits: Limits) -> Encoder[Conversation]:
     from galley.prepare.formats.coverage import Coverage  # jinja2: only where a template is rendered
 
-    # A conversation is one document, whatever its length.
+    # A conversation is one document, whatever its length, but for turns that are split off.
     coverage = Coverage(template)
-    return Encoder(partial(_encode, tokenizer, coverage, limits.learn), coverage.counts)
+    return Encoder(partial(_encode, tokenizer, coverage, limits), coverage.counts)
 
 
-def _encode(tokenizer: Any, coverage: Coverage, learn: str, rows: Sequence[Conversation]) -> list[list[Document]]:
+def _encode(tokenizer: Any, coverage: Coverage, limits: Limits, rows: Sequence[Conversation]) -> list[list[Document]]:
+    from galley.prepare.formats.rendering import tokenize
+
+    rendered = [_render(coverage, limits, row) if row.messages else [] for row in rows]
+    documents = iter(tokenize(tokenizer, [part for parts in rendered for part in parts]))
+    return [[next(documents) for _ in parts] or [NOTHING] for parts in rendered]
+
+
+def _render(coverage: Coverage, limits: Limits, row: Conversation) -> list[Rendered]:
+    """The texts of one row; none where it is dropped, which is counted."""
+    from galley.prepare.formats.rendering import Refusal
+
+    try:
+        return _taken(coverage, limits, row)
+    except Refusal:
+        if limits.turns.refused == "refuse":
+            raise
+        if limits.turns.refused == "merge":
+            return _merged(coverage, limits, row)
+        coverage.counts[DROPPED] += 1
+        return []
+
+
+def _merged(coverage: Coverage, limits: Limits, row: Conversation) -> list[Rendered]:
+    """The texts of a row that the template refuses as it is. Raises :class:`UserError` where nothing helps."""
+    from galley.prepare.formats.rendering import Refusal
+
+    for changed, notes in merged(row):
+        try:
+            rendered = _taken(coverage, limits, changed)
+        except Refusal:
+            continue
+        coverage.counts.update(notes)
+        return rendered
+    return _taken(coverage, limits, row)
+
+
+def _taken(coverage: Coverage, limits: Limits, row: Conversation) -> list[Rendered]:
+    """The texts of a row that the template takes. Raises :class:`UserError` where it does not."""
     from galley.prepare.formats.coverage import check_coverage
-    from galley.prepare.formats.rendering import render_conversation, render_whole, tokenize
+    from galley.prepare.formats.rendering import render_conversation, render_split, render_whole
 
-    kept = [row for row in rows if row.messages]
-    for row in kept:
-        check_coverage(coverage, row)
-    if learn == "last":
-        kept = [replace(row, muted=row.muted | frozenset(row.answers[:-1])) for row in kept]
-    elif learn == "all":
-        kept = [replace(row, muted=row.muted - row.given) for row in kept]
-    render = render_whole if learn == "all" else render_conversation
-    documents = iter(tokenize(tokenizer, [render(coverage.template, row) for row in kept]))
-    return [[next(documents) if row.messages else NOTHING] for row in rows]
+    check_coverage(coverage, row)
+    if limits.learn == "all":
+        return [render_whole(coverage.template, replace(row, muted=row.muted - row.given))]
+    if limits.learn == "last":
+        row = replace(row, muted=row.muted | frozenset(row.answers[:-1]))
+    if limits.turns.rewritten == "split":
+        return render_split(coverage.template, row)
+    return [render_conversation(coverage.template, row)]
 
 
 CHAT = Format(

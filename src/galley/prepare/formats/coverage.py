@@ -17,7 +17,7 @@ from typing import Any
 from galley.contract.errors import UserError
 from galley.prepare.formats.calls import Message
 from galley.prepare.formats.conversations import Conversation
-from galley.prepare.formats.rendering import Rendered, render_conversation
+from galley.prepare.formats.rendering import Refusal, Rendered, render_conversation
 from galley.prepare.formats.template import Template
 
 Shape = tuple[Any, ...]
@@ -212,12 +212,12 @@ def _check_answers(
             raise _left_out(row, names, f"messages[{index}]")
         if calls and template.arguments is None:
             what = "the chat template writes tool calls' arguments neither from an object nor from a string as JSON"
-            raise UserError(row.where, what, "use another model.chat_template")
+            raise Refusal(row.where, what, "use another model.chat_template")
 
 
-def _left_out(row: Conversation, names: str, message: str) -> UserError:
+def _left_out(row: Conversation, names: str, message: str) -> Refusal:
     what = f"the chat template leaves out {names} of {message}, so the answer would be taught without"
-    return UserError(row.where, what, "use a model.chat_template that writes them, or leave such rows out")
+    return Refusal(row.where, what, "use a model.chat_template that writes them, or leave such rows out")
 
 
 def _check_spans(row: Conversation, plants: list[Plant], offsets: Mapping[int, list[int]], rendered: Rendered) -> None:
@@ -229,4 +229,4 @@ def _check_spans(row: Conversation, plants: list[Plant], offsets: Mapping[int, l
             continue
         if any(start <= offset < end for offset in offsets.get(number, ()) for start, end in rendered.spans):
             what = f"the chat template writes {plant.name.removesuffix(LEFT_OUT)}inside an answer, which is trained on"
-            raise UserError(row.where, what, "use another model.chat_template")
+            raise Refusal(row.where, what, "use another model.chat_template")

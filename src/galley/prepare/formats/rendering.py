@@ -54,6 +54,12 @@ class Rendered:
     """The row's, for an error line."""
     muted: int = 0
     """Assistant turns that have a weight of 0."""
+    rewritten: tuple[int, ...] = ()
+    """Of ``masked``, indices of those that are known."""
+
+
+class Refusal(UserError):
+    """The chat template refuses a conversation, or leaves out what is to be trained on."""
 
 
 def render_whole(template: Template, row: Conversation) -> Rendered:
@@ -86,27 +92,46 @@ def render_conversation(template: Template, row: Conversation) -> Rendered:
     muted = len(turns) - len(wanted)
     if template.marked:
         return Rendered(text, _weighted(marks, turns, row), max(0, len(turns) - len(marks)), row.where, muted)
-    spans = [span for index in wanted if (span := _turn(template, row, text, index)) is not None]
-    return Rendered(text, spans, len(wanted) - len(spans), row.where, muted)
+    found = {index: _turn(template, row, text, index) for index in wanted}
+    spans = [span for span in found.values() if span is not None]
+    rewritten = tuple(index for index, span in found.items() if span is None)
+    return Rendered(text, spans, len(rewritten), row.where, muted, rewritten)
 
 
-def _refusal(template: Template, row: Conversation, error: BaseException) -> UserError:
+def render_split(template: Template, row: Conversation) -> list[Rendered]:
+    """The same, and each turn that cannot be trained on there in a rendering of its own, which ends with it."""
+    whole = render_conversation(template, row)
+    parts = [_alone(template, row, index) for index in whole.rewritten if index < len(row.messages) - 1]
+    parts = [part for part in parts if part.spans]
+    whole = replace(whole, masked=whole.masked - len(parts))
+    return [whole, *parts] if whole.spans or not parts else parts
+
+
+def _alone(template: Template, row: Conversation, index: int) -> Rendered:
+    """The conversation through turn ``index``, which alone is trained on."""
+    earlier = frozenset(row.answers) - {index}
+    part = render_conversation(template, replace(row, messages=row.messages[: index + 1], muted=earlier))
+    return replace(part, masked=0, muted=0)
+
+
+def _refusal(template: Template, row: Conversation, error: BaseException) -> Refusal:
     """Why the template does not take the row; names the system message where it takes the row without it."""
-    what, todo = f"the chat template refuses this conversation: {first_line(error)}", "change the row"
+    what = f"the chat template refuses this conversation: {first_line(error)}"
+    todo = "change the row, use data.refused_rows=merge or drop"
     if template.arguments is None and any(message.get("tool_calls") for message in row.messages):
-        return UserError(row.where, f"{what} (and it writes no tool calls)", "use another model.chat_template")
+        return Refusal(row.where, f"{what} (and it writes no tool calls)", "use another model.chat_template")
     calls = [call for message in row.messages for call in message.get("tool_calls", ())]
     if any("function" not in call for call in [*calls, *(row.tools or [])]):
-        return UserError(row.where, what, f"write each tool and tool call as OpenAI's API has them: {WRAPPED}")
+        return Refusal(row.where, what, f"write each tool and tool call as OpenAI's API has them: {WRAPPED}")
     others = [message for message in row.messages if message["role"] not in ("system", "developer")]
     if len(others) < len(row.messages):
         try:
             with within(PATIENCE, _SLOW):
                 render(template, others, row.tools)
-            todo = "move the system message's text into the first user message"
+            todo = "move the system message's text into the first user message (data.refused_rows=merge does)"
         except REFUSALS:
             pass
-    return UserError(row.where, what, f"{todo}, or use another model.chat_template")
+    return Refusal(row.where, what, f"{todo}, or use another model.chat_template")
 
 
 def _weighted(marks: list[Span], turns: list[int], row: Conversation) -> list[Span]:
