@@ -93,6 +93,6 @@ def _masked(name: str, tally: Mapping[str, Any]) -> str:
     """Where a large share of the rows has answers that cannot be trained on."""
     return (
         f"{name}: {tally['masked']:,} answers in {tally['masked_rows']:,} of {tally['rows']:,} rows are not trained "
-        "on, for the chat template writes them otherwise once the conversation goes on; use data.rewritten_turns=split, "
-        "or a model.chat_template with {% generation %} marks"
+        "on, for the chat template writes them otherwise once the conversation goes on; use "
+        "data.rewritten_turns=split, or a model.chat_template with {% generation %} marks"
     )

@@ -44,31 +44,31 @@ def merged(row: Conversation) -> Iterator[tuple[Conversation, list[str]]]:
 
 def _moved(turns: list[_Turn]) -> list[_Turn]:
     """System messages before the text of the user's next message; as they are where none follows."""
-    found: list[_Turn] = []
+    result: list[_Turn] = []
     waiting: list[_Turn] = []
     for turn in turns:
         if turn.message["role"] in SYSTEM:
             waiting.append(turn)
         elif turn.message["role"] == "user":
             texts = [other.message["content"] for other in [*waiting, turn]]
-            found.append(replace(turn, message={**turn.message, "content": SEPARATOR.join(filter(None, texts))}))
+            result.append(replace(turn, message={**turn.message, "content": SEPARATOR.join(filter(None, texts))}))
             waiting = []
         else:
-            found.append(turn)
-    return turns if waiting else found
+            result.append(turn)
+    return turns if waiting else result
 
 
 def _joined(turns: list[_Turn]) -> list[_Turn]:
     """Messages of one role that follow one another as one, where they hold nothing but texts."""
-    found: list[_Turn] = []
+    result: list[_Turn] = []
     for turn in turns:
-        before = found[-1] if found else None
+        before = result[-1] if result else None
         if before is None or not _alike(before, turn):
-            found.append(turn)
+            result.append(turn)
             continue
         texts = [before.message["content"], turn.message["content"]]
-        found[-1] = replace(turn, message={**turn.message, "content": SEPARATOR.join(filter(None, texts))})
-    return found
+        result[-1] = replace(turn, message={**turn.message, "content": SEPARATOR.join(filter(None, texts))})
+    return result
 
 
 def _alike(one: _Turn, other: _Turn) -> bool:

@@ -92,9 +92,9 @@ def render_conversation(template: Template, row: Conversation) -> Rendered:
     muted = len(turns) - len(wanted)
     if template.marked:
         return Rendered(text, _weighted(marks, turns, row), max(0, len(turns) - len(marks)), row.where, muted)
-    found = {index: _turn(template, row, text, index) for index in wanted}
-    spans = [span for span in found.values() if span is not None]
-    rewritten = tuple(index for index, span in found.items() if span is None)
+    by_index = {index: _turn(template, row, text, index) for index in wanted}
+    spans = [span for span in by_index.values() if span is not None]
+    rewritten = tuple(index for index, span in by_index.items() if span is None)
     return Rendered(text, spans, len(rewritten), row.where, muted, rewritten)
 
 
