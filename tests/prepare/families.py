@@ -218,8 +218,10 @@ FAMILIES = [
     ),
     Family("marked", MARKED, [f"{ONE}<|im_end|>", f"{TWO}<|im_end|>"]),
     Family("vicuna", VICUNA, [f" {ONE}</s>", f" {TWO}</s>"], end_of_turn="</s>"),
-    # Without a message before it the template has no default system prompt to write, so the first turn is not found.
-    Family("speaks first", SMOLLM2, ["No.<|im_end|>"], [assistant("Aye?"), user("?"), assistant("No.")], masked=1),
+    # Without a message before it the template has no default system prompt to write: found by the header alone.
+    Family(
+        "speaks first", SMOLLM2, ["Aye?<|im_end|>", "No.<|im_end|>"], [assistant("Aye?"), user("?"), assistant("No.")]
+    ),
     Family("user has the last word", SMOLLM2, ["Aye.<|im_end|>"], [user("?"), assistant("Aye."), user("Bye")]),
     Family(
         "two in a row", SMOLLM2, ["Aye.<|im_end|>", "Aye!<|im_end|>"], [user("?"), assistant("Aye."), assistant("Aye!")]

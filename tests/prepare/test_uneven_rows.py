@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from prepare.conftest import CHATML, chat, rows, write_jsonl
-from prepare.families import assistant, user
+from prepare.families import FAMILIES, Family, assistant, user
 
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
@@ -69,6 +69,15 @@ def test_a_row_whose_column_is_null_is_dropped_and_counted(
         assert (manifest.train.rows, manifest.train.documents) == (len(records), len(records) - 1)
         assert manifest.train.dropped_unsupervised == 1
         assert any(f": 1 rows dropped, for their `{column}` is null" in line for line in manifest.warnings)
+
+
+def test_an_empty_text_is_dropped_and_counted(make_run: Make, base_folder: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a b"}, {"text": ""}])
+    spec, run = make_run(base_folder, path, format="text")
+    work(spec, run, run.attempt(1))
+    manifest = read_manifest(run)
+    assert (manifest.train.rows, manifest.train.documents) == (2, 1)
+    assert manifest.warnings[0] == "rows.jsonl: 1 rows dropped, for their `text` is empty"
 
 
 def test_other_rows_are_as_if_those_were_not_there(make_run: Make, model_folder: Path, tmp_path: Path) -> None:
@@ -185,6 +194,27 @@ def test_conversations_that_nobody_begins_or_ends_are_counted_and_kept(tmp_path:
         "Hello, I am here.<|im_end|>A.<|im_end|>", "A.<|im_end|>", "Hello, I am here.<|im_end|>A.<|im_end|>",
         "A.<|im_end|>",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_an_answer_that_comes_first_is_trained_on_like_others(tokenizer: Any, family: Family, system: bool) -> None:
+    """Templates that look at the first message wrote nothing without one, and the answer was masked."""
+    talk = [assistant("Hello."), user("a?"), assistant("A.")]
+    talk = [{"role": "system", "content": "Be kind."}, *talk] if system else talk
+    encoder = CHAT.encoder(tokenizer, study(tokenizer, family.template), Limits(4096, "drop"))
+    rows_here = [CHAT.parse({"messages": talk}, "here:1")]
+    if family.name == "mistral" or (system and family.name == "gemma"):
+        with pytest.raises(UserError, match="the chat template refuses this conversation: "):
+            encoder.encode(rows_here)
+        return
+    ((document,),) = encoder.encode(rows_here)
+    trained = tokenizer.decode(document.tokens[document.labels != IGNORED])
+    assert document.masked == 0
+    assert trained.index("Hello.") < trained.index("A.")
+    assert "a?" not in trained
+    assert "kind" not in trained
+    assert not trained.startswith(("<|im_start|>", "assistant", "<|start_header_id|>", "<start_of_turn>"))
 
 
 def test_a_system_prompt_and_a_tools_result_do_not_hide_who_begins_and_ends(tmp_path: Path) -> None:

@@ -23,11 +23,12 @@ from jinja2 import TemplateRuntimeError
 from galley.contract.errors import UserError
 from galley.data.columns import IGNORED
 from galley.prepare.formats.base import Document, encode_batch
-from galley.prepare.formats.calls import fit
+from galley.prepare.formats.calls import Message, fit
 from galley.prepare.formats.conversations import Conversation
 from galley.prepare.formats.template import (
     ANSWER,
     PATIENCE,
+    QUESTION,
     REFUSALS,
     Span,
     Template,
@@ -167,6 +168,17 @@ def _turn(template: Template, row: Conversation, text: str, index: int) -> Span 
 
 
 def _start(template: Template, row: Conversation, text: str, index: int) -> int | None:
+    """Where turn ``index`` begins in ``text``."""
+    if any(message["role"] == "user" for message in row.messages[:index]):
+        return _start_asked(template, row, text, index)
+    try:
+        start = _start_asked(template, row, text, index)
+    except REFUSALS:
+        start = None
+    return _start_unasked(template, row, text, index) if start is None else start
+
+
+def _start_asked(template: Template, row: Conversation, text: str, index: int) -> int | None:
     """Where turn ``index`` begins in ``text``: where the generation prompt after the messages before it ends."""
     earlier = row.messages[:index]
     asked = render(template, earlier, row.tools, prompt=True)
@@ -181,6 +193,22 @@ def _start(template: Template, row: Conversation, text: str, index: int) -> int 
     start = len(bare) + shared(asked[len(bare) :], answered[len(bare) :])
     known = asked[start:] == template.overhang or answered.startswith(ANSWER, start)
     return start if known and text.startswith(asked[:start]) else None
+
+
+def _start_unasked(template: Template, row: Conversation, text: str, index: int) -> int | None:
+    """Where an answer begins that no user's message comes before, for templates that write it otherwise without one.
+
+    It is where the header of answers ends, as a question and the generation prompt show it. Another answer in its place
+    must begin there, too. Raises any of ``REFUSALS``.
+    """
+    question = [{"role": "user", "content": QUESTION}]
+    bare, asked = render(template, question, row.tools), render(template, question, row.tools, prompt=True)
+    header = asked.removeprefix(bare)
+    start = text.find(header) + len(header)
+    answer: Message = {"role": "assistant", "content": ANSWER}
+    other = render(template, [*row.messages[:index], answer, *row.messages[index + 1 :]], row.tools)
+    known = header.strip() and header in text and other.startswith(text[:start]) and other.startswith(ANSWER, start)
+    return start if known else None
 
 
 def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Document]:

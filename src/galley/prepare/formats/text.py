@@ -34,6 +34,8 @@ class Text:
 def parse(record: object, where: str) -> Text:
     """The text of a record. Raises :class:`UserError` where it has none."""
     text = record.get("text") if isinstance(record, Mapping) else None
+    if text == "":
+        return _nothing(where, "rows dropped, for their `text` is empty")
     if isinstance(text, str):
         return Text(where, text)
     if isinstance(record, Mapping) and (reason := dropped("text", record, where)):
