@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
 from galley.data.columns import IGNORED
 from galley.data.prepared import open_split, read_manifest
-from galley.prepare.formats.base import Document, Encoder, Format, Limits, encode_batch
+from galley.prepare.formats.base import Document, Encoded, Format, Limits, encode_batch
 from galley.prepare.formats.table import FORMATS
 from galley.prepare.formats.template import Template
 from galley.prepare.prepare import work
@@ -45,20 +44,16 @@ def parse(record: object, where: str) -> Sum:
     return Sum(where, numbers)
 
 
-def encode(tokenizer: Any, rows: Sequence[Sum]) -> list[list[Document]]:
+def encode(tokenizer: Any, template: Template, limits: Limits, rows: Sequence[Sum]) -> Encoded:
     """One document a row: ``a + b =`` and the sum, of which the latter is trained on."""
+    del template, limits
     asked = encode_batch(tokenizer, [(row.where, " + ".join(map(str, row.numbers)) + " =") for row in rows], False)
     answered = encode_batch(tokenizer, [(row.where, f" {sum(row.numbers)}") for row in rows], False)
     documents = []
     for question, answer in zip(asked, answered, strict=True):
         labels = [IGNORED] * len(question.ids) + answer.ids
         documents.append([Document(np.array(question.ids + answer.ids, np.uint32), np.array(labels, np.int32))])
-    return documents
-
-
-def encoder(tokenizer: Any, template: Template, limits: Limits) -> Encoder[Sum]:
-    del template, limits
-    return Encoder(partial(encode, tokenizer))
+    return Encoded(documents)
 
 
 def matches(columns: Collection[str]) -> bool:
@@ -67,7 +62,7 @@ def matches(columns: Collection[str]) -> bool:
 
 SUMS = Format(
     name="sums", tag="sums", rows="sums", sample=SAMPLE, columns=("sum",), matches=matches, parse=parse,
-    encoder=encoder, templated=False,
+    encode=encode, templated=False,
 )  # fmt: skip
 
 

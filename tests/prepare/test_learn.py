@@ -28,8 +28,9 @@ Make = Callable[..., tuple[RunSpec, RunDir]]
 
 
 def encoded(tokenizer: Any, template: str, messages: list[dict[str, Any]], learn: str) -> Document:
-    encoder = CHAT.encoder(tokenizer, study(tokenizer, template), Limits(4096, "drop", learn))  # type: ignore[arg-type]
-    ((document,),) = encoder.encode([CHAT.parse({"messages": messages}, "here:1")])
+    limits = Limits(4096, "drop", learn)  # type: ignore[arg-type]
+    rows = [CHAT.parse({"messages": messages}, "here:1")]
+    ((document,),) = CHAT.encode(tokenizer, study(tokenizer, template), limits, rows).documents
     return document
 
 

@@ -32,9 +32,9 @@ def encoded(
     tokenizer: Any, template: str, record: dict[str, Any], turns: Turns, learn: str = "assistant"
 ) -> tuple[list[Document], dict[str, int]]:
     limits = Limits(4096, "drop", learn, turns=turns)  # type: ignore[arg-type]
-    encoder = CHAT.encoder(tokenizer, study(tokenizer, template), limits)
-    (documents,) = encoder.encode([CHAT.parse(record, "here:1")])
-    return list(documents), dict(encoder.left_out)
+    encoded = CHAT.encode(tokenizer, study(tokenizer, template), limits, [CHAT.parse(record, "here:1")])
+    (documents,) = encoded.documents
+    return documents, dict(encoded.left_out)
 
 
 MERGE = Turns(refused="merge")

@@ -187,8 +187,9 @@ def test_conversations_that_nobody_begins_or_ends_are_counted_and_kept(tmp_path:
         [{"messages": talk}, {"messages": talk[1:]}, {"messages": talk[:3]}, {"messages": talk[1:3]}],
     )
     assert notes(path, "chat") == {UNASKED: 2, UNANSWERED: 2}
-    encoder = CHAT.encoder(tokenizer, study(tokenizer, CHATML), Limits(4096, "drop"))
-    documents = [part for (part,) in encoder.encode([row for _, row in read_file(path, CHAT)])]
+    rows = [row for _, row in read_file(path, CHAT)]
+    encoded = CHAT.encode(tokenizer, study(tokenizer, CHATML), Limits(4096, "drop"), rows)
+    documents = [part for (part,) in encoded.documents]
     trained = [tokenizer.decode(part.tokens[part.labels != IGNORED]) for part in documents]
     assert trained == [
         "Hello, I am here.<|im_end|>A.<|im_end|>", "A.<|im_end|>", "Hello, I am here.<|im_end|>A.<|im_end|>",
@@ -234,8 +235,8 @@ def test_answers_in_a_prompt_are_trained_on_with_everything(
     form, found = FORMATS["prompt_completion"], {}
     examples = [row for _, row in read_file(path, form)]
     for learn in ("all", "assistant", "last"):
-        encoder = form.encoder(tokenizer, study(tokenizer, CHATML), Limits(4096, "drop", learn))  # type: ignore[arg-type]
-        ((document,),) = encoder.encode(examples)
+        limits = Limits(4096, "drop", learn)  # type: ignore[arg-type]
+        ((document,),) = form.encode(tokenizer, study(tokenizer, CHATML), limits, examples).documents
         found[learn] = (tokenizer.decode(document.tokens[document.labels != IGNORED]), document.muted)
     assert found["assistant"] == found["last"] == ("d<|im_end|>", 1)
     assert "b<|im_end|>" in found["all"][0]
@@ -246,9 +247,9 @@ def test_a_weight_of_nothing_in_a_prompt_still_contradicts_everything(tmp_path: 
     record = {"prompt": [user("a"), assistant("b", weight=0), user("c")], "completion": "d"}
     path = write_jsonl(tmp_path / "rows.jsonl", [record])
     form = FORMATS["prompt_completion"]
-    encoder = form.encoder(tokenizer, study(tokenizer, CHATML), Limits(4096, "drop", "all"))
+    examples, template = [row for _, row in read_file(path, form)], study(tokenizer, CHATML)
     with pytest.raises(UserError, match=r"rows.jsonl:1: has a message of weight 0, and with data.learn=all"):
-        encoder.encode([row for _, row in read_file(path, form)])
+        form.encode(tokenizer, template, Limits(4096, "drop", "all"), examples)
 
 
 def test_a_file_of_nulls_says_why_nothing_is_left(

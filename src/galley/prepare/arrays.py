@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,9 @@ def _names(job: Job) -> list[str]:
 
 def _encode(job: Job, source: Source, flat: Path) -> Documents:
     tokens, limits = job.tokens, replace(job.limits, learn=source.learn, turns=source.turns)
-    encoder = source.form.encoder(tokens.tokenizer, tokens.template, limits)
+    encode_rows = partial(source.form.encode, tokens.tokenizer, tokens.template, limits)
     gate = Gate(source.form, limits.gates, special_tokens(tokens.tokenizer))
-    documents = encode(gate.pass_on(read_rows(source)), encoder, limits, flat)
+    documents = encode(gate.pass_on(read_rows(source)), encode_rows, limits, flat)
     if len(documents.outcomes) == 0:
         raise UserError(FIELDS[source.role], f"'{source.path}' holds no rows", f"give one with {source.form.rows}")
     if len(documents.kept) == 0:

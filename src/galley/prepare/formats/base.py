@@ -6,7 +6,7 @@ To add one, write a module beside ``chat.py`` and ``text.py`` that ends in a :cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
@@ -98,13 +98,13 @@ E = TypeVar("E", bound=Example)
 
 
 @dataclass(frozen=True)
-class Encoder(Generic[E]):
-    """Turns the rows of one source into documents."""
+class Encoded:
+    """What several rows became."""
 
-    encode: Callable[[Sequence[E]], Iterable[Sequence[Document]]]
-    """The documents of each row, in the rows' order. Raises :class:`UserError` for a row that cannot be trained on."""
+    documents: list[list[Document]]
+    """Of each row, in the rows' order."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """What did not reach the documents, and how often; it grows as rows are encoded."""
+    """What of these rows did not reach the documents, and how often."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,10 @@ class Format(Generic[E]):
     """Whether a data set with these columns is of this format."""
     parse: Callable[[object, str], E]
     """A record and its place to an example. Raises :class:`UserError` where the record is of another format."""
-    encoder: Callable[[Any, Template, Limits], Encoder[E]]
-    """An encoder for one source, from a fast tokenizer and the chat template (an empty one where not templated)."""
+    encode: Callable[[Any, Template, Limits, Sequence[E]], Encoded]
+    """From a fast tokenizer, the chat template (an empty one where not templated), limits and rows to documents: a
+    function of these alone, for several processes share the rows. Raises :class:`UserError` for a row that cannot be
+    trained on."""
     templated: bool
     """Whether a chat template goes around its rows."""
     nothing: Callable[[str, str], E] | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from galley.contract.errors import UserError
 from galley.contract.row_formats import SAMPLE, is_of
-from galley.prepare.formats.base import NOTHING, Document, Encoder, Format, Limits, keys_of
+from galley.prepare.formats.base import NOTHING, Encoded, Format, Limits, keys_of
 from galley.prepare.formats.calls import kind
 from galley.prepare.formats.conversations import Conversation, dropped, nothing, parse
 from galley.prepare.formats.merging import DROPPED, merged
@@ -20,20 +20,16 @@ if TYPE_CHECKING:
     from galley.prepare.formats.template import Template
 
 
-def _encoder(tokenizer: Any, template: Template, limits: Limits) -> Encoder[Conversation]:
+def _encode(tokenizer: Any, template: Template, limits: Limits, rows: Sequence[Conversation]) -> Encoded:
     from galley.prepare.formats.coverage import Coverage  # jinja2: only where a template is rendered
-
-    # A conversation is one document, whatever its length, but for turns that are split off.
-    coverage = Coverage(template)
-    return Encoder(partial(_encode, tokenizer, coverage, limits), coverage.counts)
-
-
-def _encode(tokenizer: Any, coverage: Coverage, limits: Limits, rows: Sequence[Conversation]) -> list[list[Document]]:
     from galley.prepare.formats.rendering import tokenize
 
+    # What is known of shapes is of these rows alone: it must not depend on which rows a process had before them.
+    coverage = Coverage(template)
+    # A conversation is one document, whatever its length, but for turns that are split off.
     rendered = [_render(coverage, limits, row) if row.messages else [] for row in rows]
     documents = iter(tokenize(tokenizer, [part for parts in rendered for part in parts]))
-    return [[next(documents) for _ in parts] or [NOTHING] for parts in rendered]
+    return Encoded([[next(documents) for _ in parts] or [NOTHING] for parts in rendered], coverage.counts)
 
 
 def _render(coverage: Coverage, limits: Limits, row: Conversation) -> list[Rendered]:
@@ -88,7 +84,7 @@ CHAT = Format(
     columns=("messages", "tools", "system"),
     matches=partial(is_of, "chat"),
     parse=parse,
-    encoder=_encoder,
+    encode=_encode,
     templated=True,
     nothing=nothing,
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ import numpy.typing as npt
 
 from galley.data.columns import COLUMNS, I32, I64, IGNORED, U32
 from galley.data.prepared import SourceShare, SplitFacts
-from galley.prepare.formats.base import Document, Encoder, Example, Limits
+from galley.prepare.formats.base import Document, Encoded, Example, Limits
+from galley.prepare.parallel import in_order, processes
 
 BATCH = 512
 REPORT_EVERY = 5.0
 """Seconds between two lines of progress."""
 BLOCK = 1 << 22
 KEPT, OVERLONG, UNSUPERVISED = 0, 1, 2
+Batch = list[tuple[int, Example]]
+"""Numbers of rows, and their content."""
+Encode = Callable[[Sequence[Any]], Encoded]
 
 
 @dataclass
@@ -84,14 +89,14 @@ class Documents:
         return np.flatnonzero(self.outcomes == KEPT)
 
 
-def encode(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any], limits: Limits, folder: Path) -> Documents:
+def encode(rows: Iterable[tuple[int, Example]], encode_rows: Encode, limits: Limits, folder: Path) -> Documents:
     """Tokenise a source's rows to the ends of two flat files in ``folder``; prints how far it is every few seconds."""
-    outcomes, offsets, notes = Outcomes(), [0], Counter[str]()
+    outcomes, offsets, notes, left_out = Outcomes(), [0], Counter[str](), Counter[str]()
     # Tokens go to the disk as they come, 8 bytes each with their labels; per document only some numbers stay in memory.
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "tokens.flat").open("ab") as tokens, (folder / "labels.flat").open("ab") as labels:
         begin = tokens.tell()
-        for index, row, document in _documents(rows, encoder):
+        for index, row, document in _documents(rows, encode_rows, left_out):
             part = limits.apply(row.where, document)
             outcome = _outcome(part)
             if outcomes.sources[-1:] != [index]:  # not again for each piece of a row that was split
@@ -108,7 +113,7 @@ def encode(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any], limits: L
         masked=np.array(outcomes.masked, np.int64),
         muted=np.array(outcomes.muted, np.int64),
         hashes=np.array(outcomes.hashes, np.int64),
-        notes={**encoder.left_out, **notes},
+        notes={**left_out, **notes},
         offsets=np.array(offsets, np.int64),
         tokens=_map(folder / "tokens.flat", np.uint32, begin),
         labels=_map(folder / "labels.flat", np.int32, begin),
@@ -148,19 +153,31 @@ def join(parts: Sequence[Documents], folder: Path) -> Documents:
     )
 
 
-def _documents(rows: Iterable[tuple[int, Example]], encoder: Encoder[Any]) -> Iterator[tuple[int, Example, Document]]:
-    """Every document with its row's number and content; in batches, which the tokenizer shares among its threads."""
-    stream, done, began = iter(rows), 0, time.monotonic()
+def _documents(
+    rows: Iterable[tuple[int, Example]], encode_rows: Encode, left_out: Counter[str]
+) -> Iterator[tuple[int, Example, Document]]:
+    """Every document with its row's number and content; in batches, which several processes share."""
+    done, began = 0, time.monotonic()
     reported = began
-    while batch := list(itertools.islice(stream, BATCH)):
-        examples = [example for _, example in batch]
-        for (index, example), documents in zip(batch, encoder.encode(examples), strict=True):
+    for batch, encoded in in_order(partial(_encoded, encode_rows), _batches(rows), processes()):
+        left_out.update(encoded.left_out)
+        for (index, example), documents in zip(batch, encoded.documents, strict=True):
             for document in documents:
                 yield index, example, document
         done, now = done + len(batch), time.monotonic()
         if now - reported >= REPORT_EVERY:
             print(f"data: {done:,} rows tokenised, {done / (now - began):,.0f} rows/s", flush=True)
             reported = now
+
+
+def _batches(rows: Iterable[tuple[int, Example]]) -> Iterator[Batch]:
+    stream = iter(rows)
+    while batch := list(itertools.islice(stream, BATCH)):
+        yield batch
+
+
+def _encoded(encode_rows: Encode, batch: Batch) -> Encoded:
+    return encode_rows([example for _, example in batch])
 
 
 def _outcome(part: Document | None) -> int:

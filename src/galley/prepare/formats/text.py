@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from galley.contract.errors import UserError
 from galley.data.columns import IGNORED
-from galley.prepare.formats.base import NOTHING, Document, Encoder, Format, Limits, encode_batch, keys_of
+from galley.prepare.formats.base import NOTHING, Document, Encoded, Format, Limits, encode_batch, keys_of
 from galley.prepare.formats.calls import kind
 from galley.prepare.formats.conversations import dropped
 
@@ -92,10 +91,9 @@ def _matches(columns: Collection[str]) -> bool:
     return "text" in columns
 
 
-def _encoder(tokenizer: Any, template: Template, limits: Limits) -> Encoder[Text]:
+def _encode(tokenizer: Any, template: Template, limits: Limits, rows: Sequence[Text]) -> Encoded:
     del template
-    cut = limits.max_length if limits.overlong == "split" else None
-    return Encoder(partial(tokenize_text, tokenizer, cut))
+    return Encoded(tokenize_text(tokenizer, limits.max_length if limits.overlong == "split" else None, rows))
 
 
 TEXT = Format(
@@ -106,7 +104,7 @@ TEXT = Format(
     columns=("text",),
     matches=_matches,
     parse=parse,
-    encoder=_encoder,
+    encode=_encode,
     templated=False,
     nothing=_nothing,
 )
