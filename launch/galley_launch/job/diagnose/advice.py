@@ -69,6 +69,7 @@ LATE_RANK = "A rank came late to a collective or not at all: look for the rank w
 LOCKED = "Locked memory is limited: have `ulimit -l unlimited` set for jobs (LimitMEMLOCK=infinity for slurmd)."
 KILLED = "The user, the cluster or the kernel ended it; the same command goes on from the last checkpoint."
 PEERS = "It follows another rank's end: look for the log that stops first, and at that rank's node."
+SIGTERM = "Somebody or a service of this machine ended it; the same command goes on from the last checkpoint."
 SIGKILL = "Check whether the kernel ran out of memory (dmesg, or the job's MaxRSS): then ask for more host memory."
 KERNEL = "A GPU kernel went wrong: CUDA_LAUNCH_BLOCKING=1 shows which; if it never comes back, suspect that GPU."
 READ_LOG = "Read the lines around it in the log; the same command goes on from the last checkpoint once it is fixed."

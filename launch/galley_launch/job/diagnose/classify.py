@@ -9,12 +9,13 @@ torchrun's tables and torch's own time stamps.
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from galley.contract import stages
-from galley_launch.job.diagnose.advice import READ_LOG
+from galley_launch.job.diagnose.advice import READ_LOG, SIGTERM
 from galley_launch.job.diagnose.evidence import Evidence
 from galley_launch.job.diagnose.findings import (
     Case,
@@ -189,6 +190,20 @@ def _silent(case: Case) -> Failure | None:
     return Failure("code", source.who(case.job), lines, READ_LOG, False, ())
 
 
+def _terminated(case: Case) -> Failure | None:
+    """On one box, the first rank to end was sent SIGTERM, and its peers only lost it.
+
+    torchrun sends SIGTERM to the ranks that are left, so that one is the cause only where its rank was the first.
+    """
+    first = [source for source in case.sources if source.first and source.code == -signal.SIGTERM]
+    if case.job or not first:
+        return None
+    source = min(first, key=lambda source: source.time)
+    who = source.who(case.job)
+    line = f"{who} was ended by signal 15 (SIGTERM), which neither galley nor torchrun sent"
+    return Failure("killed", who, (line,), SIGTERM, True, ())
+
+
 def _fabric(case: Case) -> Failure | None:
     """The network's hardware reports an error."""
     matches = all_matches(FABRIC, case)
@@ -222,7 +237,8 @@ def _last(case: Case) -> Failure:
 # and be killed, so it comes first; an exception of the code comes after Slurm's own end of the job, which raises in
 # ranks, too; and last come errors that every rank reports whose peer is gone.
 _JUDGES: Sequence[Callable[[Case], Failure | None]] = (
-    preflight, _hardware, _causes, _lost, _memory, hang, _ended, _code, _signal, _silent, _fabric, _secondary,
+    preflight, _hardware, _causes, _lost, _memory, hang, _ended, _code, _signal, _silent, _terminated, _fabric,
+    _secondary,
 )  # fmt: skip
 
 
