@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
@@ -23,6 +25,7 @@ from galley_launch.recipe.schema import Recipe
 
 __all__ = ["fakes", "here"]
 
+ROOT = Path(__file__).parents[2]
 SENTINEL = "Zq7sentinel4XyW9pL2mNk8R"
 PLAIN = "variables: {NCCL_DEBUG: WARN}\n"
 FORMS = [
@@ -136,6 +139,60 @@ def test_no_field_takes_a_secret_into_an_artefact(
         assert not artefacts(here, here / "none"), field
         assert SENTINEL not in out
         assert submitted(fakes) == []
+
+
+SOURCES = [*(ROOT / "launch").rglob("*.py"), *(ROOT / "slurm").glob("*.*")]
+VARIABLES = sorted(
+    {name for path in SOURCES for name in re.findall(r"[\"'$({]((?:[A-Z][A-Z0-9]*_)+[A-Z0-9]+)\b", path.read_text())}
+    - {"SLURM_CONF"}  # where Slurm's own commands find their controller
+    | {"MODULEPATH", "PYTHONPATH", "PATH", "http_proxy", "https_proxy", "ALL_PROXY", "PIP_INDEX_URL", "LD_PRELOAD"}
+)  # fmt: skip
+"""What has the form of an environment variable's name in the control plane and the job's scripts, and usual ones."""
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_no_variable_takes_a_secret_into_an_artefact(
+    here: Path, fakes: Scenario, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    profile("x", PLAIN)
+    before = os.environ.get(name, "")
+    monkeypatch.setenv(name, f"{before}:{FORMS[0]}" if name.endswith("PATH") and before else FORMS[0])
+    status, out, err = galley(capsys, "submit", "my.yaml", "cluster=x")
+    assert status in (0, 2), err
+    assert SENTINEL not in out + err
+    assert not artefacts(here, here / "none")
+    assert SENTINEL not in json.dumps(fakes.calls())
+
+
+DEEPSPEED: dict[str, Any] = {
+    "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "{}", "nvme_path": "{}"}},
+    "optimizer": {"type": "{}", "params": {"lr": "{}", "name": "{}"}},
+    "scheduler": {"type": "{}", "params": {"warmup_type": "{}"}},
+    "wandb": {"enabled": True, "team": "{}", "project": "{}", "group": "{}", "api_key": "{}"},
+    "tensorboard": {"output_path": "{}", "job_name": "{}"}, "csv_monitor": {"output_path": "{}"},
+    "flops_profiler": {"output_file": "{}"}, "comms_logger": {"prof_ops": ["{}"]},
+    "checkpoint": {"tag_validation": "{}"},
+    "communication_data_type": "{}", "monitor_config": {"comet": {"api_key": "{}"}}, "elasticity": {"x": "{}"},
+    "data_types": {"grad_accum_dtype": "{}"}, "aio": {"x": "{}"}, "hybrid_engine": {"x": "{}"}, "my": {"own": "{}"},
+    "compression_training": {"x": "{}"}, "nebula": {"persistent_storage_path": "{}"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("block", DEEPSPEED)
+def test_no_deepspeed_block_takes_a_secret_into_an_artefact(
+    here: Path, fakes: Scenario, capsys: pytest.CaptureFixture[str], block: str
+) -> None:
+    profile("x", PLAIN)
+    for text in (FORMS[0], FORMS[3], FORMS[7]):
+        body = json.dumps({block: DEEPSPEED[block]}).replace("{}", text)
+        for name, content in (("value", body), ("key", json.dumps({block: {text: 1}}))):
+            (here / "ds.json").write_text(content)
+            status, out, err = galley(capsys, "submit", "my.yaml", "cluster=x", "deepspeed=ds.json", f"name={name}")
+            assert status in (0, 2), err
+            (here / "ds.json").unlink()
+            assert SENTINEL not in out, text
+            assert not artefacts(here, here / "none"), text
+            assert SENTINEL not in json.dumps(fakes.calls())
 
 
 @pytest.mark.parametrize("field", ["tracking.wandb.project={}", "cluster.variables.PLAIN={}"])

@@ -10,6 +10,7 @@ import os
 import re
 from typing import Any
 
+from galley.contract.sensitive import masked
 from galley_launch.base.yaml_text import Tree
 from galley_launch.cluster.profile import Cluster
 
@@ -47,7 +48,8 @@ def notes(cluster: Cluster) -> list[str]:
         if value and used == value:
             lines.append(f"jobs take cluster.{key}={value}, as {name} says")
         elif value:
-            lines.append(f"{name}={value} is not used: jobs take cluster.{key}={used if used is not None else 'none'}")
+            taken = used if used is not None else "none"
+            lines.append(f"{name}={masked(value, '(hidden)')} is not used: jobs take cluster.{key}={taken}")
     other = sorted(name for name in os.environ if name.startswith("SBATCH_") and name not in _KEYS)
     if other:
         lines.append(

@@ -109,6 +109,8 @@ def _inherited(cluster: Cluster) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in _INHERITED if os.environ.get(name) and name not in cluster.secrets}
     for name, value in inherited.items():
         guard.check_variable(name, value)
+    # The path of the file of secrets, which scripts name, begins with this one.
+    guard.check_variable("XDG_CONFIG_HOME", os.environ.get("XDG_CONFIG_HOME", ""))
     return inherited
 
 

@@ -25,8 +25,9 @@ _QUERY = (
     r"(?:access_|auth_|id_|refresh_|private_|job_)?token|api_?key|apikey|key|secret|sig|signature|password|passwd|pass|pwd"
     r"|auth|code|credential|x-(?:amz|goog|oss|cos)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid"
 )
-URL_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*://[^/\s:@<>\"'?#]*:)[^/\s@<>\"']+(?=@)", re.IGNORECASE)
-URL_USER = re.compile(r"(\bhttps?://)[^/\s:@<>\"'?#]+(?=@)", re.IGNORECASE)
+# A single slash, too: what was taken for a path (GALLEY_CACHE) has lost the other.
+URL_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*:/{1,2}[^/\s:@<>\"'?#]*:)[^/\s@<>\"']+(?=@)", re.IGNORECASE)
+URL_USER = re.compile(r"(\bhttps?:/{1,2})[^/\s:@<>\"'?#]+(?=@)", re.IGNORECASE)
 URL_QUERY = re.compile(rf"([?&;](?:amp;)?(?:{_QUERY})=)[^&\s#<>\"']{{4,}}", re.IGNORECASE)
 HEADER = re.compile(
     r"(\b(?:proxy-)?authorization\b[\"']?(?:&#3[49];)?\s*[:=]\s*[\"']?(?:&#3[49];)?(?:\w+\s+)?|\bbearer\s+|\bbasic\s+(?=[\w+/]{12,}=))"
