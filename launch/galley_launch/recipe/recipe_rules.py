@@ -105,8 +105,8 @@ RECIPE_RULES = (
     ),
     Rule(
         "data.learn",
-        lambda case: case.recipe.data.learn == "last" and case.recipe.data.format == "text",
-        "plain text has no last answer; every token of it is trained on",
+        lambda case: case.recipe.data.learn not in ("assistant", "all") and case.recipe.data.format == "text",
+        "plain text has no last answer and no roles; every token of it is trained on",
         "remove it",
     ),
     Rule(

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from galley.contract.part import Fraction, Part, Positive
 
 RowFormat = Literal["auto", "chat", "sharegpt", "alpaca", "prompt_completion", "text"]
-Learn = Literal["assistant", "last", "all"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Learn = Literal["assistant", "last", "all"] | Annotated[list[Role], Field(min_length=1)]
 RewrittenTurns = Literal["mask", "split"]
 RefusedRows = Literal["refuse", "merge", "drop"]
 
@@ -137,7 +138,8 @@ class Data(Part):
     assistant's tokens. ``text``: plain text, trained on every token, with no chat template and an end-of-sequence token
     after each row (continued pretraining)."""
     learn: Learn = "assistant"
-    """Which messages of a conversation are trained on: the assistant's, only its last, or every token of all."""
+    """Which messages of a conversation are trained on: the assistant's, only its last, or every token of all; or a
+    list of roles (``[assistant, tool]``): what messages of these roles say, each through its end-of-turn token."""
     rewritten_turns: RewrittenTurns = "mask"
     """Answers that the chat template writes otherwise once the conversation goes on (Qwen3 takes the thinking out of
     earlier ones): ``mask`` does not train on them, and counts them; ``split`` trains on each in a document of its own,

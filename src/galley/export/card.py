@@ -61,4 +61,6 @@ def _trained_on(data: Data) -> str:
 def _loss_on(source: DataSource) -> str:
     if source.format == "text" or source.learn == "all":
         return "every token"
+    if isinstance(source.learn, list) and source.learn != ["assistant"]:
+        return f"what messages of these roles say only: {', '.join(source.learn)}"
     return "the last answer of each conversation only" if source.learn == "last" else "assistant tokens only"

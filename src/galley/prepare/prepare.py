@@ -177,7 +177,7 @@ def make(spec: RunSpec, run: RunDir) -> Manifest:
     job = Job(
         sources=sources,
         fingerprints=facts,
-        limits=Limits(data.max_length, data.overlong, data.learn, data.gates),
+        limits=Limits(data.max_length, data.overlong, gates=data.gates),
         held_out=data.held_out,
         seed=spec.task.seed,
         tokens=model.tokens,

@@ -52,8 +52,8 @@ class Source:
     """Of a hub data set: its configuration."""
     reading: Reading = AS_IT_IS
     """What its columns are called, and the system prompt of rows without one."""
-    learn: Learn = "assistant"
-    """Which messages of a conversation are trained on."""
+    learn: str | tuple[str, ...] = "assistant"
+    """Which messages of a conversation are trained on; a tuple names roles."""
     turns: Turns = USUAL
     """What becomes of turns and rows that the chat template does not write as they stand."""
     recognise: bool = False
@@ -102,10 +102,16 @@ def _source(number: int, role: Role, path: str, settings: DataSource) -> Source:
         revision=settings.revision,
         subset=settings.subset,
         reading=Reading(columns, settings.system),
-        learn=settings.learn or "assistant",
+        learn=_learn(settings.learn or "assistant"),
         turns=Turns(settings.rewritten_turns or "mask", settings.refused_rows or "refuse"),
         portion=Portion(settings.limit, settings.repeats, settings.weight),
     )
+
+
+def _learn(learn: Learn) -> str | tuple[str, ...]:
+    """``data.learn``, roles in one order; the assistant's alone are what is usual."""
+    roles = tuple(sorted(set(learn))) if isinstance(learn, list) else learn
+    return "assistant" if roles == ("assistant",) else roles
 
 
 def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:

@@ -72,7 +72,8 @@ class Limits:
 
     max_length: int
     overlong: Literal["drop", "truncate", "truncate_left", "split", "refuse"]
-    learn: Literal["assistant", "last", "all"] = "assistant"
+    learn: str | tuple[str, ...] = "assistant"
+    """As ``data.learn``; a tuple names roles."""
     gates: Gates = DEFAULT_GATES
     """What becomes of doubtful rows."""
     turns: Turns = USUAL

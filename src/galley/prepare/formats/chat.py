@@ -71,9 +71,10 @@ def _taken(coverage: Coverage, limits: Limits, row: Conversation) -> list[Render
         return [render_whole(coverage.template, replace(row, muted=row.muted - row.given))]
     if limits.learn == "last":
         row = replace(row, muted=row.muted | frozenset(row.answers[:-1]))
+    roles = limits.learn if isinstance(limits.learn, tuple) else ("assistant",)
     if limits.turns.rewritten == "split":
-        return render_split(coverage.template, row)
-    return [render_conversation(coverage.template, row)]
+        return render_split(coverage.template, row, roles)
+    return [render_conversation(coverage.template, row, roles)]
 
 
 CHAT = Format(

@@ -12,7 +12,9 @@ from galley.prepare.formats.base import keys_of
 from galley.prepare.formats.calls import Message, kind, parsed, read_calls, read_tools, without_nulls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-NOT_TRAINED = "messages of others than the assistant have a weight, but only the assistant's are trained on"
+NOT_TRAINED = (
+    "messages of others than the assistant have a weight, and are trained on only where data.learn names their role"
+)
 WEIGHTS = frozenset({"weight", "train", "loss"})
 EMPTY = "answers hold nothing, so the model is trained to end its turn at once"
 UNASKED = "conversations begin with an answer that nobody asked for, which is trained on like the others"

@@ -13,8 +13,9 @@ the two part, but never before what the messages before it wrote.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from galley.data.columns import IGNORED
 from galley.prepare.formats.base import Document, encode_batch
 from galley.prepare.formats.calls import Message, fit
 from galley.prepare.formats.conversations import Conversation
+from galley.prepare.formats.roles import message_span
 from galley.prepare.formats.template import (
     ANSWER,
     PATIENCE,
@@ -40,6 +42,7 @@ from galley.prepare.formats.template import (
 from galley.storage.limits import within
 
 _SLOW = TemplateRuntimeError(f"it takes more than {PATIENCE} s")
+ASSISTANT = ("assistant",)
 WRAPPED = '{"type": "function", "function": {"name": …}}'
 
 
@@ -85,24 +88,40 @@ def _rendered(template: Template, row: Conversation) -> tuple[Conversation, str,
         raise _refusal(template, row, error) from None
 
 
-def render_conversation(template: Template, row: Conversation) -> Rendered:
-    """Render a conversation and find what is trained on. Raises :class:`UserError` where the template refuses it."""
+def render_conversation(template: Template, row: Conversation, roles: Collection[str] = ASSISTANT) -> Rendered:
+    """Render a conversation and find what is trained on: what messages of ``roles`` say, each through its end.
+
+    Raises :class:`UserError` where the template refuses it.
+    """
     row, text, marks = _rendered(template, row)
-    turns = row.answers
+    turns = [index for index, message in enumerate(row.messages) if message["role"] in roles and _says(message)]
     wanted = [index for index in turns if index not in row.muted]
-    muted = len(turns) - len(wanted)
-    if template.marked:
-        return Rendered(text, _weighted(marks, turns, row), max(0, len(turns) - len(marks)), row.where, muted)
-    by_index = {index: _turn(template, row, text, index) for index in wanted}
-    spans = [span for span in by_index.values() if span is not None]
-    rewritten = tuple(index for index, span in by_index.items() if span is None)
-    return Rendered(text, spans, len(rewritten), row.where, muted, rewritten)
+    muted, answers = len(turns) - len(wanted), row.answers if "assistant" in roles else []
+    spans: dict[int, Span | None] = {}
+    for index in wanted:
+        if index not in answers:
+            spans[index] = message_span(template, partial(render, template, tools=row.tools), row.messages, text, index)
+        elif not template.marked:
+            spans[index] = _turn(template, row, text, index)
+    ranges = [span for span in spans.values() if span is not None]
+    rewritten = tuple(index for index, span in spans.items() if span is None)
+    masked = len(rewritten)
+    if template.marked and answers:
+        ranges = sorted([*ranges, *_weighted(marks, answers, row)])
+        masked += max(0, len(answers) - len(marks))
+    return Rendered(text, ranges, masked, row.where, muted, rewritten)
 
 
-def render_split(template: Template, row: Conversation) -> list[Rendered]:
-    """The same, and each turn that cannot be trained on there in a rendering of its own, which ends with it."""
-    whole = render_conversation(template, row)
-    parts = [_alone(template, row, index) for index in whole.rewritten if index < len(row.messages) - 1]
+def _says(message: Message) -> bool:
+    """Whether there is anything to train on: an answer always ends, but nothing is said in an empty question."""
+    return bool(message["role"] == "assistant" or message["content"].strip())
+
+
+def render_split(template: Template, row: Conversation, roles: Collection[str] = ASSISTANT) -> list[Rendered]:
+    """The same, and each answer that cannot be trained on there in a rendering of its own, which ends with it."""
+    whole = render_conversation(template, row, roles)
+    answers = set(row.answers[:-1] if row.answers[-1] == len(row.messages) - 1 else row.answers)
+    parts = [_alone(template, row, index) for index in whole.rewritten if index in answers]
     parts = [part for part in parts if part.spans]
     whole = replace(whole, masked=whole.masked - len(parts))
     return [whole, *parts] if whole.spans or not parts else parts
