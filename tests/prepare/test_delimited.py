@@ -55,7 +55,7 @@ def test_quotes_that_are_only_characters_join_no_rows(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
 def test_a_file_that_quotes_its_cells_is_read_so_without_a_word(tmp_path: Path, mark: str) -> None:
-    rows = [("a\nb", f"c{mark}d"), ('say "no"', "e"), ("f\n\ng", "h"), ('"', '""'), (f"{mark}\n{mark}", "i")]
+    rows = [("a\nb", f"c{mark}d"), ('say "no"', "e"), ("f\n\ng", "h"), ('"', '""'), (f"x{mark}\n{mark}", "i")]
     out = io.StringIO()
     csv.writer(out, delimiter=mark).writerows([("question", "answer"), *rows])
     path = written(tmp_path / ("x.tsv" if mark == "\t" else "x.csv"), out.getvalue())
@@ -100,6 +100,8 @@ def test_a_mark_and_blank_lines_before_the_first_row_of_lines(tmp_path: Path) ->
 
 
 REFUSED = [
+    ("x.csv", "question,answer\na,b\nquestion,answer\nc,d\n", ":3: names the columns again, as in files that were"),
+    ("x.csv", "\ufeffquestion,answer\na,b\n\ufeffquestion, answer\n", ":3: names the columns again, as in files that"),
     ("x.csv", 'question,answer\na,"b\nc,d\n', ":2: not CSV: a quote that is opened here is not closed"),
     ("x.csv", 'question,answer\na,"b\nc,"d"\n', ":2: not CSV: a quote that is opened here is not closed"),
     ("x.csv", 'question,answer,x\na,"b,c\nd,e",f,g\n', ":2: has 4 cells by line 3, where a quote is closed"),
@@ -121,6 +123,7 @@ FIRST_LINES = {
     "blanks": " question , ANSWER\t\na,b\n",
     "a BOM": "\ufeffquestion,answer\na,b\n",
     "a BOM and quotes": '\ufeff"Question","Answer"\r\n"a","b"\r\n',
+    "two BOMs": "\ufeff\ufeffquestion,answer\na,b\n",
     "blank lines": "\n \r\nquestion,answer\n\na,b\n",
     "Excel's delimiter": "sep=;\nquestion;answer\na;b\n",
     "Excel's delimiter in quotes": '\ufeff"sep=,"\r\nQuestion,Answer\r\na,b\r\n',

@@ -19,7 +19,7 @@ from galley.data.columns import COLUMNS, IGNORED
 from galley.data.prepared import read_manifest
 from galley.prepare.formats.base import Limits
 from galley.prepare.formats.chat import CHAT
-from galley.prepare.formats.conversations import UNANSWERED, UNASKED
+from galley.prepare.formats.conversations import BLANK, UNANSWERED, UNASKED
 from galley.prepare.formats.rows import read_file
 from galley.prepare.formats.table import FORMATS
 from galley.prepare.formats.template import study
@@ -168,6 +168,11 @@ def test_text_in_parquet_that_is_not_utf8_names_its_row(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x.parquet, row 300: not UTF-8: .*column 0.*; write its texts as UTF-8"):
         notes(tmp_path / "x.parquet", "prompt_completion")
+
+
+def test_questions_that_hold_nothing_are_counted(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [pair(1), pair(2, prompt=""), pair(3, prompt=" \n")])
+    assert notes(path, "prompt_completion") == {BLANK: 2}
 
 
 def test_a_column_of_messages_that_is_null_throughout_hides_no_pairs(

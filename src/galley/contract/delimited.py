@@ -49,7 +49,7 @@ def read_layout(path: Path, head: str, whole: bool) -> Layout | None:
         return None
     mark = mark or _delimiter(path, lines[skipped:])
     reader = csv.reader(lines[skipped:], delimiter=mark)
-    names = [name.strip() or f"column {number}" for number, name in enumerate(next(reader), 1)]
+    names = [name.strip("\ufeff").strip() or f"column {number}" for number, name in enumerate(next(reader), 1)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         where = f"{path}:{skipped + 1}"

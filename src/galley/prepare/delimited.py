@@ -65,6 +65,9 @@ def read_delimited(path: Path, file: IO[bytes]) -> Iterator[Record]:
         if len(cells) != len(layout.names):
             yield Record(index, f"{path}:{line}", None, error=_uneven(path, line, last, len(cells), layout))
             continue
+        if tuple(cell.strip("\ufeff").strip() for cell in cells) == layout.names:
+            yield Record(index, f"{path}:{line}", None, error=_header_again(path, line))
+            continue
         concerned = any(cell.startswith('"') for cell in cells) if quoting.literal else last > line
         value = dict(zip(layout.names, cells, strict=True))
         yield Record(index, f"{path}:{line}", value, quoting.note if concerned else None)
@@ -111,6 +114,11 @@ def _uneven(path: Path, line: int, last: int, count: int, layout: Layout) -> Use
     over = f" by line {last}, where a quote is closed" if last > line else ""
     what = f"has {count} cells{over}, but the first line names {len(layout.names)} columns"
     return UserError(f"{path}:{line}", what, f"quote cells that hold {layout.delimiter!r}, quotes or line ends")
+
+
+def _header_again(path: Path, line: int) -> UserError:
+    what = "names the columns again, as in files that were joined"
+    return UserError(f"{path}:{line}", what, "remove such lines, or use data.gates.unreadable=drop")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -17,6 +17,7 @@ NOT_TRAINED = (
 )
 WEIGHTS = frozenset({"weight", "train", "loss"})
 EMPTY = "answers hold nothing, so the model is trained to end its turn at once"
+BLANK = "messages of the user hold nothing"
 UNASKED = "conversations begin with an answer that nobody asked for, which is trained on like the others"
 UNANSWERED = "conversations end with a message that is not answered, of which nothing is trained on"
 READ = frozenset({"messages", "tools", "system"})
@@ -78,9 +79,10 @@ def parse(record: object, where: str, prompt: int = 0) -> Conversation:
     given = frozenset(number for number in range(prompt) if read[number][0]["role"] == "assistant") - muted
     others = sum(1 for message, weight, _ in read if weight and message["role"] != "assistant")
     empty = sum(1 for message, weight, _ in read[prompt:] if weight != 0 and _is_empty(message))
+    blank = sum(1 for message, _, _ in read if message["role"] == "user" and not message["content"].strip())
     roles = [message["role"] for message, _, _ in read if message["role"] not in ("system", "developer")]
     first, last = roles[0] == "assistant", roles[-1] != "assistant"
-    counts = {NULLS: nulls, NOT_TRAINED: others, EMPTY: empty, UNASKED: int(first), UNANSWERED: int(last)}
+    counts = {NULLS: nulls, NOT_TRAINED: others, EMPTY: empty, BLANK: blank, UNASKED: int(first), UNANSWERED: int(last)}
     notes = {what: count for what, count in counts.items() if count}
     if len(record) > 1 and (unread := [key for key in record if key not in READ and record[key] is not None]):
         notes |= {f"rows have a key `{key!s:.60}` beside `messages`, which is not read": 1 for key in unread}
