@@ -208,13 +208,13 @@ def test_an_answer_that_comes_first_is_trained_on_like_others(tokenizer: Any, fa
     """Templates that look at the first message wrote nothing without one, and the answer was masked."""
     talk = [assistant("Hello."), user("a?"), assistant("A.")]
     talk = [{"role": "system", "content": "Be kind."}, *talk] if system else talk
-    encoder = CHAT.encoder(tokenizer, study(tokenizer, family.template), Limits(4096, "drop"))
+    template, limits = study(tokenizer, family.template), Limits(4096, "drop")
     rows_here = [CHAT.parse({"messages": talk}, "here:1")]
     if family.name == "mistral" or (system and family.name == "gemma"):
         with pytest.raises(UserError, match="the chat template refuses this conversation: "):
-            encoder.encode(rows_here)
+            CHAT.encode(tokenizer, template, limits, rows_here)
         return
-    ((document,),) = encoder.encode(rows_here)
+    ((document,),) = CHAT.encode(tokenizer, template, limits, rows_here).documents
     trained = tokenizer.decode(document.tokens[document.labels != IGNORED])
     assert document.masked == 0
     assert trained.index("Hello.") < trained.index("A.")
