@@ -46,49 +46,36 @@ def test_it_shows_what_is_trained_on(words: Words, capfd: pytest.CaptureFixture[
         end = printed.index(f"+ {second}<|im_end|>", head)
         assert [line for line in printed[head:end] if line.startswith("+")] == [f"+ {first}"]
         assert f"  What is {row}?<|im_end|>" in printed[head:end]
+    assert cli.main(["prepare", *words("examples=3")]) == 0
+    again = capfd.readouterr().out.splitlines()
+    begin = printed.index(line)
+    assert again[: len(printed[begin:]) - 2] == printed[begin:-2]  # counts and rows; then "data: ready in N s"
     assert printed[-1] == "run x is prepared: runs/x/data; galley run with the same words trains"
 
 
-def test_again_it_says_the_same(words: Words, capfd: pytest.CaptureFixture[str]) -> None:
-    shown = []
-    for _ in range(2):
-        assert cli.main(["prepare", *words()]) == 0
-        lines = capfd.readouterr().out.splitlines()
-        shown.append([line for line in lines if line.startswith(("data: train", "data: held", "data: row", "+", "  "))])
-    assert shown[0] == shown[1]
-    assert len([line for line in shown[0] if line.startswith("data: row")]) == 2
-    assert cli.main(["prepare", *words("examples=0")]) == 0
-    assert "data: row" not in capfd.readouterr().out
-
-
 def test_the_run_goes_on_from_it(words: Words, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["prepare", *words()]) == 0
-    run = RunDir(Path("runs/x"))
-    assert runs.state(run).state == "prepared"
-    content = read_manifest(run).content
-    assert cli.main(["plan", *words()]) == 0
-    assert "attempts/0001" in capfd.readouterr().out
-    assert cli.main(["prepare", *words(length=64)]) == 0  # nothing was trained: another task is another preparation
-    assert read_manifest(run).content != content
-    first = run.attempt(1)
-    first.root.mkdir()
-    write_exit(first.exit, ExitRecord("done", exported=True))
-    before = run.spec.read_bytes()
-    assert cli.main(["prepare", *words(length=64)]) == 0
-    assert capfd.readouterr().out.endswith("run x is trained: nothing is left to prepare\n")
-    assert run.spec.read_bytes() == before
-
-
-def test_what_fails_is_said_and_leaves_the_run_startable(words: Words, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing was trained yet: a failure, and another task in the same run, are forgotten by the next preparation."""
     assert cli.main(["prepare", *words(length=4)]) == 2
     message = capfd.readouterr().err.splitlines()[-1]
     assert message.startswith("galley: data.max_length: ")
     run = RunDir(Path("runs/x"))
     record = read_exit(run.attempt(0).exit)
     assert record is not None
-    assert record.verdict == "failed"
-    assert runs.state(run).state == "failed"
-    assert cli.main(["prepare", *words()]) == 0
+    assert (record.verdict, runs.state(run).state) == ("failed", "failed")
+    assert cli.main(["prepare", *words("examples=0")]) == 0
+    assert "data: row" not in capfd.readouterr().out
     assert runs.state(run).state == "prepared"
+    assert cli.main(["plan", *words()]) == 0
+    assert "attempts/0001" in capfd.readouterr().out
+    first = run.attempt(1)
+    first.root.mkdir()
+    write_exit(first.exit, ExitRecord("done", exported=True))
+    before = run.spec.read_bytes()
+    assert cli.main(["prepare", *words()]) == 0
+    assert capfd.readouterr().out.endswith("run x is trained: nothing is left to prepare\n")
+    assert run.spec.read_bytes() == before
+
+
+def test_a_cluster_is_for_submit(words: Words, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["prepare", *words("cluster=venv")]) == 2
     assert "galley submit RECIPE cluster=venv" in capfd.readouterr().err
