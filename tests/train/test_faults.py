@@ -99,3 +99,14 @@ def test_a_full_disk_ends_with_one_line_and_the_previous_checkpoint_intact(
         assert go(faulty, run) == 0
         assert metrics(run) == metrics(whole)
     assert os.listdir(whole.root / "checkpoints") == ["step-000002"]  # noqa: PTH208
+
+
+def test_who_may_read_a_checkpoint_follows_the_umask(tmp_path: Path, llama: Path, faulty: Ranks) -> None:
+    """safetensors makes its files for their owner alone, whatever the umask."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    run, _ = make_run(tmp_path / "run", llama)
+    assert go(faulty, run) == 0
+    files = [path for path in run.checkpoint(STEPS).root.iterdir() if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask & ~0o002}
