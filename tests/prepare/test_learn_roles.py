@@ -41,8 +41,8 @@ def broad() -> Any:
 
 
 def encoded(tokenizer: Any, template: Template, record: dict[str, Any], learn: Any) -> list[Document]:
-    encoder = CHAT.encoder(tokenizer, template, Limits(4096, "drop", learn))
-    (documents,) = encoder.encode([CHAT.parse(record, "here:1")])
+    rows = [CHAT.parse(record, "here:1")]
+    (documents,) = CHAT.encode(tokenizer, template, Limits(4096, "drop", learn), rows).documents
     return list(documents)
 
 

@@ -99,6 +99,7 @@ def test_an_older_run_keeps_what_it_prepared(make_run: Make, model_folder: Path,
     spec, _ = make_run(model_folder, data)
     asked = spec.task.data.model_dump(mode="json")
     assert (asked.pop("rewritten_turns"), asked.pop("refused_rows")) == ("mask", "refuse")
+    assert asked.pop("thinking") == "keep"
     added = {key: asked.pop(key) for key in ("format", "columns", "system", "subset", "learn", "sources", "gates")}
     assert not any(added.pop("columns").values())
     assert added.pop("gates") == Gates().model_dump()

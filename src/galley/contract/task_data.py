@@ -12,6 +12,7 @@ RowFormat = Literal["auto", "chat", "sharegpt", "alpaca", "prompt_completion", "
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Learn = Literal["assistant", "last", "all"] | Annotated[list[Role], Field(min_length=1)]
 RewrittenTurns = Literal["mask", "split"]
+Thinking = Literal["keep", "drop", "mask"]
 RefusedRows = Literal["refuse", "merge", "drop"]
 
 
@@ -89,6 +90,8 @@ class DataSource(Part):
     """As ``data.rewritten_turns``."""
     refused_rows: RefusedRows | None = None
     """As ``data.refused_rows``."""
+    thinking: Thinking | None = None
+    """As ``data.thinking``."""
     limit: Positive | None = None
     """Most rows to train on, drawn by the seed."""
     repeats: Annotated[float, Field(gt=0, le=1000)] = 1.0
@@ -148,6 +151,10 @@ class Data(Part):
     """Conversations that the chat template refuses, such as those with a system message or with two messages of one
     role in a row: ``refuse`` ends the preparation, ``drop`` leaves them out, ``merge`` moves the system message into
     the user's next one and joins messages, where that helps. What is changed or left out is counted."""
+    thinking: Thinking = "keep"
+    """What becomes of an answer's thinking (``reasoning_content``, ``reasoning`` or ``thinking`` of a message, or
+    ``<think>…</think>`` before its text): ``keep`` trains on it as on the answer, as far as the template writes it;
+    ``drop`` takes it out of the rows; ``mask`` leaves it in the text and trains on what follows it only."""
     columns: Columns = Field(default_factory=lambda: Columns())
     """The file's names for columns that a format calls otherwise."""
     system: str | None = None
@@ -188,5 +195,5 @@ class Data(Part):
         )
 
     def _shared(self) -> dict[str, Any]:
-        names = ("split", "format", "columns", "system", "learn", "rewritten_turns", "refused_rows")
+        names = ("split", "format", "columns", "system", "learn", "rewritten_turns", "refused_rows", "thinking")
         return {name: getattr(self, name) for name in names}

@@ -91,7 +91,17 @@ def request_key(spec: RunSpec) -> str:
     # Settings that came later count only where they are set: what older runs prepared stays theirs.
     if FORMATS.get(task.data.format, CHAT).tag is None:
         del data["format"]
-    for name in ("columns", "system", "subset", "learn", "sources", "gates", "rewritten_turns", "refused_rows"):
+    for name in (
+        "columns",
+        "system",
+        "subset",
+        "learn",
+        "sources",
+        "gates",
+        "rewritten_turns",
+        "refused_rows",
+        "thinking",
+    ):
         if data[name] == usual[name]:
             del data[name]
     return digest([task.model.model_dump(mode="json"), data, task.seed])

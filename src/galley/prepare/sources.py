@@ -103,7 +103,7 @@ def _source(number: int, role: Role, path: str, settings: DataSource) -> Source:
         subset=settings.subset,
         reading=Reading(columns, settings.system),
         learn=_learn(settings.learn or "assistant"),
-        turns=Turns(settings.rewritten_turns or "mask", settings.refused_rows or "refuse"),
+        turns=Turns(settings.rewritten_turns or "mask", settings.refused_rows or "refuse", settings.thinking or "keep"),
         portion=Portion(settings.limit, settings.repeats, settings.weight),
     )
 

@@ -61,6 +61,8 @@ class Turns:
     """As ``data.rewritten_turns``."""
     refused: Literal["refuse", "merge", "drop"] = "refuse"
     """As ``data.refused_rows``."""
+    thinking: Literal["keep", "drop", "mask"] = "keep"
+    """As ``data.thinking``."""
 
 
 USUAL = Turns()

@@ -65,16 +65,22 @@ def _taken(coverage: Coverage, limits: Limits, row: Conversation) -> list[Render
     """The texts of a row that the template takes. Raises :class:`UserError` where it does not."""
     from galley.prepare.formats.coverage import check_coverage
     from galley.prepare.formats.rendering import render_conversation, render_split, render_whole
+    from galley.prepare.formats.thinking import without_thinking
 
+    thinking = limits.turns.thinking
+    row = without_thinking(row) if thinking == "drop" else row
     check_coverage(coverage, row)
+    if limits.learn == "all" and thinking == "mask":
+        what = "mask leaves out what answers think, and with data.learn=all everything is trained on"
+        raise UserError("data.thinking", what, "use data.thinking=drop, or data.learn=assistant")
     if limits.learn == "all":
         return [render_whole(coverage.template, replace(row, muted=row.muted - row.given))]
     if limits.learn == "last":
         row = replace(row, muted=row.muted | frozenset(row.answers[:-1]))
     roles = limits.learn if isinstance(limits.learn, tuple) else ("assistant",)
     if limits.turns.rewritten == "split":
-        return render_split(coverage.template, row, roles)
-    return [render_conversation(coverage.template, row, roles)]
+        return render_split(coverage.template, row, roles, thinking == "mask")
+    return [render_conversation(coverage.template, row, roles, thinking == "mask")]
 
 
 CHAT = Format(

@@ -19,6 +19,7 @@ from galley.prepare.formats.calls import Message
 from galley.prepare.formats.conversations import Conversation
 from galley.prepare.formats.rendering import Refusal, Rendered, render_conversation
 from galley.prepare.formats.template import Template
+from galley.prepare.formats.thinking import REASONING
 
 Shape = tuple[Any, ...]
 
@@ -27,8 +28,6 @@ LEFT_OUT = "left out by the chat template"
 UNCHECKED = "rows of a shape that could not be checked for what the chat template leaves out"
 # Keys that tie messages together, and are not meant to be read.
 LINKS = frozenset({"role", "id", "tool_call_id", "type", "index"})
-# transformers gives a message's reasoning to templates under all of these names, whichever the row used.
-REASONING = frozenset({"reasoning_content", "reasoning", "thinking"})
 
 
 # Keys of a tool's description that get words planted; the rest stays as it is, for templates read it.

@@ -39,6 +39,7 @@ from galley.prepare.formats.template import (
     render_marked,
     shared,
 )
+from galley.prepare.formats.thinking import cut, thinking_spans
 from galley.storage.limits import within
 
 _SLOW = TemplateRuntimeError(f"it takes more than {PATIENCE} s")
@@ -88,8 +89,11 @@ def _rendered(template: Template, row: Conversation) -> tuple[Conversation, str,
         raise _refusal(template, row, error) from None
 
 
-def render_conversation(template: Template, row: Conversation, roles: Collection[str] = ASSISTANT) -> Rendered:
-    """Render a conversation and find what is trained on: what messages of ``roles`` say, each through its end.
+def render_conversation(
+    template: Template, row: Conversation, roles: Collection[str] = ASSISTANT, mask_thinking: bool = False
+) -> Rendered:
+    """Render a conversation and find what is trained on: what messages of ``roles`` say, each through its end;
+    with ``mask_thinking`` without what answers think.
 
     Raises :class:`UserError` where the template refuses it.
     """
@@ -97,10 +101,11 @@ def render_conversation(template: Template, row: Conversation, roles: Collection
     turns = [index for index, message in enumerate(row.messages) if message["role"] in roles and _says(message)]
     wanted = [index for index in turns if index not in row.muted]
     muted, answers = len(turns) - len(wanted), row.answers if "assistant" in roles else []
+    write = partial(render, template, tools=row.tools)
     spans: dict[int, Span | None] = {}
     for index in wanted:
         if index not in answers:
-            spans[index] = message_span(template, partial(render, template, tools=row.tools), row.messages, text, index)
+            spans[index] = message_span(template, write, row.messages, text, index)
         elif not template.marked:
             spans[index] = _turn(template, row, text, index)
     ranges = [span for span in spans.values() if span is not None]
@@ -109,6 +114,12 @@ def render_conversation(template: Template, row: Conversation, roles: Collection
     if template.marked and answers:
         ranges = sorted([*ranges, *_weighted(marks, answers, row)])
         masked += max(0, len(answers) - len(marks))
+    if mask_thinking:
+        thoughts = thinking_spans(write, row.messages, text)
+        if thoughts is None:
+            what = "the chat template writes thinking so that it cannot be told from the rest"
+            raise Refusal(row.where, what, "use data.thinking=drop or keep, or another model.chat_template")
+        ranges = cut(ranges, thoughts)
     return Rendered(text, ranges, masked, row.where, muted, rewritten)
 
 
@@ -117,21 +128,23 @@ def _says(message: Message) -> bool:
     return bool(message["role"] == "assistant" or message["content"].strip())
 
 
-def render_split(template: Template, row: Conversation, roles: Collection[str] = ASSISTANT) -> list[Rendered]:
+def render_split(
+    template: Template, row: Conversation, roles: Collection[str] = ASSISTANT, mask_thinking: bool = False
+) -> list[Rendered]:
     """The same, and each answer that cannot be trained on there in a rendering of its own, which ends with it."""
-    whole = render_conversation(template, row, roles)
+    whole = render_conversation(template, row, roles, mask_thinking)
     answers = set(row.answers[:-1] if row.answers[-1] == len(row.messages) - 1 else row.answers)
-    parts = [_alone(template, row, index) for index in whole.rewritten if index in answers]
+    parts = [_alone(template, row, index, mask_thinking) for index in whole.rewritten if index in answers]
     parts = [part for part in parts if part.spans]
     whole = replace(whole, masked=whole.masked - len(parts))
     return [whole, *parts] if whole.spans or not parts else parts
 
 
-def _alone(template: Template, row: Conversation, index: int) -> Rendered:
+def _alone(template: Template, row: Conversation, index: int, mask_thinking: bool) -> Rendered:
     """The conversation through turn ``index``, which alone is trained on."""
     earlier = frozenset(row.answers) - {index}
-    part = render_conversation(template, replace(row, messages=row.messages[: index + 1], muted=earlier))
-    return replace(part, masked=0, muted=0)
+    part = replace(row, messages=row.messages[: index + 1], muted=earlier)
+    return replace(render_conversation(template, part, ASSISTANT, mask_thinking), masked=0, muted=0)
 
 
 def _refusal(template: Template, row: Conversation, error: BaseException) -> Refusal:

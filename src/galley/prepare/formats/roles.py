@@ -23,20 +23,30 @@ def message_span(
     ``text`` is all of them.
     """
     before, message, after = messages[:index], messages[index], messages[index + 1 :]
+    span = between(write, [[*before, {**message, "content": probe}, *after] for probe in PROBES], text)
+    if span is None:
+        return None
+    start, stop = span
+    if template.end_of_turn and (end := re.compile(CLOSING + re.escape(template.end_of_turn)).match(text, stop)):
+        stop = end.end()
+    return start, stop
+
+
+def between(write: Callable[[Sequence[Message]], str], probed: Sequence[Sequence[Message]], text: str) -> Span | None:
+    """Where ``text`` differs from what ``write`` makes of ``probed``: messages with :data:`PROBES` in one place.
+
+    None where a probe is left out, or written twice.
+    """
     try:
-        others = [write([*before, {**message, "content": probe}, *after]) for probe in PROBES]
+        others = [write(messages) for messages in probed]
     except REFUSALS:
         return None
     if not all(other.count(probe) == 1 for probe, other in zip(PROBES, others, strict=True)):
         return None
-    # What all three have at their beginning and at their end is the template's or others'; between is the message's.
+    # What all three have at their beginning and at their end is the template's or others'; between is the place.
     start = min(shared(text, other) for other in others)
     stop = len(text) - min(_shared_end(text, other) for other in others)
-    if start >= stop:
-        return None
-    if template.end_of_turn and (end := re.compile(CLOSING + re.escape(template.end_of_turn)).match(text, stop)):
-        stop = end.end()
-    return start, stop
+    return (start, stop) if start < stop else None
 
 
 def _shared_end(one: str, two: str) -> int:
