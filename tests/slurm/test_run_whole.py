@@ -69,6 +69,7 @@ def environment_of(kitchen: Kitchen, module: str) -> str:
     raise AssertionError(f"no process of {module}")
 
 
+@pytest.mark.long  # two minutes, most of which compile DeepSpeed's operators on nodes that have none
 def test_two_nodes_of_two_ranks_from_code_that_is_spoilt_later(
     kitchen: Kitchen, held: None, checkout: Path, tmp_path: Path
 ) -> None:
