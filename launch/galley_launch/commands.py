@@ -221,6 +221,20 @@ def forget(names: Sequence[str], settings: Settings) -> int:
     return forgetting.forget(names, settings.options.base, settings.options.yes)
 
 
+def cache(names: Sequence[str], settings: Settings) -> int:
+    """Print what is in the cache, or remove what was not used lately."""
+    from galley_launch.recipe import paths
+    from galley_launch.runs import cache as shared
+
+    root, options = paths.cache(), settings.options
+    if not names and not settings.words:
+        return shared.show(root)
+    if names[:1] != ["prune"]:
+        shown = " ".join([*names, *settings.words])
+        raise UserError("cache", f"{shown!r} is not understood", "write: galley cache, or galley cache prune")
+    return shared.prune(root, names[1] if names[1:] else "", options.older, options.yes)
+
+
 def why(name: str, settings: Settings) -> int:
     """Print why a run failed."""
     from galley_launch.runs import runs

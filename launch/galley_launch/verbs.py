@@ -218,6 +218,21 @@ def forget(run: str, *runs: str) -> Todo:
     return Todo(lambda: _commands().forget(names, read(word for word in runs if "=" in word)))
 
 
+def cache(*words: str) -> Todo:
+    """List what runs share on this machine, or `prune` what was not used lately.
+
+    Prepared data, converted models, compiled operators: by kind, with their sizes.
+    older=30        days without use; it asks first, unless yes=true
+    What is removed is made again by a run that needs it. Prepared data that runs have stay in them.
+
+    galley cache
+    galley cache prune
+    galley cache prune models older=7 yes=true
+    """
+    names, settings = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    return Todo(lambda: _commands().cache(names, read(settings)))
+
+
 def completion(shell: str) -> Todo:
     """Print the completion script for SHELL (bash, zsh or fish): verbs, recipes, runs, clusters and keys.
 
@@ -293,6 +308,7 @@ _ROWS = (
     Verb(report, "RUN", _ABOUT_A_RUN),
     Verb(export, "RUN", _ABOUT_A_RUN | _keys("step cluster")),
     Verb(forget, "RUN [RUN…]", _ABOUT_A_RUN | _keys("yes")),
+    Verb(cache, "[prune [KIND]]", _keys("older yes")),
     Verb(completion, "SHELL"),
     Verb(schema),
 )

@@ -63,6 +63,8 @@ class LaunchOptions:
     """Which checkpoint is exported: ``last``, ``best`` or digits."""
     attempt: int | None = None
     rank: int | None = None
+    older: int = 30
+    """Days for which something was not used, to be removed from the cache."""
     yes: bool = False
     """Remove without asking."""
     cluster_overrides: tuple[Setting, ...] = ()
@@ -173,6 +175,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "step": _step,
     "attempt": whole("attempt", 0),
     "rank": whole("rank", 0),
+    "older": whole("older", 1),
     "yes": _yes,
     "force": _force,
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from galley.contract import stages
+from galley.contract.errors import UserError
 from galley.contract.files import open_regular
 from galley.contract.metrics import Follower, MetricsRow, newest
 from galley.contract.rundir import Attempt, RunDir
@@ -179,3 +180,11 @@ def screen(stage: str, run: RunDir, attempt: Attempt) -> Screen:
     known = stages.named(stage)
     log = Tail(attempt.log(known.log)).skip()
     return Bar(Follower(run.metrics).skip(), log) if known.on_ranks and sys.stdout.isatty() else Lines([log])
+
+
+def confirmed(verb: str, question: str) -> bool:
+    """Whether a person answers ``question`` with yes. Raises ``UserError`` where nobody is there to be asked."""
+    if not sys.stdin.isatty():
+        raise UserError(verb, "asks before it removes anything, and nobody can answer here", "add yes=true")
+    print(f"{question} [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from galley.contract.errors import UserError
 from galley.contract.rundir import RunDir
-from galley_launch.base import locks
+from galley_launch.base import locks, terminal
 from galley_launch.base.numbers import size_text
 from galley_launch.runs import runs
 from galley_launch.submit import queue
@@ -26,7 +25,8 @@ def forget(names: Sequence[str], base: Path, yes: bool) -> int:
         _refuse_if_in_use(run, queues.get(run.root))
     for run in chosen:
         print(_sentence(run, queues.get(run.root)))
-    if not yes and not _confirmed(len(chosen)):
+    these = "it" if len(chosen) == 1 else f"these {len(chosen)} runs"
+    if not yes and not terminal.confirmed("forget", f"Remove {these} for good?"):
         print("nothing was removed")
         return 1
     for run in chosen:
@@ -61,13 +61,6 @@ def _sentence(run: RunDir, jobs: queue.Queue | None) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
-
-
-def _confirmed(number: int) -> bool:
-    if not sys.stdin.isatty():
-        raise UserError("forget", "asks before it removes anything, and nobody can answer here", "add yes=true")
-    print(f"Remove {'it' if number == 1 else f'these {number} runs'} for good? [y/N] ", end="", flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _remove(run: RunDir) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from galley.contract.errors import UserError
 from galley.contract.rundir import read_json, write_atomic
 from galley.contract.spec import Model
-from galley.storage.cache import digest
+from galley.storage.cache import digest, mark_used
 
 VERSION = 3
 TOLERANCE = 1e-4
@@ -73,6 +73,7 @@ def _remembered(config: Any, attention: str, packed: str, trust: bool, cache: Pa
         asked.append(packed)
     note = cache / "isolation" / f"{digest(asked)}.json"
     known = read_json(note)
+    mark_used(note)
     if known is None:
         known = {"architecture": config.model_type, "attention": packed}
         known |= _verdict(config, attention, packed, trust)

@@ -27,7 +27,7 @@ from pathlib import Path
 from galley.contract.errors import UserError
 from galley.contract.files import fsync_path
 from galley.contract.spec import Placement, RunSpec
-from galley.storage.cache import digest, locked
+from galley.storage.cache import digest, locked, mark_used
 
 SHARED_MEMORY, ADAM, PINNING, ASYNC_IO = "deepspeed_shm_comm", "cpu_adam", "pin_memory", "async_io"
 TITLES = {
@@ -48,6 +48,7 @@ def build_operators(spec: RunSpec) -> None:
     Raises :class:`UserError` where one of ``NEEDED`` cannot be compiled. Ranks do without shared memory.
     """
     device = spec.placement.device
+    mark_used(folder())
     for name in wanted(spec.placement):
         try:
             there = library(folder(), name, device).is_file() or _build(name, device)

@@ -43,6 +43,7 @@ def entry(cache: Path, kind: str, key: str, build: Callable[[Path], None], notic
     """
     final = cache / kind / key
     if _is_whole(final):
+        mark_used(final)
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,12 @@ def entry(cache: Path, kind: str, key: str, build: Callable[[Path], None], notic
             raise UserError(str(cache), f"{what}{at}", "free some space, or set another cache folder") from None
         raise UserError(str(cache), f"cannot be written: {what}{at}", "set another cache folder") from None
     return final
+
+
+def mark_used(path: Path) -> None:
+    """Note that something in the cache is used now, by its modification time: ``galley cache prune`` goes by that."""
+    with contextlib.suppress(OSError):  # a cache that is read-only, or somebody else's
+        os.utime(path)
 
 
 def _is_whole(final: Path) -> bool:
