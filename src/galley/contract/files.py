@@ -85,7 +85,7 @@ def names_in(folder: Path) -> list[str]:
     """
     try:
         return [path.name for path in folder.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a path with a NUL, which no folder has
         return []
 
 
