@@ -15,6 +15,7 @@ from ranks import Ranks
 
 from galley.contract.rundir import RunDir
 from galley.contract.spec import RunSpec
+from galley.ranks.operators import build_operators
 
 # Compiling what swapping needs takes minutes: make test-nvme.
 NVME = [] if os.environ.get("GALLEY_NVME") == "1" else ["test_nvme.py"]
@@ -60,6 +61,7 @@ def train(ranks: Ranks) -> toy.Train:
 
     def run_it(run: RunDir, spec: RunSpec) -> None:
         world = spec.placement.data_parallel
+        build_operators(spec)  # as prepare does: each is compiled once, not by DeepSpeed in ranks and again for others
         statuses = ranks.run("galley.train.train:main", [str(run.spec)], world, run.root / "ranks.log")
         assert statuses == [0] * world, toy.rank_logs(run)
 
