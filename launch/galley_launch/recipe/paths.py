@@ -75,7 +75,7 @@ def _data(key: str, search: Search, settings: DataSource) -> str:
     if place is not None:
         # Prepared data are used as they are, even if their source has changed since.
         if not (search.prepared or search.lenient):
-            form, columns = settings.format or "auto", settings.columns.names() if settings.columns else {}
+            form, columns = settings.format or "auto", settings.column_names()
             for file in part_descriptions(list_files(place, split)[:_MOST], form, columns)[0]:
                 check_file(file, form, columns)
         return str(place)

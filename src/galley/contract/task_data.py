@@ -105,6 +105,10 @@ class DataSource(Part):
     def _by_its_path(cls, given: Any) -> Any:
         return {"path": given} if isinstance(given, str) else given
 
+    def column_names(self) -> dict[str, str]:
+        """The file's name of each column by the format's, of those that are set."""
+        return self.columns.names() if self.columns else {}
+
 
 class Data(Part):
     """What to train on: rows of conversations, or of plain text."""

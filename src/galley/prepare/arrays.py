@@ -134,7 +134,7 @@ def _splits(facts: dict[str, Any]) -> tuple[SplitFacts, SplitFacts | None]:
 def _build(job: Job, folder: Path) -> None:
     flat, beside = folder / "flat", [source for source in job.sources if source.role == "held_out"]
     parts = [_encode(job, source, flat / "data") for source in job.trained_on]
-    counted = {name: counts(part) for name, part in zip(_names(job), parts, strict=True)}
+    counted = {source.name: counts(part) for source, part in zip(job.trained_on, parts, strict=True)}
     documents = join(parts, flat / "data")
     if beside:
         other = _encode(job, beside[0], flat / "held_out")
@@ -156,11 +156,6 @@ def _build(job: Job, folder: Path) -> None:
     facts["checksums"] = sums.of_folder(folder)
     facts[sums.SEAL] = sums.seal(facts)
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def _names(job: Job) -> list[str]:
-    """Of the sources that are trained on, as :attr:`SourceFacts.name` has them."""
-    return [f"data{source.number or ''}" for source in job.trained_on]
 
 
 def _encode(job: Job, source: Source, flat: Path) -> Documents:

@@ -64,6 +64,11 @@ class Source:
     """How many of its rows an epoch has."""
 
     @property
+    def name(self) -> str:
+        """As :attr:`SourceFacts.name` has it."""
+        return f"{self.role}{self.number or ''}"
+
+    @property
     def is_local(self) -> bool:
         """Whether it is on this machine, and not on a hub."""
         return Path(self.path).is_absolute()
@@ -91,7 +96,6 @@ def list_sources(spec: RunSpec) -> list[Source]:
 
 
 def _source(number: int, role: Role, path: str, settings: DataSource) -> Source:
-    columns = settings.columns.names() if settings.columns else {}
     return Source(
         number=number,
         role=role,
@@ -101,7 +105,7 @@ def _source(number: int, role: Role, path: str, settings: DataSource) -> Source:
         split=settings.split or "train",
         revision=settings.revision,
         subset=settings.subset,
-        reading=Reading(columns, settings.system),
+        reading=Reading(settings.column_names(), settings.system),
         learn=_learn(settings.learn or "assistant"),
         turns=Turns(settings.rewritten_turns or "mask", settings.refused_rows or "refuse", settings.thinking or "keep"),
         portion=Portion(settings.limit, settings.repeats, settings.weight),
@@ -134,10 +138,7 @@ def find_sources(spec: RunSpec) -> tuple[list[Source], list[SourceFacts]]:
 def _recognise(source: Source) -> Source:
     """``source`` with the format that the columns of its first row show. Raises :class:`UserError` for none."""
     if source.is_local:
-        first = next(
-            (row for file in source.files for row in _readable(file, source)),
-            None,
-        )
+        first = next((row for file in source.files for row in _readable(file, source)), None)
         record, where = (first.value, first.where) if first else (None, source.path)
     else:
         columns = _loaded(source).column_names
@@ -242,7 +243,7 @@ def _read_files(source: Source) -> Iterator[tuple[int, Example]]:
 def check_sources(facts: Iterable[SourceFacts], spec: RunSpec) -> None:
     """:func:`check_unchanged` for a run that goes on, maybe on another machine: files are where ``spec`` has them."""
     template = _template(spec)
-    paths = {f"{source.role}{source.number or ''}": source.path for source in list_sources(spec)}
+    paths = {source.name: source.path for source in list_sources(spec)}
     check_unchanged(facts, paths if template is None else paths | {"chat_template": str(template)})
 
 
